@@ -1,0 +1,208 @@
+"""Checkpoints: orbax writes them in the background; a manifest of checksums proves them.
+
+Orbax returns wrong values for most damaged files without an error. So each step's directory
+holds `manifest.json`, the SHA-256 of its every other file, written before the directory gets its
+final name: a step that has its name is complete, and one whose sums agree is as it was saved.
+"""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import orbax.checkpoint as ocp
+
+from bigmodels import errors
+from bigmodels.state import TrainState
+
+MANIFEST = 'manifest.json'
+UNSEALED = (MANIFEST, '_CHECKPOINT_METADATA')  # orbax stamps times in the latter after the rename
+PARTS = ('params', 'model_state', 'opt_state', 'ema_params')  # one orbax item each
+
+
+def steps(directory: pathlib.Path) -> list[int]:
+    """The steps that are saved, ascending; unfinished saves have other names."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+
+
+def damage(directory: pathlib.Path, step: int) -> str | None:
+    """What is wrong with a saved step, in words, or None if every file is as it was written."""
+    root = directory / str(step)
+    try:
+        sums = json.loads((root / MANIFEST).read_text())['files']
+    except (OSError, ValueError, KeyError) as error:
+        return f'its manifest cannot be read ({error})'
+    for name, digest in sums.items():
+        path = root / name
+        if not path.is_file():
+            return f'{name} is missing'
+        if _sha256(path) != digest:
+            return f'the checksum of {name} does not agree'
+    return None
+
+
+def newest_good(directory: pathlib.Path) -> tuple[int | None, dict[int, str]]:
+    """The latest undamaged step, and what is wrong with each later one.
+
+    Raises:
+      UserError: if there are saved steps and all are damaged.
+    """
+    damaged = {}
+    for step in reversed(steps(directory)):
+        problem = damage(directory, step)
+        if problem is None:
+            return step, damaged
+        damaged[step] = problem
+    if damaged:
+        listed = '; '.join(f'step {step}: {problem}' for step, problem in damaged.items())
+        raise errors.UserError(
+            f'Every checkpoint in {directory} is damaged ({listed}). Nothing '
+            f'was deleted. Start again with --resume=restart.'
+        )
+    return None, {}
+
+
+def saved_metrics(directory: pathlib.Path, step: int) -> dict[str, float]:
+    """The figures that were saved with a step."""
+    return json.loads((directory / str(step) / MANIFEST).read_text())['metrics']
+
+
+def best_step(directory: pathlib.Path, metric: str, mode: Literal['min', 'max']) -> int | None:
+    """The saved step with the best value of a metric, or None if none has it."""
+    values = {
+        step: metrics[metric]
+        for step in steps(directory)
+        if (directory / str(step) / MANIFEST).is_file()
+        and metric in (metrics := saved_metrics(directory, step))
+    }
+    return (min if mode == 'min' else max)(values, key=values.get) if values else None
+
+
+def set_aside(directory: pathlib.Path, step: int) -> None:
+    """Renames a damaged step, so that its number can be saved again."""
+    (directory / str(step)).rename(directory / f'{step}.damaged')
+
+
+def restore(directory: pathlib.Path, step: int, abstract: TrainState) -> TrainState:
+    """A saved step as a TrainState of the shapes, dtypes and shardings of `abstract`.
+
+    Parts that `abstract` leaves empty are not read. Check `damage` first.
+    """
+    wanted = {name: tree for name in PARTS if jax.tree.leaves(tree := getattr(abstract, name))}
+    with ocp.CheckpointManager(directory.absolute(), options=_options(read_only=True)) as manager:
+        restored = manager.restore(
+            step,
+            args=ocp.args.Composite(
+                **{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
+            ),
+        )
+    number = jax.device_put(jax.numpy.asarray(step, jax.numpy.int32), abstract.step.sharding)
+    return abstract.replace(step=number, **{name: restored[name] for name in wanted})
+
+
+class Saver:
+    """Saves states in the background, keeping the latest ones and the best one.
+
+    A step is only deleted after a later one has been written and sealed.
+    """
+
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        keep_last: int,
+        best_metric: str = '',
+        best_mode: Literal['min', 'max'] = 'min',
+    ):
+        self._directory = directory.absolute()
+        self._keep_last = keep_last
+        self._best = (best_metric, best_mode)
+        self._saving: tuple[int, Mapping[str, float]] | None = None
+        self._manager = ocp.CheckpointManager(self._directory, options=_options(seal=self._seal))
+
+    def save(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> str | None:
+        """Starts saving; returns what went wrong with the save before, or None."""
+        problem = self.wait()
+        self._saving = (step, dict(metrics))
+        items = {
+            name: ocp.args.StandardSave(tree)
+            for name in PARTS
+            if jax.tree.leaves(tree := getattr(state, name))
+        }
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        except OSError as error:
+            problem = self._failed(error)
+        return problem
+
+    def wait(self) -> str | None:
+        """Waits for the save under way; returns what went wrong, or None."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError, RuntimeError) as error:  # what tensorstore and orbax raise
+            return self._failed(error)
+        if self._saving is not None:
+            self._saving = None
+            self._prune()
+        return None
+
+    def close(self) -> str | None:
+        """Waits and lets go of the directory; returns what went wrong, or None."""
+        problem = self.wait()
+        self._manager.close()
+        return problem
+
+    def _failed(self, error: Exception) -> str:
+        step, _ = self._saving or (0, {})
+        self._saving = None
+        return f'step {step} was not saved: {type(error).__name__}: {str(error)[:500]}'
+
+    def _seal(self) -> None:
+        """Writes the manifest; orbax calls it when all files are written, before the rename."""
+        if jax.process_index() != 0:
+            return
+        step, metrics = self._saving
+        [root] = [
+            path
+            for path in self._directory.iterdir()
+            if path.name.split('.')[0] == str(step) and not path.name.endswith('.damaged')
+        ]
+        sums = {
+            path.relative_to(root).as_posix(): _sha256(path)
+            for path in sorted(root.rglob('*'))
+            if path.is_file() and path.name not in UNSEALED
+        }
+        manifest = {'step': step, 'metrics': metrics, 'files': sums}
+        (root / MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+    def _prune(self) -> None:
+        saved = steps(self._directory)
+        keep = {*saved[-self._keep_last :], best_step(self._directory, *self._best)}
+        for step in saved:
+            if step not in keep:
+                self._manager.delete(step)
+
+
+def _options(seal=None, read_only: bool = False) -> ocp.CheckpointManagerOptions:
+    return ocp.CheckpointManagerOptions(
+        read_only=read_only,
+        cleanup_tmp_directories=not read_only,
+        async_options=ocp.options.AsyncOptions(post_finalization_callback=seal),
+    )
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def abstract_state(state: Any, shardings: Any) -> Any:
+    """The shapes of a state with the placement that each array is to have."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        shardings,
+    )

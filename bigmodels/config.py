@@ -1,0 +1,156 @@
+"""From a ConfigDict to typed constructors: every key is checked, none is ignored.
+
+A section of a config is unpacked into the function or class that it configures, so a key that
+nothing reads cannot exist: it would be an argument that its constructor does not take.
+"""
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import json
+import pathlib
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from bigmodels import errors
+
+
+def load(spec: str) -> ml_collections.ConfigDict:
+    """Loads `path/to/file.py` or `path/to/file.py:variant`, as `--config` does.
+
+    A config file is Python and is executed: load only files that you would run.
+    """
+    path, _, variant = spec.partition(':')
+    if not pathlib.Path(path).is_file():
+        raise errors.UserError(f'The config file {path!r} does not exist.')
+    module_spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return module.get_config(variant)
+
+
+def to_plain(value: Any) -> Any:
+    """A ConfigDict as plain dicts, lists and scalars: what its JSON file holds."""
+    if isinstance(value, ml_collections.ConfigDict | Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def read(path) -> ml_collections.ConfigDict:
+    """Reads a config written by `json.dumps(to_plain(config))`: data, nothing is executed."""
+    return ml_collections.ConfigDict(json.loads(pathlib.Path(path).read_text()))
+
+
+def flatten(config: Mapping, prefix: str = '') -> dict[str, Any]:
+    """`{'model': {'num_layers': 2}}` as `{'model.num_layers': 2}`."""
+    flat = {}
+    for key, value in to_plain(config).items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f'{prefix}{key}.')
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def differences(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
+    """The dotted keys whose values differ, each with (old, new); an absent one is None."""
+    old, new = flatten(old), flatten(new)
+    return {
+        key: (old.get(key), new.get(key))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    }
+
+
+def choose(choices: Mapping[str, Callable], section: Mapping, path: str, **given) -> Any:
+    """Builds what `section['name']` names, from `choices` or by a dotted import path.
+
+    The other keys of the section are the constructor's arguments, beside those `given`.
+    """
+    section = dict(section)
+    if 'name' not in section:
+        raise errors.UserError(f'config.{path} needs a name, one of: {", ".join(sorted(choices))}.')
+    return build(lookup(choices, section.pop('name'), path), section, path, **given)
+
+
+def lookup(choices: Mapping[str, Callable], name: str, path: str) -> Callable:
+    """The entry `name` of `choices`, or the object that a dotted name imports."""
+    if name in choices:
+        return choices[name]
+    module, _, attribute = str(name).rpartition('.')
+    if module:
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise errors.UserError(f'config.{path}.name = {name!r}: {error}.') from error
+    raise errors.unknown(f'config.{path}.name', name, choices)
+
+
+def build(factory: Callable, section: Mapping, path: str, **given) -> Any:
+    """`factory(**section, **given)`, after every key and type of the section was checked."""
+    allowed, required = _parameters(factory, given)
+    where = f'config.{path}' if path else 'config'
+    values = {}
+    for key, value in section.items():
+        if key not in allowed:
+            raise errors.unknown(f'key in {where}', key, allowed)
+        hint = allowed[key]
+        if isinstance(value, list):
+            value = tuple(value)
+        if not _matches(value, hint):
+            raise errors.UserError(
+                f'{where}.{key} = {value!r} has the wrong type: it is {type(value).__name__}, '
+                f'wanted {getattr(hint, "__name__", None) or hint}.'
+            )
+        values[key] = float(value) if hint is float else value
+    missing = [key for key in required if key not in values]
+    if missing:
+        raise errors.UserError(f'{where} lacks: {", ".join(missing)}.')
+    return factory(**values, **given)
+
+
+def _parameters(factory: Callable, given: Mapping) -> tuple[dict[str, Any], list[str]]:
+    """The settable parameters of `factory` with their type hints, and the required ones."""
+    hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    if dataclasses.is_dataclass(factory):
+        hints = typing.get_type_hints(factory)
+    taken = {'parent', 'name', *given}  # the first two are Linen's own fields
+    allowed, required = {}, []
+    for key, parameter in inspect.signature(factory).parameters.items():
+        if key in taken or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        allowed[key] = hints.get(key, Any)
+        if parameter.default is parameter.empty:
+            required.append(key)
+    return allowed, required
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    """Whether a config value fits a type hint; an int is a float, a bool is not an int."""
+    origin = typing.get_origin(hint)
+    if hint is Any:
+        return True
+    if origin is typing.Literal:
+        return value in typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_matches(value, option) for option in typing.get_args(hint))
+    if hint is type(None):
+        return value is None
+    if hint in (int, float):
+        return (
+            isinstance(value, (int, float) if hint is float else int)
+            and value is not True
+            and value is not False
+        )
+    if origin in (tuple, list, Sequence):
+        return isinstance(value, tuple | list)
+    if origin is Mapping or hint is Mapping:
+        return isinstance(value, Mapping | ml_collections.ConfigDict)
+    return isinstance(value, origin or hint)

@@ -1,0 +1,25 @@
+"""Data: random-access sources, tokenizers, and sequences of examples made from them.
+
+A source is built from config keys and never changes afterwards. It has
+
+- `len(source)` and `source[i] -> dict` of numpy arrays, numpy scalars and str; an index out of
+  range raises IndexError;
+- `fingerprint() -> str`, a hex digest of the content and of every setting that changes what it
+  yields: equal on all machines for equal data;
+- `describe() -> str`, one line for the start screen;
+
+and it can be pickled and read by several threads. Whatever is wrong with the data is a UserError,
+at construction where it can be seen there. A new source is one class and one line in `SOURCES`.
+"""
+
+from bigmodels.data import sources, table_sources, tfds_source
+
+SOURCES: dict[str, type] = {
+    'stdlib': sources.Stdlib,
+    'text_files': sources.TextFiles,
+    'jsonl': sources.JsonLines,
+    'csv': table_sources.Csv,
+    'npz': table_sources.Npz,
+    'digits': table_sources.Digits,
+    'tfds': tfds_source.Tfds,
+}

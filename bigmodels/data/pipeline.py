@@ -1,0 +1,111 @@
+"""batch(t): from examples to batches, as a function of (config, seed, t) and of nothing else.
+
+A pipeline is a grain MapDataset, so `batches[t]` is batch t, computed alone. Each host indexes
+its own part of the same global batches, so another number of hosts sees the same examples at the
+same step.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from bigmodels import errors
+
+Shard = tuple[int, int]  # (index, count) of the part of each batch that this host feeds
+
+
+def training_batches(
+    parts: Sequence[tuple[Sequence, float]], batch_size: int, seed: int, shard: Shard = (0, 1)
+) -> grain.MapDataset:
+    """Endless batches: each part shuffled anew in every epoch, mixed by weight.
+
+    Args:
+      parts: (examples, weight); an example is a dict of arrays.
+      batch_size: of the global batch.
+      seed: of the order.
+      shard: this host's part.
+
+    Returns:
+      A dataset whose element t is a dict of arrays [batch_size / count, ...].
+    """
+    if any(weight <= 0 for _, weight in parts):
+        raise errors.UserError('The weights of a mixture must be positive.')
+    datasets = []
+    for i, (examples, _) in enumerate(parts):
+        if not len(examples):
+            raise errors.UserError('There are no training examples in the source.')
+        dataset = grain.MapDataset.source(Weighted(examples))
+        datasets.append(dataset.shuffle(seed=(seed + i) % 2**32).repeat())
+    mixed = datasets[0]
+    if len(parts) > 1:
+        mixed = grain.MapDataset.mix(datasets, weights=[weight for _, weight in parts])
+    return _sharded(mixed, batch_size, shard)
+
+
+def evaluation_batches(
+    examples: Sequence, batch_size: int, shard: Shard = (0, 1)
+) -> grain.MapDataset:
+    """Every example once, in order; the last batch is filled up with examples of weight 0."""
+    if not len(examples):
+        raise errors.UserError('There are no examples in the evaluation source.')
+    padded = Weighted(examples, len(examples) + -len(examples) % batch_size)
+    return _sharded(grain.MapDataset.source(padded), batch_size, shard)
+
+
+def _sharded(dataset: grain.MapDataset, batch_size: int, shard: Shard) -> grain.MapDataset:
+    """Contiguous parts of the global batch: host h's part t is local batch t * count + h."""
+    index, count = shard
+    if batch_size % count:
+        raise errors.UserError(
+            f'config.batch_size = {batch_size} does not divide over {count} hosts.'
+        )
+    return dataset.batch(batch_size // count, drop_remainder=True)[index::count]
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighted:
+    """Examples with a 'weights' entry, 1 where they have none; 0 from the real length on."""
+
+    examples: Sequence
+    padded_length: int | None = None
+
+    def __len__(self) -> int:
+        return self.padded_length or len(self.examples)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        real = index < len(self.examples)
+        example = dict(self.examples[index if real else 0])
+        weights = np.asarray(example.get('weights', np.float32(1)), np.float32)
+        return example | {'weights': weights if real else np.zeros_like(weights)}
+
+
+def first_example(parts: Sequence[tuple[Sequence, float]]) -> dict[str, np.ndarray]:
+    """An example as batches hold it, for its shapes."""
+    return Weighted(parts[0][0])[0]
+
+
+def prefetched(
+    batches: grain.MapDataset, start: int, settings: Any
+) -> Iterator[Mapping[str, np.ndarray]]:
+    """Batches from `start` on, prepared ahead of use; how cannot change what they hold.
+
+    Args:
+      settings: threads and buffer, prefetching threads and the batches they may be ahead; and
+        workers, processes that do it instead for costly transforms. Each takes seconds to start.
+    """
+    buffer = settings.buffer if settings.threads else 0
+    options = grain.ReadOptions(num_threads=settings.threads, prefetch_buffer_size=buffer)
+    dataset = batches[start:].to_iter_dataset(options)
+    if settings.workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain's processes read absl flags
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(
+                num_workers=settings.workers, per_worker_buffer_size=settings.buffer
+            )
+        )
+    return iter(dataset)

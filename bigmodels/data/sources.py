@@ -1,0 +1,356 @@
+"""Random-access sources of text and records in files, and the standard library's own source text.
+
+The contract is in `bigmodels.data`. Everything that can be wrong with a file is found when the
+source is built, and told as a UserError that names the file and the line or byte.
+"""
+
+import glob
+import gzip
+import hashlib
+import io
+import json
+import operator
+import os
+import pathlib
+import sysconfig
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from bigmodels import errors
+
+# Folders of the standard library that hold tests, vendored tools or other packages.
+_STDLIB_SKIPPED = (
+    'site-packages',
+    'dist-packages',
+    'test',
+    'tests',
+    'idlelib',
+    'lib2to3',
+    '__pycache__',
+    'ensurepip',
+    'turtledemo',
+)
+
+
+def digest(*parts: str | bytes) -> str:
+    """SHA-256 of the parts, each with its length, so that ('ab', 'c') is not ('a', 'bc')."""
+    sha = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        sha.update(len(data).to_bytes(8, 'little'))
+        sha.update(data)
+    return sha.hexdigest()
+
+
+def checked_index(index: int, length: int) -> int:
+    """`index` in [0, length), negative ones counted from the end; raises IndexError outside."""
+    index = operator.index(index)
+    if not -length <= index < length:
+        raise IndexError(f'index {index} of a sequence of length {length}')
+    return index % length
+
+
+class FileSpans:
+    """Byte ranges of files, read on demand; a file that vanished or changed size is an error.
+
+    Plain files are read by range. A `.gz` file allows none, so it is decompressed whole at its
+    first use and kept; the kept bytes do not travel with a pickle.
+    """
+
+    def __init__(self, paths: Sequence[str], file: Sequence[int], start, stop):
+        """Span i is bytes [start[i], stop[i]) of the decompressed `paths[file[i]]`."""
+        self._paths = tuple(paths)
+        self._sizes = tuple(os.path.getsize(path) for path in paths)
+        self._file = np.asarray(file, np.int32)
+        self._start = np.asarray(start, np.int64)
+        self._stop = np.asarray(stop, np.int64)
+        self._decompressed = {}
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+    def __getstate__(self):
+        return self.__dict__ | {'_decompressed': {}}
+
+    @property
+    def num_bytes(self) -> int:
+        return int((self._stop - self._start).sum())
+
+    @property
+    def num_files(self) -> int:
+        return len(self._paths)
+
+    def path(self, i: int) -> str:
+        return self._paths[self._file[i]]
+
+    def read(self, i: int) -> bytes:
+        file, start, stop = int(self._file[i]), int(self._start[i]), int(self._stop[i])
+        path = self._paths[file]
+        if file in self._decompressed:
+            return self._decompressed[file][start:stop]
+        try:
+            size = os.path.getsize(path)
+            if size != self._sizes[file]:
+                raise errors.UserError(
+                    f'{path} changed during the run: it had {self._sizes[file]:,} bytes when it '
+                    f'was indexed and has {size:,} now. Restore it, or start a new run on it.'
+                )
+            if path.endswith('.gz'):
+                self._decompressed[file] = _read_bytes(path)
+                return self._decompressed[file][start:stop]
+            with open(path, 'rb') as stream:
+                stream.seek(start)
+                return stream.read(stop - start)
+        except FileNotFoundError as error:
+            raise errors.UserError(
+                f'{path} vanished during the run. Put it back, or start a new run without it.'
+            ) from error
+
+
+class Stdlib:
+    """The running Python's own standard library: one document per `.py` file.
+
+    Record: {'text': str, 'path': str}, the path relative to the library. About one file in
+    twenty, chosen by a hash of its relative path alone, is held out as 'valid'.
+    """
+
+    def __init__(self, split: Literal['train', 'valid'] = 'train'):
+        self._split = split
+        root = pathlib.Path(sysconfig.get_path('stdlib'))
+        names, sizes, contents = [], [], hashlib.sha256()
+        for name in sorted(_library_files(root)):
+            held_out = int(digest(name)[:8], 16) % 20 == 0
+            if held_out != (split == 'valid'):
+                continue
+            data = (root / name).read_bytes()
+            if data and _is_utf8(data):
+                names.append(name)
+                sizes.append(len(data))
+                contents.update(digest(name, data).encode())
+        self._names = tuple(names)
+        paths = [str(root / name) for name in names]
+        self._spans = FileSpans(paths, range(len(paths)), np.zeros(len(paths)), sizes)
+        self._fingerprint = digest('stdlib', contents.hexdigest())
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        i = checked_index(index, len(self))
+        return {'text': self._spans.read(i).decode(), 'path': self._names[i]}
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def describe(self) -> str:
+        return f'stdlib {self._split}: {len(self):,} files, {self._spans.num_bytes / 1e6:.1f} MB'
+
+
+class TextFiles:
+    """UTF-8 text files, plain or `.gz`, of a path or a glob (`**` descends); record {'text': str}.
+
+    Each file is a document, or each part of it between two `split_documents` separators.
+    `fraction` (lo, hi) keeps the characters [int(lo * n), int(hi * n)) of the n in all files
+    together, in the order of their sorted paths: (0.0, 0.9) and (0.9, 1.0) give nanoGPT's split.
+    A document cut by a limit keeps the part inside.
+    """
+
+    def __init__(
+        self, path: str, fraction: tuple[float, float] = (0.0, 1.0), split_documents: str = ''
+    ):
+        if len(fraction) != 2 or not 0 <= fraction[0] < fraction[1] <= 1:
+            raise errors.UserError(
+                f'fraction = {fraction} must be (lo, hi) with 0 <= lo < hi <= 1, such as (0, 0.9).'
+            )
+        self._path = path
+        paths = _matching_files(path)
+        documents, num_characters, contents = [], 0, hashlib.sha256()
+        for file, name in enumerate(paths):
+            text = read_text(name)
+            contents.update(digest(text).encode())
+            for start, stop, characters in _documents(text, split_documents):
+                documents.append((file, start, stop, characters.start + num_characters,
+                                  characters.stop + num_characters))  # fmt: skip
+            num_characters += len(text)
+        lo, hi = (int(limit * num_characters) for limit in fraction)
+        kept = [
+            _clip(document, lo, hi, paths)
+            for document in documents
+            if max(document[3], lo) < min(document[4], hi)
+        ]
+        if not kept:
+            raise errors.UserError(
+                f'{path} holds no text in the range {fraction} of its {num_characters:,} '
+                f'characters ({len(paths)} files). Give other files or a wider fraction.'
+            )
+        self._spans = FileSpans(paths, *zip(*kept, strict=True))
+        self._fingerprint = digest('text', contents.hexdigest(), f'{lo} {hi}', split_documents)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {'text': self._spans.read(checked_index(index, len(self))).decode()}
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def describe(self) -> str:
+        return (
+            f'text files {self._path}: {len(self):,} documents in {self._spans.num_files:,} '
+            f'files, {self._spans.num_bytes / 1e6:.1f} MB'
+        )
+
+
+class JsonLines:
+    """A JSON object per line, in plain or `.gz` files of a path or a glob; blank lines are skipped.
+
+    Numbers become int64 or float32 scalars, lists of numbers arrays; the rest stays as parsed.
+    """
+
+    def __init__(self, path: str):
+        self._path = path
+        paths = _matching_files(path)
+        lines, contents = [], hashlib.sha256()
+        for file, name in enumerate(paths):
+            start = 0
+            for number, line in enumerate(_lines(name), 1):
+                contents.update(line)
+                if line.strip():
+                    _parse_json_line(line, f'{name}:{number}')
+                    lines.append((file, start, start + len(line)))
+                start += len(line)
+        if not lines:
+            raise errors.UserError(f'{path} holds no record: every line is blank.')
+        self._spans = FileSpans(paths, *zip(*lines, strict=True))
+        self._fingerprint = digest('jsonl', contents.hexdigest())
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        i = checked_index(index, len(self))
+        return _parse_json_line(self._spans.read(i), f'{self._spans.path(i)}, record {i}')
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def describe(self) -> str:
+        return f'jsonl {self._path}: {len(self):,} records, {self._spans.num_bytes / 1e6:.1f} MB'
+
+
+def _library_files(root: pathlib.Path) -> Iterator[str]:
+    """The POSIX paths of the `.py` files below `root`, relative to it."""
+    for folder, folders, files in os.walk(root):
+        folders[:] = [
+            name
+            for name in folders
+            if name not in _STDLIB_SKIPPED and not name.startswith('config-')
+        ]
+        relative = pathlib.Path(folder).relative_to(root)
+        for name in files:
+            # A distribution may leave a link there whose target is not installed.
+            if name.endswith('.py') and os.path.isfile(os.path.join(folder, name)):
+                yield (relative / name).as_posix()
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _matching_files(pattern: str) -> list[str]:
+    """The sorted files that a path or a glob names; at least one, or a UserError."""
+    if os.path.isdir(pattern):
+        raise errors.UserError(f'{pattern} is a folder. Write {pattern}/**/* for the files in it.')
+    names = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
+    files = [name for name in names if os.path.isfile(name)]
+    if not files:
+        raise errors.UserError(
+            f'No file matches {pattern!r}, seen from {os.getcwd()}. Give a path or a glob.'
+        )
+    return files
+
+
+def _read_bytes(path: str) -> bytes:
+    """The content of a file, decompressed if its name ends in `.gz`."""
+    data = pathlib.Path(path).read_bytes()
+    if not path.endswith('.gz'):
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise errors.UserError(f'{path} is not a whole gzip file: {error}.') from error
+
+
+def read_text(path: str) -> str:
+    data = _read_bytes(path)
+    nul = data.find(b'\0')
+    if nul >= 0:
+        raise errors.UserError(f'{path} is not text: it has a NUL at byte offset {nul:,}.')
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise errors.UserError(
+            f'{path} is not UTF-8 text: byte 0x{data[error.start]:02x} at offset '
+            f'{error.start:,}. Convert it (iconv -t UTF-8) or leave it out.'
+        ) from error
+
+
+def _documents(text: str, separator: str) -> Iterator[tuple[int, int, range]]:
+    """The byte start, byte stop and character range of each document of a text."""
+    start, character = 0, 0
+    for document in text.split(separator) if separator else [text]:
+        stop = start + len(document.encode())
+        yield start, stop, range(character, character + len(document))
+        start = stop + len(separator.encode())
+        character += len(document) + len(separator)
+
+
+def _clip(document, lo: int, hi: int, paths: Sequence[str]) -> tuple[int, int, int]:
+    """The (file, start, stop) bytes of the part of a document in the characters [lo, hi)."""
+    file, start, stop, first, last = document
+    if first < lo or last > hi:
+        text = _read_bytes(paths[file])[start:stop].decode()
+        stop = start + len(text[: hi - first].encode())
+        start += len(text[: max(lo - first, 0)].encode())
+    return file, start, stop
+
+
+def _lines(path: str) -> Iterator[bytes]:
+    """The lines of a file with their line ends, one at a time unless it is compressed."""
+    if path.endswith('.gz'):
+        yield from io.BytesIO(_read_bytes(path))
+    else:
+        with open(path, 'rb') as stream:
+            yield from stream
+
+
+def _parse_json_line(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+        if not isinstance(record, dict):
+            raise ValueError(f'it is a {type(record).__name__}')
+        return {key: _as_numpy(value) for key, value in record.items()}
+    except (ValueError, OverflowError) as error:
+        raise errors.UserError(f'{where} is not a JSON object on one line: {error}.') from error
+
+
+def _as_numpy(value: Any) -> Any:
+    """Numbers and flat lists of numbers as numpy; anything else unchanged."""
+    kinds = {type(item) for item in value} if isinstance(value, list) else {type(value)}
+    if kinds == {bool}:
+        dtype = np.bool_
+    elif kinds == {int}:
+        dtype = np.int64
+    elif kinds and kinds <= {int, float}:
+        dtype = np.float32
+    else:
+        return value
+    return np.asarray(value, dtype) if isinstance(value, list) else dtype(value)

@@ -1,0 +1,186 @@
+"""Generation with a key/value cache, the whole loop one compiled program.
+
+python -m bigmodels.deploy.generate --workdir=runs/transformer --prompt='def '
+"""
+
+import argparse
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigmodels import errors, runs
+from bigmodels.deploy.sampling import Sampling, sample
+from bigmodels.models import transformer
+
+Array = jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'max_new_tokens', 'sampling'))
+def generate_tokens(
+    model: transformer.Transformer,
+    params: Mapping,
+    prompts: Array,
+    lengths: Array,
+    stops: Array,
+    rng: Array,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling,
+) -> tuple[Array, Array]:
+    """Continues prompts of different lengths.
+
+    Args:
+      model, params: with unrolled layers, see `transformer.unscanned`.
+      prompts: int32 [B, P], each row padded at its end.
+      lengths: int32 [B] of the prompts, at least 1.
+      stops: int32 [N, W]: a row ends when its latest new tokens equal one of these sequences,
+        each padded at its start with -1; [0, 0] for none.
+      rng: key; each row and step has its own.
+
+    Returns:
+      (tokens int32 [B, max_new_tokens], counts int32 [B]): a row's tokens are the first `count`,
+      a completed stop sequence included.
+    """
+    batch, width = prompts.shape
+    cache = model.init_cache(batch, width + max_new_tokens)
+    slots = jnp.broadcast_to(jnp.arange(width), prompts.shape)
+    # The slots of padding are written with garbage: each is overwritten before it is ever seen,
+    # because a query only sees slots up to its own position.
+    hidden, cache = model.apply(
+        {'params': params}, prompts, positions=slots, cache=cache, return_hidden=True
+    )
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    row_keys = jax.vmap(lambda row: jax.random.fold_in(rng, row))(jnp.arange(batch))
+
+    def choose(logits, step):
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(row_keys)
+        return jax.vmap(lambda key, row: sample(key, row[None], sampling)[0])(keys, logits)
+
+    def go_on(carry):
+        step, _, _, _, done, _ = carry
+        return (step < max_new_tokens) & ~done.all()
+
+    def one_token(carry):
+        step, logits, tokens, counts, done, cache = carry
+        token = choose(logits, step)
+        tokens = tokens.at[:, step].set(jnp.where(done, 0, token))
+        counts += ~done
+        done |= _ends_with_stop(tokens, step, stops)
+        logits, cache = model.apply(
+            {'params': params}, token[:, None], positions=(lengths + step)[:, None], cache=cache
+        )
+        return step + 1, logits[:, 0], tokens, counts, done, cache
+
+    carry = (
+        0,
+        model.logits(params, last),
+        jnp.zeros((batch, max_new_tokens), jnp.int32),
+        jnp.zeros(batch, jnp.int32),
+        jnp.zeros(batch, bool),
+        cache,
+    )
+    _, _, tokens, counts, _, _ = jax.lax.while_loop(go_on, one_token, carry)
+    return tokens, counts
+
+
+def _ends_with_stop(tokens: Array, step: Array, stops: Array) -> Array:
+    """Whether each row's tokens up to `step` end with one of the sequences: bool [B]."""
+    if not stops.size:
+        return jnp.zeros(len(tokens), bool)
+    width = stops.shape[1]
+    padded = jnp.pad(tokens, ((0, 0), (width, 0)), constant_values=-2)
+    latest = jax.lax.dynamic_slice_in_dim(padded, step + 1, width, axis=1)  # [B, W]
+    return ((latest[:, None] == stops) | (stops == -1)).all(-1).any(-1)
+
+
+def generate_text(
+    task: Any,
+    params: Mapping,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    sampling: Sampling,
+    *,
+    seed: int,
+    stop: Sequence[str] = (),
+) -> list[str]:
+    """Continuations of prompts, each up to a stop string (left out) or the end-of-text token.
+
+    Raises:
+      UserError: for an empty prompt, or one that leaves no room in the context.
+    """
+    vocabulary = task.vocabulary
+    encoded = [vocabulary.encode(prompt) for prompt in prompts]
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if not len(ids):
+            raise errors.UserError('A prompt is empty: give at least one token.')
+        if len(ids) + max_new_tokens > task.model.max_length:
+            raise errors.UserError(
+                f'A prompt of {len(ids)} tokens and {max_new_tokens} new ones exceed the context '
+                f'of {task.model.max_length}: shorten {prompt[:40]!r}... or ask for fewer.'
+            )
+    model, params = transformer.unscanned(task.model, params)
+    width = max(map(len, encoded))
+    rows = np.stack([np.pad(ids, (0, width - len(ids))) for ids in encoded])
+    stops = [np.asarray([vocabulary.end_of_text]), *(vocabulary.encode(text) for text in stop)]
+    longest = max(map(len, stops))
+    tokens, counts = generate_tokens(
+        model,
+        params,
+        jnp.asarray(rows, jnp.int32),
+        jnp.asarray([len(ids) for ids in encoded], jnp.int32),
+        jnp.asarray(
+            [np.pad(ids, (longest - len(ids), 0), constant_values=-1) for ids in stops], jnp.int32
+        ),
+        jax.random.key(seed),
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+    )
+    texts = []
+    for row, count in zip(np.asarray(tokens), np.asarray(counts), strict=True):
+        ids = row[:count]
+        if count and ids[-1] == vocabulary.end_of_text:
+            ids = ids[:-1]
+        texts.append(_cut(vocabulary.decode(ids), stop))
+    return texts
+
+
+def _cut(text: str, stop: Sequence[str]) -> str:
+    """Text before the first stop string; tokens need not end where a stop string ends."""
+    ends = [text.index(word) for word in stop if word in text]
+    return text[: min(ends)] if ends else text
+
+
+def main() -> None:
+    """The command: prints the continuation of each prompt."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--workdir', required=True, help='a run made by bigmodels.main')
+    parser.add_argument('--step', default='last', help='a saved step, last or best')
+    parser.add_argument('--prompt', action='append', required=True, help='may be given repeatedly')
+    parser.add_argument('--max_new_tokens', type=int, default=128)
+    parser.add_argument('--temperature', type=float, default=0.8, help='0 for greedy')
+    parser.add_argument('--top_k', type=int, default=0)
+    parser.add_argument('--top_p', type=float, default=1.0)
+    parser.add_argument('--min_p', type=float, default=0.0)
+    parser.add_argument('--stop', action='append', default=[], help='a string that ends the text')
+    parser.add_argument('--seed', type=int, default=0)
+    a = parser.parse_args()
+    runs.configure_process()
+    sampling = Sampling(a.temperature, a.top_k, a.top_p, a.min_p)
+    run = runs.open_run(a.workdir, int(a.step) if a.step.isdigit() else a.step)
+    if not isinstance(run.model, transformer.Transformer):
+        raise errors.UserError(
+            f'{a.workdir} holds a {type(run.model).__name__}; only a Transformer generates text.'
+        )
+    texts = generate_text(
+        run.task, run.params, a.prompt, a.max_new_tokens, sampling, seed=a.seed, stop=a.stop
+    )
+    for prompt, text in zip(a.prompt, texts, strict=True):
+        print(prompt + text)
+
+
+if __name__ == '__main__':
+    errors.exit_on_user_error(main)

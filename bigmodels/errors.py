@@ -1,0 +1,26 @@
+"""Errors that a user can mend, told in one paragraph and without a traceback."""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(Exception):
+    """A mistake in what a user gave us. Says what came, what was allowed and what to do."""
+
+
+def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
+    """The error for a name that is not among `allowed`; names the nearest one that is."""
+    allowed = sorted(allowed)
+    close = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.5)
+    hint = f' Did you mean {close[0]!r}?' if close else ''
+    return UserError(f'Unknown {kind} {name!r}.{hint} Allowed: {", ".join(allowed) or "none"}.')
+
+
+def exit_on_user_error(command: Callable[[], None]) -> None:
+    """Runs `command`; a UserError is printed as one paragraph and ends with exit status 2."""
+    try:
+        command()
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        raise SystemExit(2) from None

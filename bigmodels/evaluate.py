@@ -1,0 +1,70 @@
+"""Evaluation on whole held-out sets, exact for any size and number of devices.
+
+python -m bigmodels.evaluate --workdir=runs/transformer [--step=best]
+"""
+
+import argparse
+import functools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import grain
+import jax
+
+from bigmodels import errors, experiment, metrics, runs, sharding, steps
+from bigmodels.data import pipeline
+
+
+def evaluation_sets(
+    settings: experiment.Experiment, task: Any, shard: pipeline.Shard
+) -> dict[str, grain.MapDataset]:
+    """The batches of every set in config.data.evals."""
+    sets = {}
+    for name, section in settings.data.evals.items():
+        [(source, _)] = experiment.open_sources(section, f'data.evals.{name}')
+        examples = task.examples(source, runs.cache_dir(), train=False)
+        sets[name] = pipeline.evaluation_batches(examples, settings.batch_size, shard)
+    return sets
+
+
+def evaluate(
+    eval_step: Callable,
+    task: Any,
+    params: Any,
+    model_state: Any,
+    sets: Mapping[str, grain.MapDataset],
+    mesh: jax.sharding.Mesh,
+) -> dict[str, float]:
+    """The means over each whole set, as {'set/metric': value}; other hosts get the same."""
+    results = {}
+    with jax.set_mesh(mesh):
+        for name, batches in sets.items():
+            totals = None
+            for i in range(len(batches)):
+                pairs = eval_step(params, model_state, sharding.put_batch(batches[i], mesh))
+                totals = pairs if totals is None else metrics.add(totals, pairs)
+            means = {key: float(metrics.mean(value)) for key, value in totals.items()}
+            results |= {f'{name}/{key}': value for key, value in task.summary(means).items()}
+    return results
+
+
+def main() -> None:
+    """The command: evaluates a run's checkpoint and prints the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--workdir', required=True, help='a run made by bigmodels.main')
+    parser.add_argument('--step', default='last', help='a saved step, last or best')
+    arguments = parser.parse_args()
+    runs.configure_process()
+    step = int(arguments.step) if arguments.step.isdigit() else arguments.step
+    run = runs.open_run(arguments.workdir, step)
+    mesh = sharding.make_mesh(sharding.MeshShape())
+    experiment.check_batch(run.experiment, sharding.num_batch_shards(mesh))
+    sets = evaluation_sets(run.experiment, run.task, sharding.batch_shard(mesh))
+    eval_step = jax.jit(functools.partial(steps.eval_step, loss_fn=run.task.loss_fn))
+    results = evaluate(eval_step, run.task, run.params, run.model_state, sets, mesh)
+    print(json.dumps({'step': run.step, **results}, indent=1))
+
+
+if __name__ == '__main__':
+    errors.exit_on_user_error(main)

@@ -1,0 +1,196 @@
+"""What a config file may say: every key, typed, and the parts of a run that it describes."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+
+from bigmodels import config as config_lib
+from bigmodels import errors, sharding
+from bigmodels.data import SOURCES
+from bigmodels.models import MODELS
+from bigmodels.tasks import TASKS
+
+# Keys that change how a run is executed or watched but not what it computes: a run may be
+# resumed with other values. A trailing dot covers a whole section.
+EXECUTION_KEYS = (
+    'mesh.',
+    'parallel',
+    'log_every',
+    'checkpoint.',
+    'data.threads',
+    'data.buffer',
+    'data.workers',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """config.data.
+
+    Fields:
+      train: a source, by name; or name 'mixture' with `sources` (name -> source section) and
+        `weights` (name -> share of the examples).
+      evals: name -> source section of a held-out set.
+      threads, buffer: prefetching of batches.
+      workers: processes that prepare batches; 0 for threads only.
+    """
+
+    train: Mapping
+    evals: Mapping
+    threads: int = 2
+    buffer: int = 8
+    workers: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """config.checkpoint.
+
+    Fields:
+      every: steps between saves; the last step is always saved.
+      keep_last: how many of the latest are kept.
+      best_metric: an evaluation's figure whose best step is kept too, such as 'valid/loss'.
+      best_mode: whether its smallest or largest value is best.
+    """
+
+    every: int = 1000
+    keep_last: int = 2
+    best_metric: str = ''
+    best_mode: Literal['min', 'max'] = 'min'
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A whole config, checked.
+
+    Fields:
+      seed: of initialisation, batches, dropout and everything else that is random.
+      total_steps: updates in the run.
+      batch_size: examples per update over all devices and hosts.
+      accumulate: parts in which a batch's gradient is taken, to save memory.
+      ema_decay: of the parameters' moving average, used in evaluation; 0 for none.
+      model, task, optimizer: sections with a name and its arguments.
+      mesh: devices per axis, see `sharding.MeshShape`.
+      parallel: 'jit' over the mesh, or 'pmap' over its data axis.
+      eval_every: steps between evaluations; 0 for one at the end only.
+      log_every: steps between lines of metrics.
+    """
+
+    model: Mapping
+    task: Mapping
+    optimizer: Mapping
+    data: Data
+    total_steps: int
+    batch_size: int
+    seed: int = 0
+    accumulate: int = 1
+    ema_decay: float = 0.0
+    mesh: sharding.MeshShape = sharding.MeshShape()
+    parallel: Literal['jit', 'pmap'] = 'jit'
+    checkpoint: Checkpoint = Checkpoint()
+    eval_every: int = 0
+    log_every: int = 10
+
+
+def from_config(config: Mapping) -> Experiment:
+    """The checked experiment that a config describes.
+
+    Raises:
+      UserError: for an unknown key, a wrong type, a value out of range.
+    """
+    config = dict(config)
+    sections = {'data': Data, 'mesh': sharding.MeshShape, 'checkpoint': Checkpoint}
+    given = {
+        key: config_lib.build(factory, config.pop(key, {}), key)
+        for key, factory in sections.items()
+    }
+    experiment = config_lib.build(Experiment, config, '', **given)
+    for key in ('total_steps', 'batch_size', 'accumulate', 'log_every'):
+        if getattr(experiment, key) < 1:
+            raise errors.UserError(
+                f'config.{key} must be at least 1, not {getattr(experiment, key)}.'
+            )
+    if experiment.checkpoint.every < 1 or experiment.checkpoint.keep_last < 1:
+        raise errors.UserError('config.checkpoint.every and keep_last must be at least 1.')
+    if experiment.batch_size % experiment.accumulate:
+        raise errors.UserError(
+            f'config.batch_size = {experiment.batch_size} does not divide by '
+            f'config.accumulate = {experiment.accumulate}.'
+        )
+    return experiment
+
+
+def check_batch(experiment: Experiment, num_shards: int) -> None:
+    """Raises UserError where the batch does not divide over the devices that split it."""
+    part = experiment.batch_size // experiment.accumulate
+    if part % num_shards:
+        raise errors.UserError(
+            f'config.batch_size / accumulate = {part} does not divide over the {num_shards} '
+            f'devices of the mesh axes {" and ".join(sharding.BATCH_AXES)}: use a multiple.'
+        )
+
+
+def make_task(experiment: Experiment) -> Any:
+    """The task around its model, not yet fitted or restored."""
+    model = config_lib.choose(MODELS, experiment.model, 'model')
+    if not isinstance(model, nn.Module):
+        raise errors.UserError(
+            f'config.model.name = {experiment.model["name"]!r} is no Linen module.'
+        )
+    return config_lib.choose(TASKS, experiment.task, 'task', model=model)
+
+
+def open_sources(section: Mapping, path: str) -> list[tuple[Sequence, float]]:
+    """The sources of a section with their weights: one, or those of a mixture."""
+    if section.get('name') != 'mixture':
+        return [(config_lib.choose(SOURCES, section, path), 1.0)]
+    parts = {key: value for key, value in section.items() if key != 'name'}
+    sources, weights = config_lib.build(_mixture, parts, path)
+    if sources.keys() != weights.keys():
+        raise errors.UserError(
+            f'config.{path}: sources ({", ".join(sources)}) and weights '
+            f'({", ".join(weights)}) must name the same.'
+        )
+    return [
+        (config_lib.choose(SOURCES, sources[name], f'{path}.sources.{name}'), float(weights[name]))
+        for name in sorted(sources)
+    ]
+
+
+def _mixture(sources: Mapping, weights: Mapping) -> tuple[Mapping, Mapping]:
+    return sources, weights
+
+
+def blocking_differences(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
+    """The differences between two configs that change what a run computes."""
+    return {
+        key: values
+        for key, values in config_lib.differences(old, new).items()
+        if not any(
+            key == free or (free.endswith('.') and key.startswith(free)) for free in EXECUTION_KEYS
+        )
+    }
+
+
+class _Concatenated(Sequence):
+    """Several sources as one sequence of records."""
+
+    def __init__(self, sources: Sequence[Sequence]):
+        self._sources = sources
+
+    def __len__(self) -> int:
+        return sum(map(len, self._sources))
+
+    def __getitem__(self, index: int) -> Mapping:
+        for source in self._sources:
+            if index < len(source):
+                return source[index]
+            index -= len(source)
+        raise IndexError(index)
+
+
+def concatenated(sources: Sequence[Sequence]) -> Sequence:
+    """The records of all sources, one source after the other."""
+    return sources[0] if len(sources) == 1 else _Concatenated(sources)

@@ -1,0 +1,25 @@
+"""Metrics as (sum, count) pairs, which add up exactly over batches, devices and hosts."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+Pair = tuple[jax.Array, jax.Array]
+
+
+def pair(values: jax.Array, weights: jax.Array) -> Pair:
+    """The weighted sum of values and the sum of weights, both float32 scalars."""
+    weights = weights.astype(jnp.float32)
+    return (values * weights).sum(), weights.sum()
+
+
+def mean(metric: Pair) -> jax.Array:
+    """sum / count; 0 where nothing was counted."""
+    total, count = metric
+    return total / jnp.maximum(count, 1e-9)
+
+
+def add(one: Mapping[str, Pair], other: Mapping[str, Pair]) -> Mapping[str, Pair]:
+    """The pairs of the union of two sets of examples."""
+    return jax.tree.map(jnp.add, one, other)

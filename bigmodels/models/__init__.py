@@ -1,0 +1,13 @@
+"""Models: pure Linen modules, by the name that `config.model.name` gives.
+
+A model's fields are the keys of `config.model`. To add one, write a module in a file of its own
+and put its class here, or name it by dotted path in the config (`my_package.my_model.Model`).
+"""
+
+from bigmodels.models.mlp import MLP
+from bigmodels.models.transformer import Transformer
+
+MODELS = {
+    'mlp': MLP,
+    'transformer': Transformer,
+}

@@ -1,0 +1,161 @@
+"""The mathematics that every model shares, as functions over arrays, and `Linear`.
+
+Axes: B batch, L length, D embed, H heads, K head_dim, F mlp or output features.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def matmul(x: Array, kernel: Array, out_dtype=None) -> Array:
+    """x [..., D] @ kernel [D, F] -> [..., F], accumulated in float32, in out_dtype or x's dtype.
+
+    The product is taken over two-dimensional operands, which XLA's CPU backend multiplies two to
+    three times faster than batched ones.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    if x.dtype == jnp.float32:
+        product = rows @ kernel
+    else:
+        product = _low_precision_matmul(rows, kernel, jnp.dtype(out_dtype or x.dtype))
+    return product.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _low_precision_matmul(x: Array, kernel: Array, out_dtype) -> Array:
+    """x [N, D] @ kernel [D, F] -> [N, F]; operands in x's dtype in the backward pass too.
+
+    Plain differentiation would multiply a float32 cotangent with a low-precision operand, which
+    XLA answers by widening both; here all three products keep narrow operands and wide sums, and
+    the kernel's gradient stays in float32.
+    """
+    return _wide_dot(x, kernel.astype(x.dtype)).astype(out_dtype)
+
+
+def _low_precision_forward(x, kernel, out_dtype):
+    return _low_precision_matmul(x, kernel, out_dtype), (x, kernel)
+
+
+def _low_precision_backward(_, residuals, g):
+    x, kernel = residuals
+    g = g.astype(x.dtype)
+    dx = _wide_dot(g, kernel.astype(x.dtype).T).astype(x.dtype)
+    return dx, _wide_dot(x.T, g).astype(kernel.dtype)
+
+
+def _wide_dot(a, b):
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+
+
+_low_precision_matmul.defvjp(_low_precision_forward, _low_precision_backward)
+
+
+def layer_norm(x: Array, scale: Array, bias: Array | None, epsilon: float) -> Array:
+    """Layer normalisation over the last axis (Ba et al. 2016), in float32, back in x's dtype."""
+    wide = x.astype(jnp.float32)
+    wide -= wide.mean(-1, keepdims=True)
+    wide *= jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + epsilon)
+    wide *= scale
+    return (wide if bias is None else wide + bias).astype(x.dtype)
+
+
+def rms_norm(x: Array, scale: Array | None, epsilon: float) -> Array:
+    """Root-mean-square normalisation over the last axis (Zhang and Sennrich 2019), in float32."""
+    wide = x.astype(jnp.float32)
+    wide *= jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + epsilon)
+    return (wide if scale is None else wide * scale).astype(x.dtype)
+
+
+def rotary_frequencies(
+    head_dim: int, theta: float, scaling: Mapping[str, Any] | None = None
+) -> Array:
+    """The angles per position of rotary embedding (Su et al. 2021), [K/2].
+
+    `scaling` stretches them for longer contexts: {'name': 'linear', 'factor'} divides all
+    (Chen et al. 2023); {'name': 'llama3', 'factor', 'low_frequency_factor',
+    'high_frequency_factor', 'original_length'} divides the slow ones, keeps the fast ones and
+    blends between (Llama 3 reference code).
+    """
+    frequencies = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling is None:
+        return frequencies
+    slow = frequencies / scaling['factor']
+    if scaling['name'] == 'linear':
+        return slow
+    low, high = scaling['low_frequency_factor'], scaling['high_frequency_factor']
+    turns = scaling['original_length'] * frequencies / (2 * jnp.pi)
+    share = jnp.clip((turns - low) / (high - low), 0, 1)
+    return share * frequencies + (1 - share) * slow
+
+
+def rotate(x: Array, positions: Array, frequencies: Array) -> Array:
+    """Rotary embedding of x [B, L, H, K] at positions [B, L] or [1, L], in float32.
+
+    The two halves of K are the coordinates of the rotated pairs, as in Llama's converted weights.
+    """
+    angles = positions[..., None].astype(jnp.float32) * frequencies  # [B, L, K/2]
+    sin, cos = jnp.sin(angles)[:, :, None], jnp.cos(angles)[:, :, None]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
+def soft_cap(x: Array, cap: float | None) -> Array:
+    """cap * tanh(x / cap): bounds logits smoothly (Gemma 2); x itself where cap is None."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    'relu': jax.nn.relu,
+    'relu_squared': lambda x: jnp.square(jax.nn.relu(x)),  # So et al. 2021
+    'gelu': jax.nn.gelu,  # the tanh form, as in GPT-2
+    'gelu_exact': lambda x: jax.nn.gelu(x, approximate=False),  # the erf form, as in BERT
+    'silu': jax.nn.silu,
+}
+# Gated units (Shazeer 2020): the activation of one projection times a second projection.
+GATED_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    'swiglu': jax.nn.silu,
+    'geglu': jax.nn.gelu,
+}
+
+
+class Linear(nn.Module):
+    """x [..., D] -> [..., features] in x's dtype, by a two-dimensional float32 kernel."""
+
+    features: int
+    use_bias: bool = True
+    kernel_init: Callable = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        y = matmul(x, kernel)
+        if self.use_bias:
+            y += self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32).astype(
+                x.dtype
+            )
+        return y
+
+
+class Norm(nn.Module):
+    """`layer_norm` or `rms_norm` with learned scale [D] and, for the former, bias [D]."""
+
+    kind: str
+    epsilon: float
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = x.shape[-1:]
+        scale = self.param('scale', nn.initializers.ones, shape, jnp.float32)
+        if self.kind == 'rms_norm':
+            return rms_norm(x, scale, self.epsilon)
+        bias = self.param('bias', nn.initializers.zeros, shape) if self.use_bias else None
+        return layer_norm(x, scale, bias, self.epsilon)

@@ -1,0 +1,34 @@
+"""A multilayer perceptron over flat features."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bigmodels.models import layers
+
+
+class MLP(nn.Module):
+    """inputs [B, ...] -> logits [B, num_classes] in float32.
+
+    Fields:
+      hidden_dims: the width of each hidden layer.
+      activation: a key of `layers.ACTIVATIONS`.
+      dropout_rate: applied after each hidden layer when training.
+      dtype: of the computation; parameters are float32.
+    """
+
+    num_classes: int
+    hidden_dims: Sequence[int] = (256, 128)
+    activation: str = 'relu'
+    dropout_rate: float = 0.0
+    dtype: str = 'float32'
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
+        x = inputs.reshape(len(inputs), -1).astype(self.dtype)
+        for width in self.hidden_dims:
+            x = layers.ACTIVATIONS[self.activation](layers.Linear(width)(x))
+            x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        return layers.Linear(self.num_classes, name='head')(x).astype(jnp.float32)

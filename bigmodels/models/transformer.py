@@ -1,0 +1,385 @@
+"""The decoder Transformer: GPT-2, Llama, Qwen, Gemma and their kin are settings of its fields.
+
+Axes: B batch, L length, S cache slots, D embed, H heads, N key/value heads, K head_dim, F mlp,
+V vocab.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from bigmodels import errors, sharding, trees
+from bigmodels.models import layers
+from bigmodels.models.attention import Implementation, attend
+
+Array = jax.Array
+Cache = tuple[dict[str, Array], ...]  # per layer: key and value, [B, N, S, K]
+
+# What the backward pass of a block keeps instead of computing it again.
+REMAT_POLICIES = {
+    'full': jax.checkpoint_policies.nothing_saveable,
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'attention': jax.checkpoint_policies.save_only_these_names('attended'),
+}
+
+# Parameter name -> mesh axes of its trailing dimensions; a stacked leading axis is not sharded.
+SHARDING_RULES = (
+    (r'^embed/embedding$', ('tensor', 'fsdp')),  # [V, D]
+    (r'^position_embed/embedding$', (None, 'fsdp')),  # [S, D]
+    (r'(query|key|value|gate|up)/kernel$', ('fsdp', 'tensor')),  # [D, H*K], [D, F]
+    (r'(query|key|value|gate|up)/bias$', ('tensor',)),
+    (r'(out|down)/kernel$', ('tensor', 'fsdp')),  # [H*K, D], [F, D]
+    (r'^unembed$', ('fsdp', 'tensor')),  # [D, V]
+    (r'(scale|bias)$', ()),  # small vectors: replicated
+)
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class Settings:
+    """What a Transformer is made of; the fields of `Transformer` and the keys of `config.model`.
+
+    Fields:
+      num_kv_heads: fewer than num_heads is grouped-query, one is multi-query attention.
+      head_dim: default embed_dim / num_heads.
+      mlp_dim: default 4 * embed_dim.
+      max_length: the longest context; the size of learned positions.
+      positions: 'learned' (GPT-2), 'rotary' (Llama) or 'none'.
+      rotary_scaling: see `layers.rotary_frequencies`.
+      norm_placement: before each branch, after the sum ('post', as in BERT), or before and after
+        each branch ('both', as in Gemma 2).
+      use_bias: in projections and norms; `qkv_bias` in query, key and value only (Qwen 2).
+      sliding_window: a token sees this many latest tokens, itself included.
+      dropout_rate: on the embeddings and on the output of each branch.
+      scale_embeddings: multiply embeddings by sqrt(embed_dim) (Gemma).
+      attention: see `attention.attend`.
+      scan_layers: one compiled block scanned over stacked parameters: compiles large models in
+        constant time. `stack_layers` and `unstack_layers` convert.
+      remat: 'none' or a key of REMAT_POLICIES.
+      dtype: of the computation; parameters, norms, softmax and logits are float32.
+    """
+
+    vocab_size: int
+    num_layers: int
+    embed_dim: int
+    num_heads: int
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    mlp_dim: int | None = None
+    max_length: int = 1024
+    positions: Literal['learned', 'rotary', 'none'] = 'rotary'
+    rotary_theta: float = 10_000.0
+    rotary_scaling: Mapping[str, Any] | None = None
+    norm: Literal['layer_norm', 'rms_norm'] = 'layer_norm'
+    norm_placement: Literal['pre', 'post', 'both'] = 'pre'
+    norm_epsilon: float = 1e-5
+    qk_norm: bool = False
+    activation: Literal['relu', 'relu_squared', 'gelu', 'gelu_exact', 'silu', 'swiglu', 'geglu'] = (
+        'gelu'
+    )
+    use_bias: bool = True
+    qkv_bias: bool = False
+    tie_embeddings: bool = True
+    scale_embeddings: bool = False
+    dropout_rate: float = 0.0
+    sliding_window: int | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    attention: Implementation = 'auto'
+    scan_layers: bool = False
+    remat: Literal['none', 'full', 'dots', 'attention'] = 'none'
+    dtype: str = 'float32'
+
+    def __post_init__(self):
+        if self.head_dim is None and self.embed_dim % self.num_heads:
+            raise errors.UserError(
+                f'embed_dim = {self.embed_dim} does not divide by num_heads = {self.num_heads}: '
+                f'choose others or set head_dim.'
+            )
+        if self.num_heads % self.kv_heads:
+            raise errors.UserError(
+                f'num_heads = {self.num_heads} must be a multiple of num_kv_heads = '
+                f'{self.kv_heads}.'
+            )
+        if self.positions == 'rotary' and self.dim_per_head % 2:
+            raise errors.UserError(
+                f'Rotary positions need an even head_dim, not {self.dim_per_head}.'
+            )
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def dim_per_head(self) -> int:
+        return self.head_dim or self.embed_dim // self.num_heads
+
+    def residual_init(self, fan_in: int):
+        """Kernels that write to the residual stream shrink with depth (GPT-2, section 2.3)."""
+        return _scaled_normal(1 / (2 * self.num_layers * fan_in))
+
+
+class Attention(nn.Module):
+    """Self-attention of x [B, L, D]; with a cache, over all slots written so far."""
+
+    settings: Settings
+
+    @nn.compact
+    def __call__(self, x, positions, segment_ids, cache):
+        c = self.settings
+        b, l, d = x.shape
+        heads, kv_heads, head_dim = c.num_heads, c.kv_heads, c.dim_per_head
+        project = functools.partial(
+            layers.Linear, use_bias=c.use_bias or c.qkv_bias, kernel_init=_scaled_normal(1 / d)
+        )
+        query = project(heads * head_dim, name='query')(x).reshape(b, l, heads, head_dim)
+        key = project(kv_heads * head_dim, name='key')(x).reshape(b, l, kv_heads, head_dim)
+        value = project(kv_heads * head_dim, name='value')(x).reshape(b, l, kv_heads, head_dim)
+        if c.qk_norm:
+            query = layers.Norm('rms_norm', c.norm_epsilon, name='query_norm')(query)
+            key = layers.Norm('rms_norm', c.norm_epsilon, name='key_norm')(key)
+        if c.positions == 'rotary':
+            frequencies = layers.rotary_frequencies(head_dim, c.rotary_theta, c.rotary_scaling)
+            query = layers.rotate(query, positions, frequencies)
+            key = layers.rotate(key, positions, frequencies)
+        if cache is not None:
+            cache = {
+                'key': _write(cache['key'], key, positions),
+                'value': _write(cache['value'], value, positions),
+            }
+            key, value = (cache[name].transpose(0, 2, 1, 3) for name in ('key', 'value'))
+        attended = attend(
+            query,
+            key,
+            value,
+            window=c.sliding_window,
+            segment_ids=segment_ids,
+            softcap=c.attention_softcap,
+            query_slots=None if cache is None else positions,
+            implementation=c.attention,
+        )
+        attended = checkpoint_name(attended, 'attended')
+        out = layers.Linear(
+            d, use_bias=c.use_bias, name='out', kernel_init=c.residual_init(heads * head_dim)
+        )(attended.reshape(b, l, heads * head_dim))
+        return out, cache
+
+
+class FeedForward(nn.Module):
+    """down(activation(up(x))), or down(activation(gate(x)) * up(x)) for gated activations."""
+
+    settings: Settings
+
+    @nn.compact
+    def __call__(self, x):
+        c = self.settings
+        d, f = x.shape[-1], c.mlp_dim or 4 * x.shape[-1]
+        project = functools.partial(
+            layers.Linear, f, use_bias=c.use_bias, kernel_init=_scaled_normal(1 / d)
+        )
+        hidden = project(name='up')(x)
+        if c.activation in layers.GATED_ACTIVATIONS:
+            hidden *= layers.GATED_ACTIVATIONS[c.activation](project(name='gate')(x))
+        else:
+            hidden = layers.ACTIVATIONS[c.activation](hidden)
+        return layers.Linear(d, use_bias=c.use_bias, kernel_init=c.residual_init(f), name='down')(
+            hidden
+        )
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each added to its input; x [B, L, D] -> (x, cache)."""
+
+    settings: Settings
+    train: bool = False
+
+    @nn.compact
+    def __call__(self, x, positions, segment_ids, cache):
+        c = self.settings
+        before, after = c.norm_placement in ('pre', 'both'), c.norm_placement != 'pre'
+        norm = functools.partial(layers.Norm, c.norm, c.norm_epsilon, c.use_bias)
+        dropout = nn.Dropout(c.dropout_rate, deterministic=not self.train)
+
+        y = norm(name='attention_norm')(x) if before else x
+        y, cache = Attention(c, name='attention')(y, positions, segment_ids, cache)
+        y = dropout(y)
+        if c.norm_placement == 'post':
+            x = norm(name='attention_post_norm')(x + y)
+        else:
+            x = x + (norm(name='attention_post_norm')(y) if after else y)
+
+        y = norm(name='mlp_norm')(x) if before else x
+        y = dropout(FeedForward(c, name='mlp')(y))
+        if c.norm_placement == 'post':
+            x = norm(name='mlp_post_norm')(x + y)
+        else:
+            x = x + (norm(name='mlp_post_norm')(y) if after else y)
+        return sharding.constrain_activations(x), cache
+
+
+class Transformer(nn.Module, Settings):
+    """A stack of blocks between an embedding and logits; its fields are those of `Settings`."""
+
+    sharding_rules: ClassVar = SHARDING_RULES
+
+    def __post_init__(self):
+        Settings.__post_init__(self)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: Array,
+        *,
+        positions: Array | None = None,
+        segment_ids: Array | None = None,
+        cache: Cache | None = None,
+        train: bool = False,
+        return_hidden: bool = False,
+    ) -> Array | tuple[Array, Cache]:
+        """Logits of the next token at every position.
+
+        Args:
+          inputs: int [B, L].
+          positions: int [B, L], default 0..L-1. With a cache also the slots that are written,
+            which must be consecutive in each row.
+          segment_ids: int [B, L]; tokens attend within their own segment.
+          cache: of `init_cache`; needs scan_layers = False.
+          return_hidden: the final normalised states [B, L, D] instead; `logits` finishes them.
+
+        Returns:
+          float32 [B, L, V]; with a cache, that and the cache with these tokens written.
+        """
+        if positions is None:
+            positions = jnp.arange(inputs.shape[1])[None]
+        normal = nn.initializers.normal(0.02)
+        embed = nn.Embed(self.vocab_size, self.embed_dim, embedding_init=normal, name='embed')
+        x = embed(inputs)
+        if self.scale_embeddings:
+            x *= math.sqrt(self.embed_dim)
+        if self.positions == 'learned':
+            x += nn.Embed(
+                self.max_length, self.embed_dim, embedding_init=normal, name='position_embed'
+            )(positions)
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x.astype(self.dtype))
+        x, cache = self._run_blocks(
+            sharding.constrain_activations(x), positions, segment_ids, cache, train
+        )
+        x = layers.Norm(self.norm, self.norm_epsilon, self.use_bias, name='final_norm')(x)
+        if self.tie_embeddings:
+            kernel = embed.embedding.T
+        else:
+            kernel = self.param(
+                'unembed', _scaled_normal(1 / self.embed_dim), (self.embed_dim, self.vocab_size)
+            )
+        out = x if return_hidden else self._logits(x, kernel)
+        return out if cache is None else (out, cache)
+
+    def _run_blocks(self, x, positions, segment_ids, cache, train):
+        """Applies every block, scanned or unrolled; called inside the compact `__call__`."""
+        settings = Settings(
+            **{
+                field.name: nn.FrozenDict(value) if isinstance(value, Mapping) else value
+                for field in dataclasses.fields(Settings)
+                for value in [getattr(self, field.name)]
+            }
+        )
+        block = Block
+        if self.remat != 'none':
+            block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+        if self.scan_layers:
+            if cache is not None:
+                raise errors.UserError('Decoding needs unrolled layers: use `unscanned`.')
+            scanned = nn.scan(
+                block,
+                variable_axes={'params': 0},
+                split_rngs={'params': True, 'dropout': True},
+                in_axes=nn.broadcast,
+                length=self.num_layers,
+            )
+            return scanned(settings, train, name='layers')(x, positions, segment_ids, None)
+        caches = []
+        for i in range(self.num_layers):
+            x, layer_cache = block(settings, train, name=f'layers_{i}')(
+                x, positions, segment_ids, None if cache is None else cache[i]
+            )
+            caches.append(layer_cache)
+        return x, None if cache is None else tuple(caches)
+
+    def logits(self, params: Mapping, hidden: Array) -> Array:
+        """hidden [..., D], as from `return_hidden`, -> float32 logits [..., V]."""
+        tied = self.tie_embeddings
+        return self._logits(hidden, params['embed']['embedding'].T if tied else params['unembed'])
+
+    def _logits(self, hidden: Array, kernel: Array) -> Array:
+        return layers.soft_cap(layers.matmul(hidden, kernel, jnp.float32), self.logit_softcap)
+
+    def init_cache(self, batch_size: int, length: int) -> Cache:
+        """Empty key and value slots for every layer: [B, N, S, K] in the compute dtype."""
+        shape = (batch_size, self.kv_heads, length, self.dim_per_head)
+        return tuple(
+            {'key': jnp.zeros(shape, self.dtype), 'value': jnp.zeros(shape, self.dtype)}
+            for _ in range(self.num_layers)
+        )
+
+    def flops_per_token(self, params: Mapping, length: int) -> float:
+        """Training FLOPs of one token, causal convention: 6 N + 6 * layers * H * K * length.
+
+        N leaves out embeddings that are only looked up. (PaLM, appendix B, halved for the mask.)
+        """
+        looked_up = [params['position_embed']] if self.positions == 'learned' else []
+        if not self.tie_embeddings:
+            looked_up.append(params['embed'])
+        multiplied = trees.count(params) - trees.count(looked_up)
+        attended = min(length, 2 * (self.sliding_window or length))
+        return 6 * multiplied + 6 * self.num_layers * self.num_heads * self.dim_per_head * attended
+
+
+def unscanned(model: Transformer, params: Mapping) -> tuple[Transformer, Mapping]:
+    """The same model with unrolled layers, and its params; as they are if already unrolled."""
+    if not model.scan_layers:
+        return model, params
+    return model.clone(scan_layers=False), unstack_layers(params)
+
+
+def unstack_layers(params: Mapping) -> dict:
+    """Params of a scanned model -> params of the unrolled one."""
+    rest = {key: value for key, value in params.items() if key != 'layers'}
+    num_layers = len(jax.tree.leaves(params['layers'])[0])
+    return rest | {
+        f'layers_{i}': jax.tree.map(lambda leaf, i=i: leaf[i], params['layers'])
+        for i in range(num_layers)
+    }
+
+
+def stack_layers(params: Mapping) -> dict:
+    """Params of an unrolled model -> params of the scanned one."""
+    names = sorted(
+        (key for key in params if key.startswith('layers_')),
+        key=lambda key: int(key.removeprefix('layers_')),
+    )
+    rest = {key: value for key, value in params.items() if key not in names}
+    return rest | {
+        'layers': jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[name] for name in names))
+    }
+
+
+def _scaled_normal(variance: float):
+    return nn.initializers.normal(math.sqrt(variance))
+
+
+def _write(cache: Array, new: Array, positions: Array) -> Array:
+    """Writes new [B, L, N, K] into cache [B, N, S, K] from slot positions[:, 0] on."""
+
+    def write_row(row, update, start):
+        return jax.lax.dynamic_update_slice(row, update, (0, start, 0))
+
+    return jax.vmap(write_row)(
+        cache, new.transpose(0, 2, 1, 3).astype(cache.dtype), positions[:, 0]
+    )

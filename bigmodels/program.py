@@ -1,0 +1,112 @@
+"""What a config compiles to: pure functions, and the placement of their arguments.
+
+Needs shapes only, no data and no parameters, so the same code serves training, notebooks and
+compiling ahead of time for devices that are not there.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from bigmodels import checkpoint, optimizers, sharding, steps
+from bigmodels import config as config_lib
+from bigmodels import state as state_lib
+from bigmodels.experiment import Experiment
+
+Shapes = Mapping[str, jax.ShapeDtypeStruct]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The functions of a run.
+
+    Fields:
+      init: key -> TrainState, pure.
+      train_step: (state, batch) -> (state, metrics), pure; see `steps.train_step`.
+      eval_step: (params, model_state, batch) -> pairs, pure.
+      schedule: step -> learning rate.
+      state_shapes: of the TrainState, each with its sharding.
+      batch_shapes: of a global batch, each with its sharding.
+      notes: what could not be placed as the sharding rules say.
+    """
+
+    init: Callable
+    train_step: Callable
+    eval_step: Callable
+    schedule: optax.Schedule
+    mesh: jax.sharding.Mesh
+    state_shapes: state_lib.TrainState
+    batch_shapes: Shapes
+    notes: list[str]
+
+    def compile_train_step(self, parallel: str) -> Callable:
+        """`train_step` for these shapes on this mesh."""
+        return sharding.compile_step(
+            self.train_step, self.mesh, self.state_shapes, self.batch_shapes, parallel
+        )
+
+    def init_state(self, seed: int) -> state_lib.TrainState:
+        """The state before the first step, every array made where it belongs."""
+        placed = jax.tree.map(lambda shape: shape.sharding, self.state_shapes)
+        with jax.set_mesh(self.mesh):
+            return jax.jit(self.init, out_shardings=placed)(jax.random.key(seed))
+
+
+def make_program(
+    settings: Experiment, task: Any, mesh: jax.sharding.Mesh, batch_shapes: Shapes
+) -> Program:
+    """The program of an experiment for batches of these shapes."""
+    example = {
+        key: jax.ShapeDtypeStruct((1, *shape.shape[1:]), shape.dtype)
+        for key, shape in batch_shapes.items()
+    }
+
+    def init(rng):
+        batch = jax.tree.map(lambda shape: jax.numpy.zeros(shape.shape, shape.dtype), example)
+        return state_lib.init_state(
+            rng, batch, init=task.init, make_tx=lambda _: tx, use_ema=settings.ema_decay > 0
+        )
+
+    variables = jax.eval_shape(task.init, jax.random.key(0), example)
+    tx, schedule = config_lib.build(
+        optimizers.make_optimizer,
+        settings.optimizer,
+        'optimizer',
+        params=variables['params'],
+        total_steps=settings.total_steps,
+    )
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    rules = getattr(task.model, 'sharding_rules', ())
+    placed, notes = sharding.state_shardings(shapes, rules, mesh)
+    by_rows = sharding.batch_sharding(mesh)
+    return Program(
+        init=init,
+        train_step=functools.partial(
+            steps.train_step,
+            loss_fn=task.loss_fn,
+            tx=tx,
+            schedule=schedule,
+            seed=settings.seed,
+            accumulate=settings.accumulate,
+            ema_decay=settings.ema_decay,
+        ),
+        eval_step=functools.partial(steps.eval_step, loss_fn=task.loss_fn),
+        schedule=schedule,
+        mesh=mesh,
+        state_shapes=checkpoint.abstract_state(shapes, placed),
+        batch_shapes=checkpoint.abstract_state(batch_shapes, {key: by_rows for key in example}),
+        notes=notes,
+    )
+
+
+def shapes_of_batch(example: Mapping[str, np.ndarray], batch_size: int) -> Shapes:
+    """The shapes of a global batch of such examples (without the batch axis)."""
+    return {
+        key: jax.ShapeDtypeStruct((batch_size, *np.shape(value)), np.asarray(value).dtype)
+        for key, value in example.items()
+    }

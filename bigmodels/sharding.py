@@ -1,0 +1,219 @@
+"""Where arrays live: a mesh with named axes, rules from parameter names to axes, compiled steps."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from bigmodels import errors, trees
+
+AXES = ('data', 'fsdp', 'tensor')
+BATCH_AXES = ('data', 'fsdp')  # the axes that a batch's leading dimension is split over
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshShape:
+    """Devices along each axis; -1, at most once, takes all that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """The mesh of `shape` over `devices`, by default all.
+
+    Raises:
+      UserError: if the shape does not use each device once.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = dataclasses.astuple(shape)
+    fixed = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
+        raise errors.UserError(f'config.mesh {shape}: sizes are positive, and one may be -1.')
+    sizes = tuple(len(devices) // fixed if size == -1 else size for size in sizes)
+    if math.prod(sizes) != len(devices):
+        wanted = ' x '.join(f'{axis} {size}' for axis, size in zip(AXES, sizes, strict=True))
+        raise errors.UserError(
+            f'config.mesh asks for {wanted} devices (fixed sizes multiply to {fixed}), but there '
+            f'are {len(devices)}. Set one axis to -1 to take what is left.'
+        )
+    return jax.make_mesh(
+        sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=list(devices)
+    )
+
+
+def describe(mesh: jax.sharding.Mesh) -> str:
+    """'data 4 x fsdp 2', leaving out axes of one device."""
+    used = [f'{axis} {size}' for axis, size in mesh.shape.items() if size > 1]
+    return ' x '.join(used) or 'one device'
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Leading dimension split over the batch axes."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def num_batch_shards(mesh: jax.sharding.Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def batch_shard(mesh: jax.sharding.Mesh) -> tuple[int, int]:
+    """(index, count): which contiguous part of each global batch this process feeds."""
+    num_rows = num_batch_shards(mesh)
+    slices = batch_sharding(mesh).addressable_devices_indices_map((num_rows,)).values()
+    rows = sorted({index[0].start or 0 for index in slices})
+    return rows[0] // len(rows), num_rows // len(rows)
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> Mapping[str, jax.Array]:
+    """This process's part of a batch -> the global batch, split over the batch axes."""
+    placed = batch_sharding(mesh)
+    return {
+        key: jax.make_array_from_process_local_data(placed, np.asarray(value))
+        for key, value in batch.items()
+    }
+
+
+def constrain_activations(x: jax.Array) -> jax.Array:
+    """Keeps x [B, ...] split over the batch axes and whole otherwise; needs `jax.set_mesh`.
+
+    Without a mesh, as in a notebook, x is returned as it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or set(BATCH_AXES) - set(mesh.axis_names):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+
+
+def param_specs(
+    params: Any, rules: Sequence[tuple[str, tuple]], mesh: jax.sharding.Mesh
+) -> tuple[Any, list[str]]:
+    """A PartitionSpec for each parameter, and notes on what could not be split as ruled.
+
+    A rule names the axes of a parameter's trailing dimensions. Without rules, the largest
+    dimension that divides is split over `fsdp`.
+
+    Raises:
+      UserError: if a parameter has no rule, or a rule is longer than the parameter's shape or
+        names an axis twice.
+    """
+    if not rules:
+        return jax.tree.map(lambda leaf: _largest_dimension(leaf.shape, mesh), params), []
+    notes = []
+
+    def spec(name: str, leaf: Any, axes: tuple) -> PartitionSpec:
+        if len(axes) > len(leaf.shape):
+            raise errors.UserError(f'Sharding rule {axes} is too long for {name} {leaf.shape}.')
+        used = [axis for axis in axes if axis]
+        if len(set(used)) < len(used):
+            raise errors.UserError(f'Sharding rule {axes} of {name} names an axis twice.')
+        axes = (None,) * (len(leaf.shape) - len(axes)) + tuple(axes)
+        fitting = []
+        for size, axis in zip(leaf.shape, axes, strict=True):
+            if axis and size % mesh.shape[axis]:
+                notes.append(
+                    f'{name}: {size} does not divide by {axis} {mesh.shape[axis]}, '
+                    f'so that dimension is not split'
+                )
+                axis = None
+            fitting.append(axis)
+        return PartitionSpec(*fitting)
+
+    # Each rule is wrapped: a bare tuple would be a subtree, not a leaf.
+    wrapped = [(pattern, _Axes(axes)) for pattern, axes in rules]
+    matched = trees.match_rules(wrapped, params, 'The sharding table')
+    return trees.map_named(lambda n, leaf, axes: spec(n, leaf, axes.axes), params, matched), notes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Axes:
+    axes: tuple
+
+
+def _largest_dimension(shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> PartitionSpec:
+    divisible = [(size, i) for i, size in enumerate(shape) if size % mesh.shape['fsdp'] == 0]
+    if not divisible:
+        return PartitionSpec()
+    return PartitionSpec(*(None,) * max(divisible)[1], 'fsdp')
+
+
+def state_shardings(
+    abstract_state: Any, rules: Sequence[tuple[str, tuple]], mesh: jax.sharding.Mesh
+) -> tuple[Any, list[str]]:
+    """The placement of every leaf of a TrainState, and notes as in `param_specs`.
+
+    Optimiser moments and averages lie where their parameter lies; they are recognised by name
+    and shape. Whatever else there is is small, and replicated.
+    """
+    specs, notes = param_specs(abstract_state.params, rules, mesh)
+    by_name = {
+        name: (leaf.shape, spec)
+        for (name, leaf), spec in zip(
+            trees.flatten_named(abstract_state.params).items(),
+            jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, PartitionSpec)),
+            strict=True,
+        )
+    }
+
+    def place(name: str, leaf: Any) -> NamedSharding:
+        parts = name.split('/')
+        for i in range(len(parts)):
+            shape, spec = by_name.get('/'.join(parts[i:]), (None, None))
+            if shape == leaf.shape:
+                return NamedSharding(mesh, spec)
+        return NamedSharding(mesh, PartitionSpec())
+
+    return trees.map_named(place, abstract_state), notes
+
+
+def compile_step(
+    step: Callable,
+    mesh: jax.sharding.Mesh,
+    state: Any,
+    batch: Mapping[str, Any],
+    parallel: Literal['jit', 'pmap'] = 'jit',
+) -> Callable:
+    """Compiles (state, batch) -> (state, metrics) for these shapes; the state is donated.
+
+    A later call with other shapes raises instead of compiling again.
+
+    Args:
+      step: takes `axis_name`, the axis to average gradients over, None under jit.
+      state, batch: shapes with shardings.
+      parallel: 'jit' over the mesh, or 'pmap' over its devices with a replicated state.
+    """
+    if parallel == 'pmap':
+        return _pmap_step(step, mesh)
+    placed = jax.tree.map(lambda shape: shape.sharding, state)
+    with jax.set_mesh(mesh):
+        jitted = jax.jit(
+            step, out_shardings=(placed, NamedSharding(mesh, PartitionSpec())), donate_argnums=0
+        )
+        return jitted.lower(state, batch).compile()
+
+
+def _pmap_step(step: Callable, mesh: jax.sharding.Mesh) -> Callable:
+    """Data parallelism by `jax.pmap`: each device computes on its part, gradients are averaged."""
+    if mesh.size != mesh.shape['data']:
+        raise errors.UserError(
+            'parallel = "pmap" splits only the batch: set mesh fsdp and tensor to 1, or use "jit".'
+        )
+    mapped = jax.pmap(
+        lambda state, batch: step(state, batch, axis_name='data'),
+        axis_name='data',
+        in_axes=(None, 0),
+        out_axes=(None, None),
+        devices=list(mesh.devices.flat),
+    )
+
+    def run(state, batch):
+        split = jax.tree.map(lambda x: x.reshape(mesh.size, -1, *x.shape[1:]), batch)
+        return mapped(state, split)
+
+    return run

@@ -1,0 +1,57 @@
+"""The state of a run: everything that the next step needs, and nothing else."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """What a step maps to the next.
+
+    Fields:
+      step: int32, the number of updates made.
+      params: trained arrays, float32.
+      model_state: the model's other collections, such as BatchNorm's averages.
+      opt_state: of the optax chain.
+      ema_params: moving average of params, used in evaluation; None where it is off.
+    """
+
+    step: jax.Array
+    params: Any
+    model_state: Any
+    opt_state: Any
+    ema_params: Any = None
+
+    @property
+    def eval_params(self) -> Any:
+        """The parameters to evaluate and to deploy."""
+        return self.params if self.ema_params is None else self.ema_params
+
+
+def init_state(
+    rng: jax.Array,
+    batch: Any,
+    *,
+    init: Callable[[jax.Array, Any], Any],
+    make_tx: Callable[[Any], optax.GradientTransformation],
+    use_ema: bool,
+) -> TrainState:
+    """The state before the first step. Pure, so `jax.eval_shape` gives its shapes.
+
+    Args:
+      init: (rng, batch) -> variables, a dict with 'params'.
+      make_tx: params -> optimiser.
+    """
+    variables = dict(init(rng, batch))
+    params = variables.pop('params')
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        model_state=variables,
+        opt_state=make_tx(params).init(params),
+        ema_params=jax.tree.map(jnp.copy, params) if use_ema else None,
+    )

@@ -1,0 +1,121 @@
+"""The training and evaluation steps: pure functions of (state, batch)."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bigmodels import metrics as metrics_lib
+from bigmodels.state import TrainState
+
+Batch = Mapping[str, jax.Array]
+
+
+def step_rng(seed: int, step: jax.Array | int) -> jax.Array:
+    """rng(t): the key of step t, from the seed and t alone."""
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def make_train_step(**settings) -> Callable:
+    """`train_step` with its keyword arguments given: (state, batch) -> (state, metrics)."""
+    return functools.partial(train_step, **settings)
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    loss_fn: Callable,
+    tx: optax.GradientTransformation,
+    seed: int,
+    schedule: optax.Schedule,
+    accumulate: int = 1,
+    ema_decay: float = 0.0,
+    axis_name: str | None = None,
+) -> tuple[TrainState, Mapping[str, Any]]:
+    """One update.
+
+    Args:
+      state: before the update.
+      batch: arrays [B, ...].
+      loss_fn: a task's; its loss is the mean that metrics['loss'] = (sum, count) gives.
+      accumulate: the gradient is taken over this many parts of the batch, one after the other;
+        it equals the gradient of the whole.
+      ema_decay: of the parameters' moving average; smaller in the first steps.
+      axis_name: under pmap, the mapped axis.
+
+    Returns:
+      The state after the update, and metrics: pairs from the task, and float32 scalars
+      'learning_rate', 'grad_norm' and 'param_norm'.
+    """
+    rng = step_rng(seed, state.step)
+    if axis_name is not None:
+        rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
+    grads, metrics, model_state = accumulated_gradients(
+        state.params, state.model_state, batch, rng, loss_fn, accumulate
+    )
+    if axis_name is not None:
+        share = metrics['loss'][1] / jax.lax.psum(metrics['loss'][1], axis_name)
+        grads = jax.lax.psum(jax.tree.map(lambda g: g * share, grads), axis_name)
+        metrics = jax.lax.psum(metrics, axis_name)
+        model_state = jax.lax.pmean(model_state, axis_name)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema_params = state.ema_params
+    if ema_params is not None:
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        ema_params = optax.incremental_update(params, ema_params, 1 - decay)
+    metrics = dict(metrics) | {
+        'learning_rate': schedule(state.step),
+        'grad_norm': optax.global_norm(grads),
+        'param_norm': optax.global_norm(params),
+    }
+    return TrainState(state.step + 1, params, model_state, opt_state, ema_params), metrics
+
+
+def accumulated_gradients(
+    params: Any, model_state: Any, batch: Batch, rng: jax.Array, loss_fn: Callable, parts: int
+) -> tuple[Any, Mapping[str, metrics_lib.Pair], Any]:
+    """Gradient, summed metrics and model state of a batch taken in `parts`.
+
+    Each part's gradient counts by its share of the weights, so that the result is the gradient
+    of the mean over the whole batch however the padding falls.
+    """
+    gradient = jax.grad(loss_fn, has_aux=True)
+    if parts == 1:
+        grads, (metrics, model_state) = gradient(params, model_state, batch, rng, train=True)
+        return grads, metrics, model_state
+
+    def one_part(carry, inputs):
+        total, metrics, model_state = carry
+        index, part = inputs
+        grads, (part_metrics, model_state) = gradient(
+            params, model_state, part, jax.random.fold_in(rng, index), train=True
+        )
+        count = part_metrics['loss'][1]
+        total = jax.tree.map(lambda t, g: t + count * g, total, grads)
+        return (total, metrics_lib.add(metrics, part_metrics), model_state), None
+
+    # Part i takes rows i, i + parts, ...: each device keeps its own rows.
+    split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+    first = jax.tree.map(lambda x: x[0], split)
+    shapes = jax.eval_shape(
+        functools.partial(loss_fn, train=True), params, model_state, first, rng
+    )[1][0]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (params, shapes))
+    (total, metrics, model_state), _ = jax.lax.scan(
+        one_part, (*zeros, model_state), (jnp.arange(parts), split)
+    )
+    count = jnp.maximum(metrics['loss'][1], 1e-9)
+    return jax.tree.map(lambda t: t / count, total), metrics, model_state
+
+
+def eval_step(
+    params: Any, model_state: Any, batch: Batch, *, loss_fn: Callable
+) -> Mapping[str, metrics_lib.Pair]:
+    """The metric pairs of one batch."""
+    _, (metrics, _) = loss_fn(params, model_state, batch, jax.random.key(0), train=False)
+    return metrics

@@ -1,0 +1,28 @@
+"""Tasks: what a model is trained for, by the name that `config.task.name` gives.
+
+A task is a frozen dataclass that holds the model and says what its batches mean. The loop, the
+evaluation and the server know nothing else about it. Its methods are pure:
+
+    fit(source) -> task               with what preprocessing learns from training records
+    save(directory); restored(directory) -> task        what `fit` learnt, as plain files
+    examples(source, cache_dir, train) -> sequence       of dicts of equally shaped arrays
+    init(rng, batch) -> variables
+    loss_fn(params, model_state, batch, rng, train) -> (loss, (metrics, model_state))
+    predict(params, model_state, batch) -> predictions
+    preprocess(raw) -> example; postprocess(prediction) -> answer
+    summary(metrics) -> metrics       host figures that follow from means, such as perplexity
+    items(batch shape) -> (count, unit), flops_per_step(params, batch shape) -> float | None
+    demonstrate(params, model_state) -> {file name: text}
+    facts() -> {name: text}           what the start screen says of the model
+
+`metrics` maps names to (sum, count) pairs; 'loss' is one of them, and the returned loss is its
+mean. To add a task, put it in a file of its own and its class here.
+"""
+
+from bigmodels.tasks.classification import Classification
+from bigmodels.tasks.language_modeling import LanguageModeling
+
+TASKS = {
+    'classification': Classification,
+    'language_modeling': LanguageModeling,
+}

@@ -1,0 +1,265 @@
+"""What a run says and keeps: progress on the terminal, JSON lines, TensorBoard, plots."""
+
+import collections
+import contextlib
+import json
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, TextIO
+
+import tqdm
+
+from bigmodels import errors
+from bigmodels import metrics as metrics_lib
+
+
+class Progress:
+    """A progress bar on a terminal, plain lines elsewhere; silent where `show` is false."""
+
+    def __init__(self, total: int, start: int, show: bool, stream: TextIO | None = None):
+        self._stream = stream or sys.stderr
+        self._show = show
+        self._total = total
+        self._bar = None
+        if show and self._stream.isatty():
+            self._bar = tqdm.tqdm(
+                total=total,
+                initial=start,
+                file=self._stream,
+                unit='step',
+                dynamic_ncols=True,
+                bar_format='{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]',
+            )
+
+    def update(self, step: int, facts: Mapping[str, str], report: bool) -> None:
+        """Shows the step; `report` says whether plain output gets a line for it."""
+        text = ', '.join(f'{name} {value}' for name, value in facts.items())
+        if self._bar is not None:
+            self._bar.n = step
+            self._bar.set_postfix_str(text)
+        elif self._show and report:
+            print(f'step {step}/{self._total}: {text}', file=self._stream, flush=True)
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        elif self._show:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class MetricWriter:
+    """Appends rows of metrics to `metrics.jsonl` and to TensorBoard, on the first host only.
+
+    Rows after `start`, of a run that was killed and is resumed from there, are dropped: they will
+    be written again.
+    """
+
+    def __init__(self, workdir: pathlib.Path, start: int, active: bool):
+        self._file = self._events = None
+        if not active:
+            return
+        from tensorboardX import SummaryWriter  # slow to import
+
+        path = workdir / 'metrics.jsonl'
+        rows = [row for row in read_metrics(path) if row['step'] <= start]
+        temporary = path.with_suffix('.tmp')
+        temporary.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+        temporary.replace(path)
+        self._file = path.open('a')
+        self._events = SummaryWriter(str(workdir / 'tensorboard'), purge_step=start + 1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One row: {'step': step, **values}."""
+        if self._file is None:
+            return
+        self._file.write(json.dumps({'step': step, **values}) + '\n')
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        if self._file is not None:
+            self._file.close()
+            self._events.close()
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
+    """The rows of a `metrics.jsonl`; a last line cut off by a kill is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text().splitlines(keepends=True):
+        if line.endswith('\n'):
+            rows.append(json.loads(line))
+    return rows
+
+
+def plot_curves(workdir: pathlib.Path) -> None:
+    """Draws the losses of `metrics.jsonl` over steps as `curves.png`."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    rows = read_metrics(workdir / 'metrics.jsonl')
+    names = sorted(
+        {
+            name
+            for row in rows
+            for name in row
+            if name == 'train/loss' or (name.startswith('eval/') and 'loss' in name)
+        }
+    )
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout='constrained')
+    for name in names:
+        points = [(row['step'], row[name]) for row in rows if name in row]
+        few = len(points) < 30
+        axes.plot(
+            *zip(*points, strict=True),
+            label=name,
+            marker='o' if few else None,
+            linewidth=2 if few else 1,
+        )
+    axes.set(xlabel='step', ylabel='loss', title=workdir.name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(workdir / 'curves.png', dpi=120)
+    pyplot.close(figure)
+
+
+class Reporter:
+    """Everything that a training loop tells: screen, progress, metrics, warnings.
+
+    Metrics are read LAG steps after they were dispatched, so that the loop never waits for a
+    step that the device has only just begun.
+    """
+
+    LAG = 2
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        start: int,
+        total: int,
+        log_every: int,
+        items: int,
+        unit: str,
+        flops_per_step: float | None,
+        peak_flops: float | None,
+        num_devices: int,
+        active: bool,
+    ):
+        self._writer = MetricWriter(workdir, start, active)
+        self._progress = Progress(total, start, active)
+        self._total, self._log_every = total, log_every
+        self._items, self._unit = items, unit
+        self._flops = flops_per_step
+        self._peak = peak_flops and peak_flops * num_devices
+        self._pending = collections.deque()
+        self._began = self._stretch = time.perf_counter()
+        self._stretch_start, self._waited = start, 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Since the reporter was made."""
+        return time.perf_counter() - self._began
+
+    def start_screen(self, facts: Mapping[str, str]) -> None:
+        """What runs, where and on what, a line each."""
+        width = max(map(len, facts))
+        for name, value in facts.items():
+            self._progress.say(f'{name:<{width}}  {value}')
+        self._stretch = time.perf_counter()
+
+    def timed_wait(self, feed: Iterator) -> Any:
+        """The next batch; the time it takes counts as waiting for data."""
+        begin = time.perf_counter()
+        batch = next(feed)
+        self._waited += time.perf_counter() - begin
+        return batch
+
+    def add(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Takes the metrics of a dispatched step and reads those of an earlier one."""
+        self._pending.append((step, metrics))
+        if len(self._pending) > self.LAG:
+            self._read(*self._pending.popleft())
+
+    def flush(self) -> None:
+        """Reads what is pending, waiting for it."""
+        while self._pending:
+            self._read(*self._pending.popleft())
+
+    def _read(self, step: int, metrics: Mapping[str, Any]) -> None:
+        loss = float(metrics_lib.mean(metrics['loss']))
+        norm = float(metrics['param_norm'])
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise errors.UserError(
+                f'At step {step} (batch {step - 1}) the loss is {loss} and the norm of the updated '
+                f'parameters {norm}: stopped. Checkpoints of earlier steps are good. A lower '
+                f'learning rate, longer warm-up or a clip_norm may help.'
+            )
+        facts = {'loss': f'{loss:.4f}'}
+        report = step % self._log_every == 0 or step == self._total
+        if report:
+            speed = self._measure(step)
+            facts |= {name: text for name, (_, text) in speed.items()}
+            values = {
+                f'train/{name}' if isinstance(value, tuple) else name: float(
+                    metrics_lib.mean(value) if isinstance(value, tuple) else value
+                )
+                for name, value in metrics.items()
+            }
+            perf = {f'perf/{name}': number for name, (number, _) in speed.items()}
+            self._writer.write(step, values | perf)
+        self._progress.update(step, facts, report)
+
+    def _measure(self, step: int) -> dict[str, tuple[float, str]]:
+        """Speed since the last measurement: name -> (number, text)."""
+        now = time.perf_counter()
+        seconds = max(now - self._stretch, 1e-9)
+        rate = self._items * (step - self._stretch_start) / seconds
+        left = (self._total - step) * seconds / max(step - self._stretch_start, 1)
+        speed = {f'{self._unit}/s': (rate, f'{rate:,.0f}')}
+        if self._flops and self._peak:
+            share = rate / self._items * self._flops / self._peak
+            speed['mfu'] = (share, f'{share:.1%}')
+        waited = self._waited / seconds
+        speed['data_wait'] = (waited, f'{waited:.1%}')
+        speed['seconds_left'] = (left, f'{left:.0f}')
+        self._stretch, self._stretch_start, self._waited = now, step, 0.0
+        return speed
+
+    def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
+        """Writes and shows the figures of an evaluation."""
+        self._writer.write(step, {f'eval/{name}': value for name, value in figures.items()})
+        self._progress.say(
+            f'evaluation at step {step}: '
+            + ', '.join(f'{name} {value:.4f}' for name, value in figures.items())
+        )
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time inside does not count as time of steps."""
+        begin = time.perf_counter()
+        yield
+        self._stretch += time.perf_counter() - begin
+
+    def warn(self, problem: str | None) -> None:
+        """A problem that does not end the run, told loudly."""
+        if problem:
+            self._progress.say(f'WARNING: {problem}')
+
+    def close(self) -> None:
+        """Closes the files and the bar."""
+        self._writer.close()
+        self._progress.close()

@@ -1,0 +1,38 @@
+"""What every config starts from."""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The defaults; `experiment.Experiment` documents each key."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.total_steps = ml_collections.config_dict.required_placeholder(int)
+    config.batch_size = ml_collections.config_dict.required_placeholder(int)
+    config.accumulate = 1
+    config.ema_decay = 0.0
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.parallel = 'jit'
+    config.eval_every = 0
+    config.log_every = 10
+    config.checkpoint = dict(every=500, keep_last=2, best_metric='', best_mode='min')
+    config.data = dict(train=dict(), evals=dict(), threads=2, buffer=8, workers=0)
+    config.model = dict()
+    config.task = dict()
+    config.optimizer = dict(
+        learning_rate=1e-3,
+        algorithm=dict(name='adamw', b1=0.9, b2=0.95),
+        schedule=dict(name='cosine', warmup_steps=100, final=0.1),
+        clip_norm=1.0,
+        weight_decay=0.1,
+    )
+    return config
+
+
+def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A config cut down to a few seconds, for tests."""
+    config.total_steps = 20
+    config.log_every = 5
+    config.checkpoint.every = 10
+    config.optimizer.schedule.warmup_steps = 2
+    return config

@@ -1,0 +1,24 @@
+"""A small perceptron on scikit-learn's bundled handwritten digits (8 x 8 pixels, 0 to 16).
+
+pip install -e '.[tables]' && python -m bigmodels.main --config=configs/digits_mlp.py
+"""
+
+from configs import common
+
+
+def get_config(variant: str = ''):
+    """The default, or `tiny` for tests."""
+    config = common.get_config()
+    config.model = dict(name='mlp', hidden_dims=(128, 64), num_classes=10, dropout_rate=0.1)
+    config.task = dict(name='classification', mean=4.9, std=6.0)
+    config.data.train = dict(name='digits', split='train')
+    config.data.evals = dict(valid=dict(name='digits', split='valid'))
+    config.batch_size = 64
+    config.total_steps = 1000
+    config.checkpoint.best_metric = 'valid/accuracy'
+    config.checkpoint.best_mode = 'max'
+    if variant == 'tiny':
+        config = common.tiny(config)
+    elif variant:
+        raise ValueError(f'unknown variant {variant!r}; there is: tiny')
+    return config.lock()

@@ -1,0 +1,28 @@
+"""A character-level decoder Transformer on one text file, by default Tiny Shakespeare.
+
+python -m bigmodels.main --config=configs/shakespeare.py:path/to/input.txt
+"""
+
+from configs import common
+
+
+def get_config(path: str = ''):
+    """`path` of the text: its first 90 % trains, the rest validates."""
+    path = path or '../shared/data/tinyshakespeare/input.txt'
+    config = common.get_config()
+    config.model = dict(
+        name='transformer', vocab_size=65, num_layers=4, embed_dim=128, num_heads=4, max_length=64
+    )
+    config.task = dict(
+        name='language_modeling',
+        tokenizer=dict(name='characters'),
+        sequence_length=64,
+        append_end_of_text=False,
+        sample_prompt='\n',
+    )
+    config.data.train = dict(name='text_files', path=path, fraction=(0.0, 0.9))
+    config.data.evals = dict(valid=dict(name='text_files', path=path, fraction=(0.9, 1.0)))
+    config.batch_size = 12
+    config.total_steps = 2000
+    config.checkpoint.every = 2000
+    return config.lock()

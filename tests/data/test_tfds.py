@@ -1,0 +1,165 @@
+"""TFDS without TensorFlow: preparing from local files, reading, and what can go wrong."""
+
+import gzip
+import pickle
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from bigmodels import config, errors
+from bigmodels.data import SOURCES
+from bigmodels.data.tfds_source import Tfds
+
+
+def write_idx(path, array):
+    header = (0x800 + array.ndim).to_bytes(4, 'big')
+    header += b''.join(size.to_bytes(4, 'big') for size in array.shape)
+    path.write_bytes(gzip.compress(header + array.tobytes(), 1))
+
+
+def read_idx(path):
+    data = gzip.decompress(path.read_bytes())
+    shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], 'big') for i in range(data[3])]
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+
+
+@pytest.fixture(scope='module')
+def prepared_text(tmp_path_factory):
+    """A data set of our own with text, text lists and numbers, as TFDS writes it."""
+    import tensorflow_datasets as tfds
+
+    class Sayings(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version('1.0.0')
+
+        def _info(self):
+            features = tfds.features
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=features.FeaturesDict(
+                    {
+                        'text': features.Text(),
+                        'words': features.Sequence(features.Text()),
+                        'pair': features.Translation(['en', 'de']),
+                        'turns': features.Sequence({'who': features.Text(), 'n': np.int64}),
+                        'scores': features.Sequence(np.float32),
+                        'key': features.Tensor(shape=(), dtype=np.object_),
+                        'label': features.ClassLabel(num_classes=3),
+                    }
+                ),
+            )
+
+        def _split_generators(self, manager):
+            return {'train': self._generate_examples()}
+
+        def _generate_examples(self):
+            for i in range(10):
+                yield (
+                    i,
+                    {
+                        'text': f'grüß {i}',
+                        'words': ['ä'] * i,
+                        'pair': {'en': 'yes', 'de': 'jä'},
+                        'turns': [{'who': 'ü', 'n': 3}] * 2,
+                        'scores': [0.5] * i,
+                        'key': b'\xff',
+                        'label': i % 3,
+                    },
+                )
+
+    folder = tmp_path_factory.mktemp('sayings')
+    builder = Sayings(data_dir=folder, file_format='array_record')
+    builder.download_and_prepare()
+    return folder
+
+
+def test_text_is_str_and_the_rest_numpy(prepared_text):
+    source = Tfds('sayings', 'train[:80%]', data_dir=str(prepared_text))
+    assert len(source) == 8
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy.fingerprint() == source.fingerprint()
+    for i in range(8):
+        record = source[i]
+        number = int(record['text'].split()[1])
+        assert record['text'] == f'grüß {number}'
+        assert record['words'] == ['ä'] * number
+        assert record['pair'] == {'en': 'yes', 'de': 'jä'}
+        assert record['turns']['who'] == ['ü', 'ü']
+        np.testing.assert_array_equal(record['turns']['n'], [3, 3])
+        np.testing.assert_array_equal(record['scores'], np.full(number, 0.5, np.float32))
+        assert record['key'] == b'\xff'
+        assert record['label'] == number % 3
+        assert isinstance(record['label'], np.int64)
+        assert copy[i]['text'] == record['text']
+    with pytest.raises(IndexError):
+        source[8]
+    other = Tfds('sayings', 'train', data_dir=str(prepared_text))
+    assert other.fingerprint() != source.fingerprint()
+
+
+def test_errors(prepared_text, tmp_path):
+    with pytest.raises(errors.UserError, match=r"Unknown TFDS data set 'mnits'. .*'mnist'"):
+        Tfds('mnits', 'train')
+    with pytest.raises(errors.UserError, match=r"no such split 'valid'.*\['train'\]"):
+        Tfds('sayings', 'valid', data_dir=str(prepared_text))
+    for dataset in ('mnist', 'movielens/100k-ratings', 'glue/sst2', 'wmt14_translate/de-en'):
+        with pytest.raises(errors.UserError, match=r'not prepared in .*Set manual_dir'):
+            Tfds(dataset, 'train', data_dir=str(tmp_path))
+    with pytest.raises(errors.UserError, match='is not a folder'):
+        Tfds('mnist', 'train', data_dir=str(tmp_path), manual_dir=str(tmp_path / 'absent'))
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(
+        errors.UserError, match=r"images-idx3-ubyte.gz' is not in manual_dir.*Fetch"
+    ):
+        Tfds('mnist', 'train', data_dir=str(tmp_path), manual_dir=str(tmp_path / 'empty'))
+
+
+def test_a_format_without_random_access_is_named(prepared_text, tmp_path):
+    shutil.copytree(prepared_text / 'sayings', tmp_path / 'sayings')
+    info = tmp_path / 'sayings' / '1.0.0' / 'dataset_info.json'
+    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+    for shard in info.parent.glob('*.array_record*'):
+        shard.rename(str(shard).replace('array_record', 'tfrecord'))
+    with pytest.raises(errors.UserError, match='stored as tfrecord, which allows no random access'):
+        Tfds('sayings', 'train', data_dir=str(tmp_path))
+
+
+def test_wrong_files_are_refused_and_leave_nothing(tmp_path):
+    raw = tmp_path / 'raw'
+    raw.mkdir()
+    for part, count in (('train', 60000), ('t10k', 10000)):
+        write_idx(raw / f'{part}-images-idx3-ubyte.gz', np.zeros((count, 28, 28), np.uint8))
+        write_idx(raw / f'{part}-labels-idx1-ubyte.gz', np.zeros(count, np.uint8))
+    with pytest.raises(errors.UserError, match=r'wrong checksum(.|\n)*verify_checksums=False'):
+        Tfds('mnist', 'train', data_dir=str(tmp_path / 'data'), manual_dir=str(raw))
+    assert not [path for path in (tmp_path / 'data').rglob('*') if path.is_file()]
+
+
+@pytest.mark.shared_data
+@pytest.mark.slow
+def test_real_mnist_is_prepared_and_read(shared_data, tmp_path):
+    raw, data_dir = tmp_path / 'raw', tmp_path / 'data'
+    shutil.copytree(shared_data / 'mnist', raw)
+    section = {'name': 'tfds', 'dataset': 'mnist', 'data_dir': str(data_dir)}
+    first = section | {'manual_dir': str(raw), 'verify_checksums': False}
+    # Our files were compressed anew, so TFDS's registered checksums cannot hold.
+    with pytest.raises(errors.UserError, match='wrong checksum'):
+        config.choose(SOURCES, first | {'split': 'train', 'verify_checksums': True}, 'data')
+    config.choose(SOURCES, first | {'split': 'train'}, 'data')
+    assert [path.name for path in data_dir.iterdir()] == ['mnist']  # the scratch folder is gone
+    for split, part, count in (('train', 'train', 60_000), ('test', 't10k', 10_000)):
+        source = config.choose(SOURCES, section | {'split': split}, 'data')
+        images = read_idx(raw / f'{part}-images-idx3-ubyte.gz')
+        labels = read_idx(raw / f'{part}-labels-idx1-ubyte.gz')
+        assert len(source) == len(images) == count
+        # TFDS shuffles when it writes: compare the whole as a multiset of (pixels, label).
+        mine = sorted((record['image'].tobytes(), int(record['label'])) for record in source)
+        assert mine == sorted((i.tobytes(), int(l)) for i, l in zip(images, labels, strict=True))
+        assert source[0]['image'].shape == (28, 28, 1)
+        assert pickle.loads(pickle.dumps(source))[7]['label'] == source[7]['label']
+    assert 'tensorflow' not in sys.modules
+    again = config.choose(
+        SOURCES, first | {'split': 'test', 'data_dir': str(tmp_path / 'second')}, 'data'
+    )
+    assert again.fingerprint() == source.fingerprint()
