@@ -4,12 +4,14 @@ A section of a config is unpacked into the function or class that it configures,
 nothing reads cannot exist: it would be an argument that its constructor does not take.
 """
 
+import ast
 import dataclasses
 import importlib
 import importlib.util
 import inspect
 import json
 import pathlib
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -20,18 +22,74 @@ import ml_collections
 from bigmodels import errors
 
 
-def load(spec: str) -> ml_collections.ConfigDict:
-    """Loads `path/to/file.py` or `path/to/file.py:variant`, as `--config` does.
+def load(spec: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+    """Loads `path/to/file.py` or `path/to/file.py:variant`, and sets fields in it.
 
     A config file is Python and is executed: load only files that you would run.
+
+    Args:
+      overrides: 'model.num_layers=2' each. A value is a Python literal, or else a string; it is
+        checked against what the field configures when that is built, so a field that the file
+        leaves at its default can be set too.
+
+    Raises:
+      UserError: for a file that is not there or fails, and an override that names no section.
     """
     path, _, variant = spec.partition(':')
     if not pathlib.Path(path).is_file():
         raise errors.UserError(f'The config file {path!r} does not exist.')
+    make_neighbours_importable(path)
     module_spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    return module.get_config(variant)
+    try:
+        module_spec.loader.exec_module(module)
+        config = module.get_config(variant)
+    except (ValueError, TypeError, AttributeError, KeyError, SyntaxError, ImportError) as error:
+        raise errors.UserError(f'{spec}: {type(error).__name__}: {error}') from error
+    with config.unlocked():
+        for override in overrides:
+            _set(config, *override.split('=', 1))
+    return config
+
+
+def _set(config: ml_collections.ConfigDict, key: str, text: str) -> None:
+    section = config
+    *sections, field = key.split('.')
+    for i, name in enumerate(sections):
+        section = section.get(name)
+        if not isinstance(section, ml_collections.ConfigDict):
+            where = '.'.join(['config', *sections[: i + 1]])
+            raise errors.UserError(f'There is no section {where} to set {key} in.')
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(section.get(field), str):
+        value = text
+    if isinstance(section.get(field), ml_collections.ConfigDict):
+        raise errors.UserError(f'config.{key} is a section: set a field in it, one of: '
+                               f'{", ".join(section[field])}.')
+    if field in section:
+        del section[field]  # a ConfigDict insists on the type of the value it has
+    section[field] = value
+
+
+def with_defaults(factory: Callable, section: Mapping) -> dict[str, Any]:
+    """The section with the constructor's default for every key it leaves out."""
+    allowed, _ = _parameters(factory, {})
+    defaults = {
+        key: to_plain(parameter.default)
+        for key, parameter in inspect.signature(factory).parameters.items()
+        if key in allowed and isinstance(parameter.default, int | float | str | tuple | None)
+    }
+    return defaults | to_plain(section)
+
+
+def make_neighbours_importable(path: str) -> None:
+    """Lets `configs/x.py` do `from configs import common` from any working directory."""
+    root = str(pathlib.Path(path).absolute().parent.parent)
+    if root not in sys.path:
+        sys.path.append(root)
 
 
 def to_plain(value: Any) -> Any:
@@ -105,9 +163,11 @@ def build(factory: Callable, section: Mapping, path: str, **given) -> Any:
         if isinstance(value, list):
             value = tuple(value)
         if not _matches(value, hint):
+            if typing.get_origin(hint) is typing.Literal:
+                raise errors.unknown(f'value of {where}.{key}:', value, typing.get_args(hint))
             raise errors.UserError(
                 f'{where}.{key} = {value!r} has the wrong type: it is {type(value).__name__}, '
-                f'wanted {getattr(hint, "__name__", None) or hint}.'
+                f'wanted {hint.__name__ if inspect.isclass(hint) else hint}.'
             )
         values[key] = float(value) if hint is float else value
     missing = [key for key in required if key not in values]
@@ -150,7 +210,14 @@ def _matches(value: Any, hint: Any) -> bool:
             and value is not False
         )
     if origin in (tuple, list, Sequence):
-        return isinstance(value, tuple | list)
+        return isinstance(value, tuple | list) and _elements_match(value, hint)
     if origin is Mapping or hint is Mapping:
         return isinstance(value, Mapping | ml_collections.ConfigDict)
     return isinstance(value, origin or hint)
+
+
+def _elements_match(value: Sequence, hint: Any) -> bool:
+    hints = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple and hints[-1] is not Ellipsis:
+        return len(value) == len(hints) and all(map(_matches, value, hints))
+    return all(_matches(item, hints[0]) for item in value)

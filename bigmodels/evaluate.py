@@ -13,19 +13,6 @@ import grain
 import jax
 
 from bigmodels import errors, experiment, metrics, runs, sharding, steps
-from bigmodels.data import pipeline
-
-
-def evaluation_sets(
-    settings: experiment.Experiment, task: Any, shard: pipeline.Shard
-) -> dict[str, grain.MapDataset]:
-    """The batches of every set in config.data.evals."""
-    sets = {}
-    for name, section in settings.data.evals.items():
-        [(source, _)] = experiment.open_sources(section, f'data.evals.{name}')
-        examples = task.examples(source, runs.cache_dir(), train=False)
-        sets[name] = pipeline.evaluation_batches(examples, settings.batch_size, shard)
-    return sets
 
 
 def evaluate(
@@ -60,7 +47,7 @@ def main() -> None:
     run = runs.open_run(arguments.workdir, step)
     mesh = sharding.make_mesh(sharding.MeshShape())
     experiment.check_batch(run.experiment, sharding.num_batch_shards(mesh))
-    sets = evaluation_sets(run.experiment, run.task, sharding.batch_shard(mesh))
+    sets = experiment.evaluation_sets(run.experiment, run.task, sharding.batch_shard(mesh))
     eval_step = jax.jit(functools.partial(steps.eval_step, loss_fn=run.task.loss_fn))
     results = evaluate(eval_step, run.task, run.params, run.model_state, sets, mesh)
     print(json.dumps({'step': run.step, **results}, indent=1))

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
+import grain
 
 from bigmodels import config as config_lib
-from bigmodels import errors, sharding
-from bigmodels.data import SOURCES
+from bigmodels import errors, optimizers, sharding
+from bigmodels.data import SOURCES, pipeline
 from bigmodels.models import MODELS
 from bigmodels.tasks import TASKS
 
@@ -122,6 +123,25 @@ def from_config(config: Mapping) -> Experiment:
     return experiment
 
 
+def resolved(config: Mapping) -> dict[str, Any]:
+    """The config as plain data with every default written out: what a run keeps.
+
+    A default that changes in a later version then does not change the run.
+    """
+    plain = config_lib.with_defaults(Experiment, config)
+    for key, factory in {'data': Data, 'mesh': sharding.MeshShape, 'checkpoint': Checkpoint}.items():
+        plain[key] = config_lib.with_defaults(factory, plain.get(key, {}))
+    plain['optimizer'] = config_lib.with_defaults(optimizers.make_optimizer, plain['optimizer'])
+    for section, key, choices in (
+        (plain, 'model', MODELS), (plain, 'task', TASKS),
+        (plain['optimizer'], 'algorithm', optimizers.ALGORITHMS),
+        (plain['optimizer'], 'schedule', optimizers.SCHEDULES),
+    ):
+        factory = config_lib.lookup(choices, section[key]['name'], key)
+        section[key] = config_lib.with_defaults(factory, section[key])
+    return plain
+
+
 def check_batch(experiment: Experiment, num_shards: int) -> None:
     """Raises UserError where the batch does not divide over the devices that split it."""
     part = experiment.batch_size // experiment.accumulate
@@ -172,6 +192,40 @@ def blocking_differences(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any
             key == free or (free.endswith('.') and key.startswith(free)) for free in EXECUTION_KEYS
         )
     }
+
+
+def training_sources(settings: Experiment) -> list[tuple[Sequence, float]]:
+    """The (source, weight) pairs of config.data.train."""
+    return open_sources(settings.data.train, 'data.train')
+
+
+def training_batches(
+    settings: Experiment, task: Any, shard: pipeline.Shard = (0, 1)
+) -> tuple[grain.MapDataset, str]:
+    """batch(t) of a run with its fitted task, and what it is made from in words."""
+    sources = training_sources(settings)
+    parts = [
+        (task.examples(source, pipeline.cache_dir(), train=True), weight)
+        for source, weight in sources
+    ]
+    described = '; '.join(
+        f'{source.describe()}, {len(examples):,} examples'
+        for (source, _), (examples, _) in zip(sources, parts, strict=True)
+    )
+    batches = pipeline.training_batches(parts, settings.batch_size, settings.seed, shard)
+    return batches, described
+
+
+def evaluation_sets(
+    settings: Experiment, task: Any, shard: pipeline.Shard = (0, 1)
+) -> dict[str, grain.MapDataset]:
+    """The batches of every set in config.data.evals."""
+    sets = {}
+    for name, section in settings.data.evals.items():
+        [(source, _)] = open_sources(section, f'data.evals.{name}')
+        examples = task.examples(source, pipeline.cache_dir(), train=False)
+        sets[name] = pipeline.evaluation_batches(examples, settings.batch_size, shard)
+    return sets
 
 
 class _Concatenated(Sequence):

@@ -1,58 +1,48 @@
 """The command that trains: python -m bigmodels.main --config=configs/transformer.py
 
-`--config=file.py:variant` picks a variant, `--config.model.num_layers=2` overrides a field.
+`--config=file.py:variant` picks a variant, `--config.model.num_layers=2` sets a field.
 """
 
+import argparse
 import pathlib
-import sys
-
-from absl import app, flags
-from ml_collections import config_flags
 
 from bigmodels import errors
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment.', lock_config=True)
-_WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Where the run is kept; default runs/<config name>.'
-)
-_RESUME = flags.DEFINE_enum(
-    'resume',
-    'same',
-    ['same', 'changed', 'restart'],
-    'A run that is there: go on with the same config, go on with this one, or start anew.',
-)
+
+def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """The options, and the overrides as 'model.num_layers=2'."""
+    parser = argparse.ArgumentParser(
+        prog='python -m bigmodels.main', description='Trains the experiment of a config file.',
+        epilog='Any field of the config is set by --config.SECTION.FIELD=VALUE.',
+        allow_abbrev=False,
+    )
+    parser.add_argument('--config', required=True, metavar='FILE.py[:VARIANT]')
+    parser.add_argument('--workdir', type=pathlib.Path,
+                        help='where the run is kept; default runs/<config name>')
+    parser.add_argument('--resume', default='same', choices=('same', 'changed', 'restart'),
+                        help='a run that is there: go on under the same config, go on under this '
+                             'one, or move it aside and start anew')
+    options, rest = parser.parse_known_args(arguments)
+    for argument in rest:
+        if not argument.startswith('--config.') or '=' not in argument:
+            parser.error(f'unknown argument {argument!r}: fields of the config are set by '
+                         f'--config.SECTION.FIELD=VALUE')
+    return options, [argument.removeprefix('--config.') for argument in rest]
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Parses flags; mistakes in them, in the config file or in overrides are UserErrors."""
-    flags.mark_flag_as_required('config')
-    try:
-        rest = flags.FLAGS(argv)
-        _CONFIG.value.lock()
-    except flags.Error as error:
-        raise errors.UserError(str(error)) from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise errors.UserError(f'config: {" ".join(str(error).split())}') from error
-    except OSError as error:
-        raise errors.UserError(f'The config file cannot be read: {error}') from error
-    if rest[1:]:
-        raise errors.UserError(f'Unknown arguments: {" ".join(rest[1:])}.')
-    return rest
-
-
-def main(_) -> None:
-    """Trains the experiment that the flags describe."""
-    from bigmodels import runs, train  # imports JAX, which --help does not need
+def main() -> None:
+    """Trains the experiment that the command line describes."""
+    options, overrides = parse()
+    from bigmodels import config, runs, train  # JAX, which --help does not need
 
     runs.configure_process()
-    spec = config_flags.get_config_filename(flags.FLAGS['config'])
-    name = (
-        pathlib.Path(spec.partition(':')[0]).stem
-        + spec.partition(':')[1].replace(':', '_')
-        + spec.partition(':')[2]
-    )
-    train.train(_CONFIG.value, _WORKDIR.value or pathlib.Path('runs') / name, _RESUME.value)
+    path, _, variant = options.config.partition(':')
+    name = pathlib.Path(path).stem
+    if variant and '/' not in variant:
+        name += f'_{variant}'
+    workdir = options.workdir or pathlib.Path('runs', name)
+    train.train(config.load(options.config, overrides), workdir, options.resume)
 
 
 if __name__ == '__main__':
-    errors.exit_on_user_error(lambda: app.run(main, flags_parser=parse, argv=sys.argv))
+    errors.exit_on_user_error(main)

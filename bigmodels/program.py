@@ -104,9 +104,9 @@ def make_program(
     )
 
 
-def shapes_of_batch(example: Mapping[str, np.ndarray], batch_size: int) -> Shapes:
-    """The shapes of a global batch of such examples (without the batch axis)."""
+def shapes_of_batch(batch: Mapping[str, np.ndarray], batch_size: int) -> Shapes:
+    """The shapes of a global batch, from one host's part of one."""
     return {
-        key: jax.ShapeDtypeStruct((batch_size, *np.shape(value)), np.asarray(value).dtype)
-        for key, value in example.items()
+        key: jax.ShapeDtypeStruct((batch_size, *value.shape[1:]), value.dtype)
+        for key, value in batch.items()
     }

@@ -15,11 +15,14 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import grain
 import jax
 from absl import logging
 
 from bigmodels import checkpoint, errors, experiment, sharding, state
 from bigmodels import config as config_lib
+from bigmodels import program as program_lib
+from bigmodels.data import pipeline
 
 CONFIG, PREPROCESSING, CHECKPOINTS = 'config.json', 'preprocessing', 'checkpoints'
 BATCH, SUMMARY = 'batch.json', 'summary.json'
@@ -55,6 +58,17 @@ class Run:
     def model(self):
         """The Linen module."""
         return self.task.model
+
+    @property
+    def batches(self) -> grain.MapDataset:
+        """The training batches: `batches[t]` is batch t, as step t + 1 saw it."""
+        return experiment.training_batches(self.experiment, self.task)[0]
+
+    def program(self, mesh: jax.sharding.Mesh | None = None) -> program_lib.Program:
+        """The run's pure functions, placed on `mesh`, by default the first device alone."""
+        mesh = mesh or sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
+        shapes = _batch_shapes(self.workdir, self.experiment.batch_size)
+        return program_lib.make_program(self.experiment, self.task, mesh, shapes)
 
 
 def open_run(workdir: str | os.PathLike, step: int | Literal['last', 'best'] = 'last') -> Run:
@@ -97,7 +111,7 @@ def _choose_step(directory: pathlib.Path, step, settings: experiment.Checkpoint)
 def _restore_for_evaluation(workdir: pathlib.Path, step: int, settings, task) -> tuple[Any, Any]:
     """Params and model state only: the optimiser's part of a checkpoint is not read."""
     mesh = sharding.make_mesh(sharding.MeshShape())
-    variables = dict(jax.eval_shape(task.init, jax.random.key(0), _batch_shapes(workdir)))
+    variables = dict(jax.eval_shape(task.init, jax.random.key(0), _batch_shapes(workdir, 1)))
     params = variables.pop('params')
     use_ema = settings.ema_decay > 0
     wanted = state.TrainState(
@@ -164,9 +178,12 @@ def save_batch_shapes(workdir: pathlib.Path, shapes: Mapping[str, jax.ShapeDtype
     )
 
 
-def _batch_shapes(workdir: pathlib.Path) -> dict[str, jax.ShapeDtypeStruct]:
+def _batch_shapes(workdir: pathlib.Path, batch_size: int) -> program_lib.Shapes:
     saved = json.loads((workdir / BATCH).read_text())
-    return {key: jax.ShapeDtypeStruct((1, *shape), dtype) for key, (shape, dtype) in saved.items()}
+    return {
+        key: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+        for key, (shape, dtype) in saved.items()
+    }
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -176,19 +193,10 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def cache_dir() -> pathlib.Path:
-    """Where tokenised corpora and compiled programs are kept between runs.
-
-    $BIGMODELS_CACHE, or `bigmodels` in the user's cache directory.
-    """
-    base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    return pathlib.Path(os.environ.get('BIGMODELS_CACHE') or pathlib.Path(base) / 'bigmodels')
-
-
 def configure_process() -> None:
     """For commands, once: compiled programs persist between processes; libraries keep quiet."""
     logging.set_verbosity(logging.WARNING)
     if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update('jax_compilation_cache_dir', str(cache_dir() / 'jax'))
+        jax.config.update('jax_compilation_cache_dir', str(pipeline.cache_dir() / 'jax'))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
         jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)

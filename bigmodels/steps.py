@@ -70,8 +70,8 @@ def train_step(
         ema_params = optax.incremental_update(params, ema_params, 1 - decay)
     metrics = dict(metrics) | {
         'learning_rate': schedule(state.step),
-        'grad_norm': optax.global_norm(grads),
-        'param_norm': optax.global_norm(params),
+        'grad_norm': optax.tree.norm(grads),
+        'param_norm': optax.tree.norm(params),
     }
     return TrainState(state.step + 1, params, model_state, opt_state, ema_params), metrics
 

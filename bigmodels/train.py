@@ -7,7 +7,6 @@ import json
 import pathlib
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 
@@ -46,15 +45,15 @@ def train(config: Mapping, workdir: str | pathlib.Path, resume: runs.Resume = 's
     mesh = sharding.make_mesh(settings.mesh)
     experiment.check_batch(settings, sharding.num_batch_shards(mesh))
     task = experiment.make_task(settings)
-    start = runs.prepare(workdir, config, resume)
+    start = runs.prepare(workdir, experiment.resolved(config), resume)
     if runs.is_complete(workdir, start, settings.total_steps):
         return _say_complete(workdir, start)
 
-    task, parts, described = _open_training_data(settings, task, workdir, start)
+    task = _with_preprocessing(task, settings, workdir, start)
     shard = sharding.batch_shard(mesh)
-    batches = pipeline.training_batches(parts, settings.batch_size, settings.seed, shard)
-    eval_sets = evaluate.evaluation_sets(settings, task, shard)
-    shapes = program.shapes_of_batch(pipeline.first_example(parts), settings.batch_size)
+    batches, described = experiment.training_batches(settings, task, shard)
+    eval_sets = experiment.evaluation_sets(settings, task, shard)
+    shapes = program.shapes_of_batch(batches[0], settings.batch_size)
     run = program.make_program(settings, task, mesh, shapes)
     runs.save_batch_shapes(workdir, shapes)
     compiling = time.perf_counter()
@@ -129,23 +128,16 @@ def train(config: Mapping, workdir: str | pathlib.Path, resume: runs.Resume = 's
     return _finish(workdir, task, state, figures, settings.total_steps, reporter)
 
 
-def _open_training_data(settings, task, workdir, start) -> tuple[Any, list, str]:
-    """The task with its preprocessing, (examples, weight) of each source, and a description."""
-    sources = experiment.open_sources(settings.data.train, 'data.train')
-    if start is None:
-        task = task.fit(experiment.concatenated([source for source, _ in sources]))
-        (workdir / runs.PREPROCESSING).mkdir(exist_ok=True)
-        task.save(workdir / runs.PREPROCESSING)
-    else:
-        task = task.restored(workdir / runs.PREPROCESSING)
-    parts = [
-        (task.examples(source, runs.cache_dir(), train=True), weight) for source, weight in sources
-    ]
-    described = '; '.join(
-        f'{source.describe()}, {len(examples):,} examples'
-        for (source, _), (examples, _) in zip(sources, parts, strict=True)
-    )
-    return task, parts, described
+def _with_preprocessing(task, settings: experiment.Experiment, workdir: pathlib.Path, start):
+    """The task with what it learns from the training data, or learnt when the run began."""
+    directory = workdir / runs.PREPROCESSING
+    if start is not None:
+        return task.restored(directory)
+    sources = [source for source, _ in experiment.training_sources(settings)]
+    task = task.fit(experiment.concatenated(sources))
+    directory.mkdir(exist_ok=True)
+    task.save(directory)
+    return task
 
 
 def _say_complete(workdir: pathlib.Path, step: int) -> dict:

@@ -1,14 +1,29 @@
-"""Fixtures shared by all tests."""
+"""Eight simulated devices for every test, and the data sets beside the checkout."""
 
+import os
 import pathlib
 
+import jax
 import pytest
 
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_threefry_partitionable', True)
 
-@pytest.fixture(scope='session')
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope='session', autouse=True)
+def compile_cache(tmp_path_factory):
+    """One cache of compiled programs and tokenised corpora for all tests of a session."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get('PYTEST_XDIST_WORKER') else base
+    os.environ['BIGMODELS_CACHE'] = str(shared / 'cache')
+
+
+@pytest.fixture
 def shared_data() -> pathlib.Path:
-    """The data sets beside the checkout."""
-    path = pathlib.Path(__file__).resolve().parents[2] / 'shared' / 'data'
-    if not path.is_dir():
-        pytest.skip(f'no data sets in {path}')
-    return path
+    """The folder of real data sets; skips where the machine has none."""
+    directory = ROOT.parent / 'shared' / 'data'
+    if not directory.is_dir():
+        pytest.skip('needs the data sets beside the checkout, in ../shared/data')
+    return directory

@@ -6,6 +6,8 @@ same step.
 """
 
 import dataclasses
+import os
+import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +16,16 @@ import numpy as np
 from absl import flags
 
 from bigmodels import errors
+
+
+def cache_dir() -> pathlib.Path:
+    """Where tokenised corpora and compiled programs are kept between runs.
+
+    $BIGMODELS_CACHE, or `bigmodels` in the user's cache directory.
+    """
+    base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    return pathlib.Path(os.environ.get('BIGMODELS_CACHE') or pathlib.Path(base) / 'bigmodels')
+
 
 Shard = tuple[int, int]  # (index, count) of the part of each batch that this host feeds
 
@@ -81,11 +93,6 @@ class Weighted:
         example = dict(self.examples[index if real else 0])
         weights = np.asarray(example.get('weights', np.float32(1)), np.float32)
         return example | {'weights': weights if real else np.zeros_like(weights)}
-
-
-def first_example(parts: Sequence[tuple[Sequence, float]]) -> dict[str, np.ndarray]:
-    """An example as batches hold it, for its shapes."""
-    return Weighted(parts[0][0])[0]
 
 
 def prefetched(

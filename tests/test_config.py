@@ -1,0 +1,228 @@
+"""Every key of a config is checked, every config of the repository passes."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import pytest
+
+from bigmodels import config, errors, experiment, optimizers
+from bigmodels.models import MODELS
+
+CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+
+
+@dataclasses.dataclass
+class Part:
+    """One field of each kind that a section may have."""
+
+    size: int
+    rate: float = 0.5
+    label: str = 'a'
+    flag: bool = False
+    limit: int | None = None
+    mode: Literal['min', 'max'] = 'min'
+    names: Sequence[str] = ()
+    extra: Mapping[str, Any] | None = None
+    anything: Any = None
+
+
+def make_part(size: int, rate: float = 0.5):
+    return Part(size, rate)
+
+
+@pytest.mark.parametrize('factory', [Part, make_part])
+def test_an_unknown_key_names_the_nearest(factory):
+    with pytest.raises(errors.UserError, match=r"config\.part 'siez'.*Did you mean 'size'"):
+        config.build(factory, {'siez': 1}, 'part')
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [
+        ('size', 1.0),
+        ('size', True),
+        ('size', '1'),
+        ('size', None),
+        ('rate', '0.5'),
+        ('rate', False),
+        ('rate', None),
+        ('label', 3),
+        ('flag', 1),
+        ('limit', 2.0),
+        ('limit', 'none'),
+        ('mode', 'median'),
+        ('names', 'one'),
+        ('names', (1, 2)),
+        ('extra', (1,)),
+    ],
+)
+def test_a_wrong_type_is_named(key, value):
+    with pytest.raises(errors.UserError, match=rf'config\.part\.{key} = .* wrong type'):
+        config.build(Part, {'size': 1} | {key: value}, 'part')
+
+
+def test_right_types_arrive_as_they_are():
+    section = ml_collections.ConfigDict(
+        {'size': 2, 'rate': 1, 'limit': None, 'mode': 'max', 'flag': True, 'extra': {'a': 1}}
+    )
+    section.names = ['x', 'y']
+    part = config.build(Part, section, 'part')
+    assert part.rate == 1.0
+    assert isinstance(part.rate, float)
+    assert part.names == ('x', 'y')
+    assert part.extra['a'] == 1
+    assert (part.size, part.limit, part.mode, part.flag) == (2, None, 'max', True)
+    assert config.build(Part, {'size': 2, 'limit': 5}, 'part').limit == 5
+
+
+def test_a_missing_key_is_named():
+    with pytest.raises(errors.UserError, match=r'config\.part lacks: size'):
+        config.build(Part, {}, 'part')
+    with pytest.raises(errors.UserError, match=r'config\.part needs a name, one of: a, b'):
+        config.choose({'b': Part, 'a': Part}, {}, 'part')
+
+
+def test_what_is_given_cannot_be_set():
+    with pytest.raises(errors.UserError, match="'size'"):
+        config.build(Part, {'size': 1}, 'part', size=2)
+
+
+def test_choose_by_name_and_by_dotted_path():
+    assert config.choose({'part': Part}, {'name': 'part', 'size': 1}, 'p') == Part(1)
+    found = config.choose({}, {'name': 'fractions.Fraction', 'numerator': 3}, 'p')
+    assert found == 3
+    with pytest.raises(errors.UserError, match='no_such_module'):
+        config.choose({}, {'name': 'no_such_module.Thing'}, 'p')
+    with pytest.raises(errors.UserError, match='Nothing'):
+        config.choose({}, {'name': 'fractions.Nothing'}, 'p')
+
+
+def test_an_unknown_name_lists_what_exists():
+    with pytest.raises(errors.UserError, match=r"'transformr'.*'transformer'\? Allowed: mlp, tr"):
+        config.choose(MODELS, {'name': 'transformr'}, 'model')
+
+
+def test_linen_fields_are_the_keys():
+    class Model(nn.Module):
+        width: int
+
+    assert config.build(Model, {'width': 3}, 'model').width == 3
+    for key in ('parent', 'name'):
+        with pytest.raises(errors.UserError, match='Allowed: width'):
+            config.build(Model, {'width': 3, key: None}, 'model')
+
+
+def test_round_trip_through_json(tmp_path):
+    original = ml_collections.ConfigDict({'a': {'b': (1, 2.5), 'c': None}, 'd': 'x', 'e': {}})
+    path = tmp_path / 'config.json'
+    path.write_text(json.dumps(config.to_plain(original)))
+    back = config.read(path)
+    assert config.to_plain(back) == {'a': {'b': [1, 2.5], 'c': None}, 'd': 'x', 'e': {}}
+    assert config.differences(original, back) == {}
+    assert config.flatten(original) == {'a.b': [1, 2.5], 'a.c': None, 'd': 'x', 'e': {}}
+
+
+def test_differences_are_dotted():
+    old, new = {'a': {'b': 1, 'c': 2}, 'd': 3}, {'a': {'b': 1, 'c': 5, 'e': 6}}
+    assert config.differences(old, new) == {'a.c': (2, 5), 'a.e': (None, 6), 'd': (3, None)}
+
+
+def test_load_takes_a_variant(tmp_path):
+    file = tmp_path / 'mine.py'
+    file.write_text(
+        'import ml_collections\n'
+        'def get_config(arg=""):\n'
+        '    return ml_collections.ConfigDict({"arg": arg}).lock()\n'
+    )
+    assert config.load(str(file)).arg == ''
+    assert config.load(f'{file}:some/path.txt').arg == 'some/path.txt'
+    with pytest.raises(errors.UserError, match='does not exist'):
+        config.load(str(tmp_path / 'other.py'))
+
+
+def _variants():
+    for file in sorted(CONFIGS.glob('*.py')):
+        if file.name != 'common.py':
+            namespace = {}
+            config.make_neighbours_importable(str(file))
+            exec(file.read_text(), namespace)
+            for variant in namespace.get('SHAPES', ('', 'tiny')):
+                yield f'{file}:{variant}'
+
+
+@pytest.mark.parametrize('spec', list(_variants()), ids=lambda spec: spec.split('/')[-1])
+def test_every_config_is_fully_typed(spec):
+    loaded = config.load(spec)
+    assert loaded.is_locked
+    settings = experiment.from_config(loaded)
+    task = experiment.make_task(settings)
+    inputs = jnp.zeros((1, 8), jnp.int32 if hasattr(task, 'tokenizer') else jnp.float32)
+    params = jax.eval_shape(task.init, jax.random.key(0), {'inputs': inputs})['params']
+    given = {'params': params, 'total_steps': settings.total_steps}
+    config.build(optimizers.make_optimizer, settings.optimizer, 'optimizer', **given)
+    json_round_trip = ml_collections.ConfigDict(json.loads(json.dumps(config.to_plain(loaded))))
+    again = experiment.from_config(json_round_trip)
+    assert experiment.make_task(again).model == task.model
+
+
+def _digits():
+    return config.to_plain(config.load(str(CONFIGS / 'digits_mlp.py:tiny')))
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'btch_size': 3}, "Unknown key in config 'btch_size'. Did you mean 'batch_size'"),
+        ({'mesh': {'fdsp': 2}}, r"key in config\.mesh 'fdsp'. Did you mean 'fsdp'"),
+        ({'total_steps': 0}, r'config\.total_steps must be at least 1'),
+        ({'log_every': -1}, r'config\.log_every must be at least 1'),
+        ({'accumulate': 7}, 'does not divide'),
+        ({'parallel': 'threads'}, r'config\.parallel'),
+        ({'checkpoint': {'every': 0}}, r'config\.checkpoint\.every'),
+        ({'data': {}}, r'config\.data lacks: train, evals'),
+    ],
+)
+def test_mistakes_in_an_experiment(change, message):
+    with pytest.raises(errors.UserError, match=message):
+        experiment.from_config(_digits() | change)
+
+
+def test_batch_must_divide_over_devices():
+    settings = experiment.from_config(_digits() | {'accumulate': 16})
+    experiment.check_batch(settings, 4)
+    with pytest.raises(errors.UserError, match='does not divide over the 8'):
+        experiment.check_batch(settings, 8)
+
+
+def test_only_execution_keys_may_differ_on_resume():
+    old, new = _digits(), _digits()
+    new['mesh'] = {'data': 2, 'fsdp': 4}
+    new['parallel'], new['log_every'] = 'pmap', 7
+    new['checkpoint'] |= {'every': 3, 'keep_last': 9}
+    new['data'] |= {'threads': 0, 'buffer': 1, 'workers': 2}
+    assert experiment.blocking_differences(old, new) == {}
+    new['batch_size'] = 32
+    new['data'] = new['data'] | {'train': {'name': 'digits', 'split': 'valid'}}
+    new['optimizer'] = new['optimizer'] | {'learning_rate': 0.5}
+    assert set(experiment.blocking_differences(old, new)) == {
+        'batch_size',
+        'data.train.split',
+        'optimizer.learning_rate',
+    }
+
+
+def test_mixture_names_must_agree():
+    digits = {'name': 'digits', 'split': 'train'}
+    section = {'name': 'mixture', 'sources': {'a': digits}, 'weights': {'b': 1.0}}
+    with pytest.raises(errors.UserError, match='must name the same'):
+        experiment.open_sources(section, 'data.train')
+    [(source, weight)] = experiment.open_sources(section | {'weights': {'a': 2}}, 'data.train')
+    assert weight == 2.0
+    assert len(experiment.concatenated([source, source])) == 2 * len(source)

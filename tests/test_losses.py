@@ -1,0 +1,111 @@
+"""Losses against optax and NumPy in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bigmodels import losses, metrics
+
+rng = np.random.default_rng(0)
+LOGITS, TARGETS = 3 * rng.normal(size=(2, 5, 11)), rng.integers(0, 11, (2, 5))
+
+
+def reference(logits, targets, smoothing=0.0, z=0.0):
+    log_z = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
+    probabilities = np.eye(logits.shape[-1])[targets] * (1 - smoothing)
+    probabilities += smoothing / logits.shape[-1]
+    return -(probabilities * (logits - log_z[..., None])).sum(-1) + z * log_z**2
+
+
+@pytest.mark.parametrize(('smoothing', 'z'), [(0.0, 0.0), (0.1, 0.0), (0.0, 1e-2), (0.2, 1e-3)])
+def test_cross_entropy(smoothing, z):
+    given = losses.softmax_cross_entropy(
+        jnp.float32(LOGITS), jnp.asarray(TARGETS), label_smoothing=smoothing, z_loss=z
+    )
+    assert given.dtype == jnp.float32
+    np.testing.assert_allclose(given, reference(LOGITS, TARGETS, smoothing, z), rtol=1e-5)
+
+
+def test_cross_entropy_is_that_of_optax_with_its_gradient():
+    for smoothing in (0.0, 0.1):
+        labels = optax.smooth_labels(jax.nn.one_hot(TARGETS, 11), smoothing)
+        theirs = lambda x, labels=labels: optax.softmax_cross_entropy(x, labels).sum()
+        ours = lambda x, s=smoothing: losses.softmax_cross_entropy(
+            x, TARGETS, label_smoothing=s
+        ).sum()
+        x = jnp.float32(LOGITS)
+        np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-6)
+        np.testing.assert_allclose(jax.grad(ours)(x), jax.grad(theirs)(x), atol=1e-6)
+
+
+def test_large_and_low_precision_logits():
+    given = losses.softmax_cross_entropy(jnp.array([[1e4, 0.0, -1e4]]), jnp.array([1]))
+    np.testing.assert_allclose(given, [1e4])
+    narrow = jnp.asarray(LOGITS, jnp.bfloat16)
+    given = losses.softmax_cross_entropy(narrow, TARGETS)
+    assert given.dtype == jnp.float32
+    np.testing.assert_allclose(given, reference(np.asarray(narrow, np.float64), TARGETS), rtol=1e-5)
+
+
+def test_masked_means():
+    values, weights = rng.normal(size=(4, 3)), np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 0, 1]])
+    pair = metrics.pair(jnp.float32(values), jnp.asarray(weights))
+    assert [x.dtype for x in pair] == [jnp.float32] * 2
+    np.testing.assert_allclose(metrics.mean(pair), values[weights == 1].mean(), rtol=1e-6)
+    halves = [metrics.pair(jnp.float32(v), w) for v, w in zip(values, weights, strict=True)]
+    total = {'x': halves[0]}
+    for half in halves[1:]:
+        total = metrics.add(total, {'x': half})
+    np.testing.assert_allclose(total['x'], pair, rtol=1e-6)
+    assert metrics.mean(metrics.pair(jnp.ones(3), jnp.zeros(3))) == 0
+    correct = metrics.pair(jnp.array([True, False, True]), jnp.ones(3))
+    assert correct[0].dtype == jnp.float32
+    np.testing.assert_allclose(metrics.mean(correct), 2 / 3)
+
+
+@pytest.mark.parametrize('chunk', [1, 3, 5, 10, 64])
+def test_chunked_is_unchunked(chunk):
+    hidden, kernel = jnp.float32(rng.normal(size=(2, 5, 4))), jnp.float32(rng.normal(size=(4, 11)))
+
+    def loss(hidden, kernel, chunked):
+        of_hidden = lambda h, t: losses.softmax_cross_entropy(h @ kernel, t, z_loss=1e-3)
+        if chunked:
+            values = losses.chunked_over_tokens(of_hidden, hidden, jnp.asarray(TARGETS), chunk)
+        else:
+            values = of_hidden(hidden, TARGETS)
+        return (values * jnp.arange(10.0).reshape(2, 5)).sum(), values
+
+    both = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    (_, one), one_grads = both(hidden, kernel, True)
+    (_, other), other_grads = both(hidden, kernel, False)
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    for a, b in zip(one_grads, other_grads, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_chunked_takes_several_figures():
+    hidden = jnp.arange(12.0).reshape(2, 3, 2)
+    figures = losses.chunked_over_tokens(
+        lambda h, t: {'a': h[:, 0], 'b': (h[:, 1], t)}, hidden, jnp.asarray(TARGETS[:, :3]), 4
+    )
+    np.testing.assert_array_equal(figures['a'], hidden[..., 0])
+    np.testing.assert_array_equal(figures['b'][0], hidden[..., 1])
+    np.testing.assert_array_equal(figures['b'][1], TARGETS[:, :3])
+
+
+def test_chunked_needs_less_memory():
+    def loss(hidden, kernel, chunk):
+        of_hidden = lambda h, t: losses.softmax_cross_entropy(h @ kernel, t)
+        targets = jnp.zeros(512, jnp.int32)
+        if chunk:
+            return losses.chunked_over_tokens(of_hidden, hidden, targets, chunk).sum()
+        return of_hidden(hidden, targets).sum()
+
+    def peak(chunk):
+        step = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)
+        lowered = step.lower(jnp.zeros((512, 8)), jnp.zeros((8, 4096)), chunk)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert 4 * peak(32) < peak(0)

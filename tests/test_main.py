@@ -1,0 +1,90 @@
+"""What bad input gets: one clear paragraph, exit status 2, no traceback, nothing lost."""
+
+import pytest
+
+from bigmodels import errors, main
+from tests import commands
+
+TINY = '--config=configs/transformer.py:tiny'
+DIGITS = '--config=configs/digits_mlp.py:tiny'
+# What is typed, and what the answer must name.
+MISTAKES = {
+    'missing config file': (['--config=configs/nothing.py'], ['configs/nothing.py', 'does not exist']),
+    'unknown variant': (['--config=configs/transformer.py:13b'], ['13b', '124m, 1b, 8b']),
+    'misspelt flag': ([TINY, '--wrkdir=x'], ['--wrkdir']),
+    'misspelt section': ([TINY, '--config.modle.num_layers=2'], ['config.modle']),
+    'misspelt key': ([TINY, '--config.model.num_layer=2'], ['num_layer', "'num_layers'"]),
+    'misspelt top key': ([TINY, '--config.total_step=2'], ['total_step', "'total_steps'"]),
+    'wrong type': ([TINY, '--config.model.num_layers=two'], ['model.num_layers', 'two', 'int']),
+    'misspelt value': ([TINY, '--config.model.positions=rotry'], ['model.positions', 'rotary']),
+    'unknown model': ([TINY, '--config.model.name=transfomer'], ["'transformer'", 'mlp']),
+    'unknown source': ([TINY, '--config.data.train.name=stdlip'], ["'stdlib'", 'jsonl']),
+    'unknown optimiser': ([TINY, '--config.optimizer.algorithm.name=adamv'], ["'adam", 'muon']),
+    'unknown schedule': ([TINY, '--config.optimizer.schedule.name=cosin'], ["'cosine'", 'linear']),
+    'unknown task': ([TINY, '--config.task.name=languag'], ['language_modeling']),
+    'heads do not divide': ([TINY, '--config.model.num_heads=5'], ['num_heads = 5', '64']),
+    'too long sequence': ([TINY, '--config.task.sequence_length=65'], ['65', 'max_length = 64']),
+    'batch does not divide': ([TINY, '--config.batch_size=15'], ['15', '8 devices']),
+    'parts do not divide': ([TINY, '--config.accumulate=3'], ['16', 'accumulate = 3']),
+    'mesh too large': ([TINY, '--config.mesh.data=64'], ['data 64', 'there are 8']),
+    'dotted path to nothing': ([TINY, '--config.model.name=os.nothing'], ['os.nothing']),
+    'rules leave out': ([TINY, "--config.optimizer.weight_decay_rules=[('bias', False)]"],
+                        ['embed/embedding', '(".*", default)']),
+    'no such file': ([TINY, '--config.data.train.name=text_files',
+                      '--config.data.train.path=nothing*.txt'], ['split']),
+    'vocabulary too small': ([TINY, '--config.model.vocab_size=100'], ['256', '100']),
+    'warm-up too long': ([TINY, '--config.optimizer.schedule.warmup_steps=50'], ['50', '19']),
+    'zero steps': ([DIGITS, '--config.total_steps=0'], ['total_steps', '0']),
+    'label out of range': ([DIGITS, '--config.model.num_classes=9'], ['Label 9', 'num_classes']),
+    'pmap with tensor': ([TINY, '--config.parallel=pmap', '--config.mesh.tensor=2'], ['pmap', 'jit']),
+    'cudnn on a CPU': ([TINY, '--config.model.attention=cudnn'], ['cudnn', 'NVIDIA GPU', 'auto']),
+}
+
+
+@pytest.mark.parametrize('mistake', MISTAKES)
+def test_a_mistake_gets_one_paragraph_and_status_2(tmp_path, monkeypatch, capsys, mistake):
+    arguments, named = MISTAKES[mistake]
+    workdir = tmp_path / 'run'
+    monkeypatch.chdir(commands.ROOT)
+    monkeypatch.setattr('sys.argv', ['main', *arguments, f'--workdir={workdir}'])
+    with pytest.raises(SystemExit) as stopped:
+        errors.exit_on_user_error(main.main)
+    said = capsys.readouterr()
+    assert stopped.value.code == 2, said.err
+    for text in named:
+        assert text in said.err
+    assert 'step 1' not in said.out + said.err
+    assert not (workdir / 'checkpoints').exists()
+
+
+def test_a_mistake_at_the_command_line_shows_no_traceback(tmp_path):
+    status, _, err = commands.train(
+        TINY, '--config.model.num_layer=2', f'--workdir={tmp_path / "run"}')
+    assert status == 2
+    assert 'Traceback' not in err
+    assert err.startswith('error: ')
+
+
+def test_bad_text_is_named(tmp_path):
+    shakespeare = 'configs/shakespeare.py'
+    for content, named in ((b'\xff\xfe\x00a', 'not text'), (b'', 'no text'), (b'ab', 'too few')):
+        path = tmp_path / 'input.txt'
+        path.write_bytes(content)
+        status, _, err = commands.train(
+            f'--config={shakespeare}:{path}', f'--workdir={tmp_path / "run"}')
+        assert status == 2
+        assert named in err
+        assert 'Traceback' not in err
+
+
+def test_commands_on_a_directory_without_a_run(tmp_path):
+    for module, more in (('bigmodels.evaluate', []), ('bigmodels.deploy.generate', ['--prompt=a'])):
+        status, _, err = commands.run(module, f'--workdir={tmp_path}', *more)
+        assert status == 2
+        assert 'holds no run' in err
+
+
+def test_help_is_quick_to_import_and_complete():
+    status, out, _ = commands.train('--help')
+    assert status == 0
+    assert all(flag in out for flag in ('--config', '--workdir', '--resume'))

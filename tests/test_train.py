@@ -1,0 +1,189 @@
+"""The loop at a user's distance: trains, learns, resumes exactly, stops for a reason."""
+
+import json
+import pathlib
+import random
+import shutil
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from bigmodels import checkpoint, errors, runs, trees, writers
+from bigmodels import config as config_lib
+from bigmodels import train as train_lib
+from tests import commands
+
+DIGITS = 'configs/digits_mlp.py:tiny'
+
+
+def digits_config(**values):
+    config = config_lib.load(str(commands.ROOT / DIGITS))
+    config.update_from_flattened_dict(values)
+    return config
+
+
+def same_metrics(one: pathlib.Path, other: pathlib.Path) -> bool:
+    """Whether two runs logged the same rows, but for their speed."""
+    rows = [
+        [{key: value for key, value in row.items() if not key.startswith('perf/')}
+         for row in writers.read_metrics(workdir / 'metrics.jsonl')]
+        for workdir in (one, other)
+    ]
+    return rows[0] == rows[1] and len(rows[0]) > 0
+
+
+def arrays(workdir: pathlib.Path, step: int):
+    """Every array that a checkpoint holds, whatever it belongs to."""
+    import orbax.checkpoint as ocp
+
+    found = {}
+    for item in sorted((workdir / runs.CHECKPOINTS / str(step)).iterdir()):
+        if item.is_dir():
+            found[item.name] = ocp.StandardCheckpointer().restore(item.absolute())
+    assert {'params', 'opt_state'} <= found.keys()
+    return jax.tree.map(np.asarray, found)
+
+
+def test_digits_are_learnt_to_over_95_percent(tmp_path):
+    config = digits_config(total_steps=300)
+    config.optimizer.schedule.warmup_steps = 20
+    figures = train_lib.train(config, tmp_path)
+    assert figures['valid/accuracy'] > 0.95
+    assert {path.name for path in tmp_path.iterdir()} >= {
+        'config.json', 'checkpoints', 'metrics.jsonl', 'tensorboard', 'curves.png', 'summary.json'}
+    assert (tmp_path / 'curves.png').read_bytes()[:4] == b'\x89PNG'
+    assert list((tmp_path / 'tensorboard').glob('events*'))
+    run = runs.open_run(tmp_path)
+    assert run.step == 300
+    images = np.stack([run.task.preprocess({'image': np.full((8, 8), 7)})['inputs']])
+    assert run.task.predict(run.params, run.model_state, {'inputs': images}).shape == (1, 10)
+
+
+def test_a_finished_run_says_so_and_gives_its_figures(tmp_path, capsys):
+    first = train_lib.train(digits_config(), tmp_path)
+    capsys.readouterr()
+    before = (tmp_path / 'metrics.jsonl').read_bytes()
+    assert train_lib.train(digits_config(), tmp_path) == first
+    assert 'is complete at step 20' in capsys.readouterr().out
+    assert (tmp_path / 'metrics.jsonl').read_bytes() == before
+
+
+def test_stopping_and_resuming_equals_going_through(tmp_path):
+    through, stopped = tmp_path / 'through', tmp_path / 'stopped'
+    settings = {'ema_decay': 0.9, 'checkpoint.every': 6, 'eval_every': 6, 'log_every': 1}
+    train_lib.train(digits_config(**settings), through)
+    shutil.copytree(through, stopped)
+    (stopped / 'summary.json').unlink()
+    for step in checkpoint.steps(stopped / runs.CHECKPOINTS)[1:]:
+        shutil.rmtree(stopped / runs.CHECKPOINTS / str(step))
+    train_lib.train(digits_config(**settings), stopped)
+    assert trees.first_difference(arrays(through, 20), arrays(stopped, 20)) is None
+    assert same_metrics(through, stopped)
+
+
+@pytest.mark.slow
+def test_killed_at_random_and_resumed_equals_uninterrupted(tmp_path):
+    """SIGKILL, dropout, EMA, every state in the checkpoint: bit for bit."""
+    arguments = (
+        '--config=configs/transformer.py:tiny', '--config.total_steps=60',
+        '--config.checkpoint.every=7', '--config.log_every=1', '--config.eval_every=30',
+        '--config.ema_decay=0.9', '--config.model.dropout_rate=0.1',
+    )
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    status, _, err = commands.train(*arguments, f'--workdir={whole}')
+    assert status == 0, err
+    chance = random.Random(0)
+    for _ in range(3):
+        process = commands.start('bigmodels.main', *arguments, f'--workdir={killed}')
+        done = writers.read_metrics(killed / 'metrics.jsonl')
+        until = (done[-1]['step'] if done else 0) + chance.randint(3, 15)
+        while process.poll() is None:
+            rows = writers.read_metrics(killed / 'metrics.jsonl')
+            if rows and rows[-1]['step'] >= until:
+                break
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+        assert not (killed / 'summary.json').exists()
+    status, _, err = commands.train(*arguments, f'--workdir={killed}')
+    assert status == 0, err
+    assert 'resumed at step' in err
+    assert trees.first_difference(arrays(whole, 60), arrays(killed, 60)) is None
+    assert same_metrics(whole, killed)
+    assert (whole / 'sample.txt').read_text() == (killed / 'sample.txt').read_text()
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, capsys):
+    figures = train_lib.train(digits_config(), tmp_path)
+    directory = tmp_path / runs.CHECKPOINTS
+    [file, *_] = (directory / '20' / 'params' / 'd').iterdir()
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(bytes(data))
+    assert train_lib.train(digits_config(), tmp_path) == figures
+    said = capsys.readouterr()
+    assert 'checkpoint 20 is damaged' in said.out
+    assert (directory / '20.damaged').is_dir()
+    assert checkpoint.damage(directory, 20) is None
+
+
+def test_another_config_is_refused_unless_asked_for(tmp_path):
+    train_lib.train(digits_config(), tmp_path)
+    longer = digits_config(total_steps=24)
+    with pytest.raises(errors.UserError, match=r'total_steps: 20 -> 24[^$]*--resume=changed'):
+        train_lib.train(longer, tmp_path)
+    train_lib.train(longer, tmp_path, resume='changed')
+    assert checkpoint.steps(tmp_path / runs.CHECKPOINTS)[-1] == 24
+    train_lib.train(digits_config(log_every=2), tmp_path, resume='restart')
+    assert checkpoint.steps(tmp_path / runs.CHECKPOINTS)[-1] == 20
+    assert (tmp_path.with_name(tmp_path.name + '.1') / 'summary.json').is_file()
+
+
+def test_execution_settings_may_change_on_resume(tmp_path):
+    train_lib.train(digits_config(), tmp_path)
+    (tmp_path / 'summary.json').unlink()
+    changed = digits_config(log_every=3, **{'mesh.data': 2, 'mesh.fsdp': -1, 'data.threads': 0})
+    train_lib.train(changed, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    config = digits_config(**{'optimizer.learning_rate': 1e38, 'optimizer.clip_norm': None,
+                              'checkpoint.every': 1})
+    with pytest.raises(errors.UserError, match=r'At step (\d+) \(batch \d+\) the loss is'):
+        train_lib.train(config, tmp_path)
+    step, damaged = checkpoint.newest_good(tmp_path / runs.CHECKPOINTS)
+    assert not damaged
+    if step is not None:
+        values = arrays(tmp_path, step)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(values['params']))
+
+
+def test_saving_goes_on_after_a_full_disk(tmp_path, monkeypatch, capsys):
+    real, failed = checkpoint._sha256, []
+
+    def full_once(path):
+        if '10.' in str(path) and not failed:
+            failed.append(path)
+            raise OSError(28, 'No space left on device')
+        return real(path)
+
+    monkeypatch.setattr(checkpoint, '_sha256', full_once)
+    train_lib.train(digits_config(), tmp_path)
+    assert 'WARNING: step 10 was not saved' in capsys.readouterr().err
+    assert checkpoint.steps(tmp_path / runs.CHECKPOINTS) == [20]
+
+
+def test_any_step_can_be_computed_alone(tmp_path):
+    """batch(t) and rng(t) are functions of (config, seed, t): step 11 from checkpoint 10."""
+    train_lib.train(digits_config(**{'log_every': 1}), tmp_path)
+    logged = {row['step']: row for row in writers.read_metrics(tmp_path / 'metrics.jsonl')
+              if 'train/loss' in row}
+    run = runs.open_run(tmp_path)
+    program = run.program()
+    state = checkpoint.restore(tmp_path / runs.CHECKPOINTS, 10, program.state_shapes)
+    _, metrics = jax.jit(program.train_step)(state, run.batches[10])
+    np.testing.assert_allclose(
+        metrics['loss'][0] / metrics['loss'][1], logged[11]['train/loss'], rtol=1e-6)
+    assert json.loads((tmp_path / 'summary.json').read_text())['step'] == 20
