@@ -184,12 +184,22 @@ def _parameters(factory: Callable, given: Mapping) -> tuple[dict[str, Any], list
     taken = {'parent', 'name', *given}  # the first two are Linen's own fields
     allowed, required = {}, []
     for key, parameter in inspect.signature(factory).parameters.items():
-        if key in taken or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if key in taken or variadic or not _is_plain(hints.get(key, Any)):
             continue
         allowed[key] = hints.get(key, Any)
         if parameter.default is parameter.empty:
             required.append(key)
     return allowed, required
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether a config can hold such a value; objects are for code to give."""
+    origin = typing.get_origin(hint) or hint
+    if origin in (typing.Union, types.UnionType):
+        return all(map(_is_plain, typing.get_args(hint)))
+    return origin in (Any, int, float, str, bool, type(None), typing.Literal, tuple, list,
+                      Sequence, Mapping)
 
 
 def _matches(value: Any, hint: Any) -> bool:

@@ -27,11 +27,11 @@ def evaluate(
     results = {}
     with jax.set_mesh(mesh):
         for name, batches in sets.items():
-            totals = None
-            for i in range(len(batches)):
-                pairs = eval_step(params, model_state, sharding.put_batch(batches[i], mesh))
-                totals = pairs if totals is None else metrics.add(totals, pairs)
-            means = {key: float(metrics.mean(value)) for key, value in totals.items()}
+            pairs = [
+                eval_step(params, model_state, sharding.put_batch(batches[i], mesh))
+                for i in range(len(batches))
+            ]
+            means = metrics.means_of_all(jax.device_get(pairs))
             results |= {f'{name}/{key}': value for key, value in task.summary(means).items()}
     return results
 

@@ -1,9 +1,10 @@
 """Metrics as (sum, count) pairs, which add up exactly over batches, devices and hosts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Pair = tuple[jax.Array, jax.Array]
 
@@ -23,3 +24,12 @@ def mean(metric: Pair) -> jax.Array:
 def add(one: Mapping[str, Pair], other: Mapping[str, Pair]) -> Mapping[str, Pair]:
     """The pairs of the union of two sets of examples."""
     return jax.tree.map(jnp.add, one, other)
+
+
+def means_of_all(pairs: Sequence[Mapping[str, Pair]]) -> dict[str, float]:
+    """The means over many batches, added up on the host in float64."""
+    means = {}
+    for name in pairs[0]:
+        total, count = np.sum([batch[name] for batch in pairs], axis=0, dtype=np.float64)
+        means[name] = float(total / max(count, 1e-9))
+    return means

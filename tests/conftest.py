@@ -6,6 +6,8 @@ import pathlib
 import jax
 import pytest
 
+from bigmodels import runs
+
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_threefry_partitionable', True)
 
@@ -18,6 +20,7 @@ def compile_cache(tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if os.environ.get('PYTEST_XDIST_WORKER') else base
     os.environ['BIGMODELS_CACHE'] = str(shared / 'cache')
+    runs.configure_process()
 
 
 @pytest.fixture

@@ -97,6 +97,8 @@ class Settings:
     dtype: str = 'float32'
 
     def __post_init__(self):
+        if self.rotary_scaling is not None:
+            self.rotary_scaling = nn.FrozenDict(self.rotary_scaling)  # a model is hashable
         if self.head_dim is None and self.embed_dim % self.num_heads:
             raise errors.UserError(
                 f'embed_dim = {self.embed_dim} does not divide by num_heads = {self.num_heads}: '
@@ -284,15 +286,14 @@ class Transformer(nn.Module, Settings):
     def _run_blocks(self, x, positions, segment_ids, cache, train):
         """Applies every block, scanned or unrolled; called inside the compact `__call__`."""
         settings = Settings(
-            **{
-                field.name: nn.FrozenDict(value) if isinstance(value, Mapping) else value
-                for field in dataclasses.fields(Settings)
-                for value in [getattr(self, field.name)]
-            }
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
         )
         block = Block
         if self.remat != 'none':
-            block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+            # Unrolled, the compiler would merge the recomputation with the first computation.
+            block = nn.remat(
+                Block, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan_layers
+            )
         if self.scan_layers:
             if cache is not None:
                 raise errors.UserError('Decoding needs unrolled layers: use `unscanned`.')
@@ -380,6 +381,5 @@ def _write(cache: Array, new: Array, positions: Array) -> Array:
     def write_row(row, update, start):
         return jax.lax.dynamic_update_slice(row, update, (0, start, 0))
 
-    return jax.vmap(write_row)(
-        cache, new.transpose(0, 2, 1, 3).astype(cache.dtype), positions[:, 0]
-    )
+    starts = jnp.broadcast_to(positions[:, 0], len(cache))
+    return jax.vmap(write_row)(cache, new.transpose(0, 2, 1, 3).astype(cache.dtype), starts)

@@ -1,0 +1,79 @@
+"""Evaluation is exact for any size, batch and placement, and the same alone as in the loop."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from bigmodels import config as config_lib
+from bigmodels import evaluate, experiment, metrics, program, sharding, steps
+from bigmodels import train as train_lib
+from tests import commands
+
+
+def parts(spec: str, **values):
+    config = config_lib.load(
+        str(commands.ROOT / spec), [f'{key}={value}' for key, value in values.items()])
+    settings = experiment.from_config(config)
+    task = experiment.make_task(settings)
+    [(source, _)] = experiment.training_sources(settings)
+    return settings, task.fit(source)
+
+
+def figures(settings, task, state, mesh):
+    eval_step = jax.jit(functools.partial(steps.eval_step, loss_fn=task.loss_fn))
+    return evaluate.evaluate(eval_step, task, state.params, state.model_state,
+                             experiment.evaluation_sets(settings, task), mesh)
+
+
+@pytest.mark.parametrize('spec', ['configs/digits_mlp.py:tiny'])
+@pytest.mark.parametrize(('batch_size', 'devices'), [(64, 1), (56, 8), (14, 2), (352, 4)])
+def test_equals_a_plain_sum_over_every_example(spec, batch_size, devices):
+    settings, task = parts(spec, batch_size=batch_size)
+    mesh = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:devices])
+    shapes = program.shapes_of_batch(
+        experiment.training_batches(settings, task)[0][0], batch_size)
+    state = program.make_program(settings, task, mesh, shapes).init_state(0)
+    measured = figures(settings, task, state, mesh)
+
+    [(source, _)] = experiment.open_sources(settings.data.evals['valid'], 'valid')
+    assert len(source) % batch_size      # the size does not divide
+    examples = [task.preprocess(source[i]) for i in range(len(source))]
+    inputs = np.stack([example['inputs'] for example in examples])
+    targets = np.stack([example['targets'] for example in examples])
+    params = jax.tree.map(np.asarray, state.params)
+    logits = np.asarray(task.model.apply({'params': params}, inputs), np.float64)
+    log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    loss = -log_probabilities[np.arange(len(targets)), targets].mean()
+    np.testing.assert_allclose(measured['valid/loss'], loss, rtol=1e-5)
+    assert measured['valid/accuracy'] == pytest.approx((logits.argmax(-1) == targets).mean())
+
+
+def test_bits_per_byte_do_not_depend_on_the_tokenizer_s_granularity(tmp_path):
+    """A uniform model over V tokens of known byte lengths, counted by hand."""
+    text = 'aß\n' * 400
+    path = tmp_path / 'text.txt'
+    path.write_text(text)
+    settings, task = parts(f'configs/shakespeare.py:{path}')
+    weights = np.ones((1, 6), np.float32)
+    targets = task.vocabulary.encode('aß\naß\n')[None]
+    zeros = jax.tree.map(np.zeros_like, task.init(
+        jax.random.key(0), {'inputs': targets})['params'])
+    _, (pairs, _) = task.loss_fn(
+        zeros, {}, {'inputs': targets, 'targets': targets, 'weights': weights},
+        jax.random.key(0), train=False)
+    bits = np.log2(task.model.vocab_size) * 6 / len('aß\naß\n'.encode())
+    np.testing.assert_allclose(metrics.mean(pairs['bits_per_byte']), bits, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_command_repeats_the_figures_of_the_run(tmp_path):
+    config = config_lib.load(str(commands.ROOT / 'configs/digits_mlp.py:tiny'), ['ema_decay=0.9'])
+    final = train_lib.train(config, tmp_path)
+    status, out, err = commands.run('bigmodels.evaluate', f'--workdir={tmp_path}', devices=4)
+    assert status == 0, err
+    printed = json.loads(out)
+    assert printed.pop('step') == 20
+    assert printed == pytest.approx(final, rel=1e-5)

@@ -1,0 +1,89 @@
+"""Opening a run: config as data, parameters, preprocessing; and what its directory refuses."""
+
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from bigmodels import config as config_lib
+from bigmodels import errors, experiment, runs, trees
+from bigmodels import train as train_lib
+from tests import commands
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('run')
+    train_lib.train(commands.tiny_text_config(tmp_path_factory.mktemp('text'), [
+        'ema_decay=0.5', 'checkpoint.every=5', 'eval_every=5', 'checkpoint.keep_last=4',
+        'checkpoint.best_metric=valid/loss']), workdir)
+    return workdir
+
+
+def test_gives_the_averaged_params_of_a_step(finished):
+    run = runs.open_run(finished)
+    assert run.step == 20
+    assert run.experiment.total_steps == 20
+    assert run.task.vocabulary.decode(run.task.preprocess({'text': 'def f'})['inputs']) == 'def f'
+    earlier = runs.open_run(finished, 5)
+    assert earlier.step == 5
+    assert trees.first_difference(run.params, earlier.params)
+    program = run.program()
+    assert trees.count(program.state_shapes.params) == trees.count(run.params)
+    assert jax.tree.structure(program.state_shapes.ema_params) == jax.tree.structure(run.params)
+    assert runs.open_run(finished, 'best').step in (5, 10, 15, 20)
+
+
+def test_its_batches_are_those_of_the_training(finished):
+    run = runs.open_run(finished)
+    settings = experiment.from_config(config_lib.read(finished / 'config.json'))
+    batches, _ = experiment.training_batches(settings, run.task)
+    np.testing.assert_array_equal(run.batches[7]['inputs'], batches[7]['inputs'])
+
+
+def test_the_kept_config_is_complete(finished):
+    kept = config_lib.read(finished / 'config.json').to_dict()
+    assert kept['model']['rotary_theta'] == 10_000.0      # a default that the file leaves out
+    assert kept['optimizer']['algorithm']['eps'] == 1e-8
+    assert experiment.resolved(kept) == kept
+
+
+@pytest.mark.parametrize('step', [7, 'best'])
+def test_a_step_that_is_not_there(finished, tmp_path, step):
+    if step == 'best':
+        kept = config_lib.read(finished / 'config.json').to_dict()
+        os.symlink(finished / 'checkpoints', tmp_path / 'checkpoints')
+        os.symlink(finished / 'preprocessing', tmp_path / 'preprocessing')
+        kept['checkpoint']['best_metric'] = 'valid/nothing'
+        runs.write_json(tmp_path / 'config.json', kept)
+        workdir = tmp_path
+    else:
+        workdir = finished
+    with pytest.raises(errors.UserError, match='no such checkpoint; it has steps: 5, 10, 15, 20'):
+        runs.open_run(workdir, step)
+
+
+def test_a_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(errors.UserError, match='cannot be written'):
+        runs.prepare(tmp_path / 'file' / 'run', {}, 'same')
+
+
+def test_a_directory_that_cannot_be_written(tmp_path, monkeypatch):
+    def refuse(self, *_, **__):
+        raise PermissionError(13, 'Permission denied')
+
+    monkeypatch.setattr('pathlib.Path.touch', refuse)      # root may write anywhere
+    with pytest.raises(errors.UserError, match='cannot be written: Permission denied'):
+        runs.prepare(tmp_path, {}, 'same')
+
+
+def test_a_tokenizer_that_does_not_fit_the_model(finished, tmp_path):
+    kept = config_lib.read(finished / 'config.json').to_dict()
+    kept['model']['vocab_size'] = 100
+    for name in ('checkpoints', 'preprocessing', 'batch.json'):
+        os.symlink(finished / name, tmp_path / name)
+    runs.write_json(tmp_path / 'config.json', kept)
+    with pytest.raises(errors.UserError, match='tokenizer has 256 tokens .*vocab_size is 100'):
+        runs.open_run(tmp_path)
