@@ -8,6 +8,7 @@ final name: a step that has its name is complete, and one whose sums agree is as
 import hashlib
 import json
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from bigmodels import errors
+from bigmodels.experiment import Checkpoint
 from bigmodels.state import TrainState
 
 MANIFEST = 'manifest.json'
@@ -110,16 +112,9 @@ class Saver:
     A step is only deleted after a later one has been written and sealed.
     """
 
-    def __init__(
-        self,
-        directory: pathlib.Path,
-        keep_last: int,
-        best_metric: str = '',
-        best_mode: Literal['min', 'max'] = 'min',
-    ):
+    def __init__(self, directory: pathlib.Path, settings: Checkpoint):
         self._directory = directory.absolute()
-        self._keep_last = keep_last
-        self._best = (best_metric, best_mode)
+        self._settings = settings
         self._saving: tuple[int, Mapping[str, float]] | None = None
         self._manager = ocp.CheckpointManager(self._directory, options=_options(seal=self._seal))
 
@@ -156,8 +151,10 @@ class Saver:
         return problem
 
     def _failed(self, error: Exception) -> str:
-        step, _ = self._saving or (0, {})
+        step, _ = self._saving
         self._saving = None
+        for half_written in self._directory.glob(f'{step}.orbax-checkpoint-tmp*'):
+            shutil.rmtree(half_written, ignore_errors=True)  # room for the next one
         return f'step {step} was not saved: {type(error).__name__}: {str(error)[:500]}'
 
     def _seal(self) -> None:
@@ -180,7 +177,8 @@ class Saver:
 
     def _prune(self) -> None:
         saved = steps(self._directory)
-        keep = {*saved[-self._keep_last :], best_step(self._directory, *self._best)}
+        best = best_step(self._directory, self._settings.best_metric, self._settings.best_mode)
+        keep = {*saved[-self._settings.keep_last :], best}
         for step in saved:
             if step not in keep:
                 self._manager.delete(step)

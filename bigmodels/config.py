@@ -67,8 +67,9 @@ def _set(config: ml_collections.ConfigDict, key: str, text: str) -> None:
     if isinstance(section.get(field), str):
         value = text
     if isinstance(section.get(field), ml_collections.ConfigDict):
-        raise errors.UserError(f'config.{key} is a section: set a field in it, one of: '
-                               f'{", ".join(section[field])}.')
+        raise errors.UserError(
+            f'config.{key} is a section: set a field in it, one of: {", ".join(section[field])}.'
+        )
     if field in section:
         del section[field]  # a ConfigDict insists on the type of the value it has
     section[field] = value
@@ -198,8 +199,19 @@ def _is_plain(hint: Any) -> bool:
     origin = typing.get_origin(hint) or hint
     if origin in (typing.Union, types.UnionType):
         return all(map(_is_plain, typing.get_args(hint)))
-    return origin in (Any, int, float, str, bool, type(None), typing.Literal, tuple, list,
-                      Sequence, Mapping)
+    return origin in (
+        Any,
+        int,
+        float,
+        str,
+        bool,
+        type(None),
+        typing.Literal,
+        tuple,
+        list,
+        Sequence,
+        Mapping,
+    )
 
 
 def _matches(value: Any, hint: Any) -> bool:

@@ -88,11 +88,14 @@ class Experiment:
     seed: int = 0
     accumulate: int = 1
     ema_decay: float = 0.0
-    mesh: sharding.MeshShape = sharding.MeshShape()
+    mesh: sharding.MeshShape = dataclasses.field(default_factory=sharding.MeshShape)
     parallel: Literal['jit', 'pmap'] = 'jit'
-    checkpoint: Checkpoint = Checkpoint()
+    checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
     eval_every: int = 0
     log_every: int = 10
+
+
+SECTIONS = {'data': Data, 'mesh': sharding.MeshShape, 'checkpoint': Checkpoint}
 
 
 def from_config(config: Mapping) -> Experiment:
@@ -102,10 +105,9 @@ def from_config(config: Mapping) -> Experiment:
       UserError: for an unknown key, a wrong type, a value out of range.
     """
     config = dict(config)
-    sections = {'data': Data, 'mesh': sharding.MeshShape, 'checkpoint': Checkpoint}
     given = {
         key: config_lib.build(factory, config.pop(key, {}), key)
-        for key, factory in sections.items()
+        for key, factory in SECTIONS.items()
     }
     experiment = config_lib.build(Experiment, config, '', **given)
     for key in ('total_steps', 'batch_size', 'accumulate', 'log_every'):
@@ -129,11 +131,12 @@ def resolved(config: Mapping) -> dict[str, Any]:
     A default that changes in a later version then does not change the run.
     """
     plain = config_lib.with_defaults(Experiment, config)
-    for key, factory in {'data': Data, 'mesh': sharding.MeshShape, 'checkpoint': Checkpoint}.items():
+    for key, factory in SECTIONS.items():
         plain[key] = config_lib.with_defaults(factory, plain.get(key, {}))
     plain['optimizer'] = config_lib.with_defaults(optimizers.make_optimizer, plain['optimizer'])
     for section, key, choices in (
-        (plain, 'model', MODELS), (plain, 'task', TASKS),
+        (plain, 'model', MODELS),
+        (plain, 'task', TASKS),
         (plain['optimizer'], 'algorithm', optimizers.ALGORITHMS),
         (plain['optimizer'], 'schedule', optimizers.SCHEDULES),
     ):

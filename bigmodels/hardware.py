@@ -1,5 +1,7 @@
 """Facts about chips, each with its source."""
 
+import jax
+
 # Dense bfloat16 peak, FLOP/s per device, by a part of `device_kind`. Sources: NVIDIA data sheets
 # (A100, H100 SXM, H200, B200); Google Cloud TPU documentation, system architecture pages.
 PEAK_FLOPS = {
@@ -15,9 +17,10 @@ PEAK_FLOPS = {
 }
 
 
-def peak_flops(device_kind: str) -> float | None:
-    """The peak of one device, or None where it is not known, as for CPUs."""
+def peak_flops(mesh: jax.sharding.Mesh) -> float | None:
+    """The peak of all devices of a mesh, or None where it is not known, as for CPUs."""
+    kind = mesh.devices.flat[0].device_kind
     for name, peak in PEAK_FLOPS.items():
-        if name in device_kind:
-            return peak
+        if name in kind:
+            return peak * mesh.size
     return None

@@ -12,21 +12,35 @@ from bigmodels import errors
 def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
     """The options, and the overrides as 'model.num_layers=2'."""
     parser = argparse.ArgumentParser(
-        prog='python -m bigmodels.main', description='Trains the experiment of a config file.',
+        prog='python -m bigmodels.main',
+        description='Trains the experiment of a config file.',
         epilog='Any field of the config is set by --config.SECTION.FIELD=VALUE.',
         allow_abbrev=False,
     )
     parser.add_argument('--config', required=True, metavar='FILE.py[:VARIANT]')
-    parser.add_argument('--workdir', type=pathlib.Path,
-                        help='where the run is kept; default runs/<config name>')
-    parser.add_argument('--resume', default='same', choices=('same', 'changed', 'restart'),
-                        help='a run that is there: go on under the same config, go on under this '
-                             'one, or move it aside and start anew')
+    parser.add_argument(
+        '--workdir', type=pathlib.Path, help='where the run is kept; default runs/<config name>'
+    )
+    parser.add_argument(
+        '--resume',
+        default='same',
+        choices=('same', 'changed', 'restart'),
+        help='a run that is there: go on under the same config, go on under this '
+        'one, or move it aside and start anew',
+    )
+    parser.add_argument(
+        '--distributed',
+        action='store_true',
+        help='this process is one of several, which find each other by '
+        'jax.distributed.initialize()',
+    )
     options, rest = parser.parse_known_args(arguments)
     for argument in rest:
         if not argument.startswith('--config.') or '=' not in argument:
-            parser.error(f'unknown argument {argument!r}: fields of the config are set by '
-                         f'--config.SECTION.FIELD=VALUE')
+            parser.error(
+                f'unknown argument {argument!r}: fields of the config are set by '
+                f'--config.SECTION.FIELD=VALUE'
+            )
     return options, [argument.removeprefix('--config.') for argument in rest]
 
 

@@ -74,8 +74,9 @@ def make_optimizer(
         parts.append(optax.add_decayed_weights(weight_decay, mask))
     if learning_rate_rules:
         factors = trees.match_rules(learning_rate_rules, params, 'optimizer.learning_rate_rules')
+        # The factors lead the map: the update of a frozen parameter is an empty tree.
         parts.append(
-            optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors))
+            optax.stateless(lambda updates, _: jax.tree.map(optax.tree.scale, factors, updates))
         )
     parts.append(optax.scale_by_learning_rate(rate))
     tx = optax.chain(*parts)

@@ -99,7 +99,7 @@ def make_program(
         schedule=schedule,
         mesh=mesh,
         state_shapes=checkpoint.abstract_state(shapes, placed),
-        batch_shapes=checkpoint.abstract_state(batch_shapes, {key: by_rows for key in example}),
+        batch_shapes=checkpoint.abstract_state(batch_shapes, dict.fromkeys(example, by_rows)),
         notes=notes,
     )
 

@@ -17,7 +17,9 @@ from typing import Any, Literal
 
 import grain
 import jax
+import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 
 from bigmodels import checkpoint, errors, experiment, sharding, state
 from bigmodels import config as config_lib
@@ -130,10 +132,20 @@ def _restore_for_evaluation(workdir: pathlib.Path, step: int, settings, task) ->
 def prepare(workdir: pathlib.Path, config: Mapping, resume: Resume) -> int | None:
     """Makes or checks the directory of a run; returns the step to go on from, None for a new run.
 
+    With several processes the first one acts, in a directory that all share.
+
     Raises:
       UserError: if it cannot be written, or holds a run of another config that `resume` does not
         allow to go on.
     """
+    start = _prepare(workdir, config, resume) if jax.process_index() == 0 else None
+    if jax.process_count() > 1:
+        told = multihost_utils.broadcast_one_to_all(np.int32(-1 if start is None else start))
+        start = None if told < 0 else int(told)
+    return start
+
+
+def _prepare(workdir: pathlib.Path, config: Mapping, resume: Resume) -> int | None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / '.writable').touch()
@@ -187,7 +199,12 @@ def _batch_shapes(workdir: pathlib.Path, batch_size: int) -> program_lib.Shapes:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a file that is either the old one or the new one, never half of it."""
+    """Writes a file that is either the old one or the new one, never half of it.
+
+    Only the first process writes.
+    """
+    if jax.process_index() != 0:
+        return
     temporary = path.with_name(path.name + '.tmp')
     temporary.write_text(json.dumps(value, indent=1) + '\n')
     temporary.replace(path)
@@ -195,7 +212,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def configure_process() -> None:
     """For commands, once: compiled programs persist between processes; libraries keep quiet."""
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.FATAL)  # orbax's errors reach us as exceptions, told once
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update('jax_compilation_cache_dir', str(pipeline.cache_dir() / 'jax'))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)

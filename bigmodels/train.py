@@ -7,6 +7,7 @@ import json
 import pathlib
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -54,78 +55,88 @@ def train(config: Mapping, workdir: str | pathlib.Path, resume: runs.Resume = 's
     batches, described = experiment.training_batches(settings, task, shard)
     eval_sets = experiment.evaluation_sets(settings, task, shard)
     shapes = program.shapes_of_batch(batches[0], settings.batch_size)
-    run = program.make_program(settings, task, mesh, shapes)
     runs.save_batch_shapes(workdir, shapes)
+    run = program.make_program(settings, task, mesh, shapes)
     compiling = time.perf_counter()
     train_step = run.compile_train_step(settings.parallel)
-    compile_seconds = time.perf_counter() - compiling
+    compiled = time.perf_counter()
     if start is None:
         state = run.init_state(settings.seed)
     else:
         state = checkpoint.restore(workdir / runs.CHECKPOINTS, start, run.state_shapes)
-    start = start or 0
-    params = run.state_shapes.params
-    items, unit = task.items(run.batch_shapes)
 
-    reporter = writers.Reporter(
-        workdir,
-        start,
-        settings.total_steps,
-        settings.log_every,
-        items,
-        unit,
-        flops_per_step=task.flops_per_step(params, run.batch_shapes),
-        peak_flops=hardware.peak_flops(mesh.devices.flat[0].device_kind),
-        num_devices=mesh.size,
-        active=jax.process_index() == 0,
+    speed = writers.Speed(
+        *task.items(run.batch_shapes),
+        flops=task.flops_per_step(run.state_shapes.params, run.batch_shapes),
+        peak=hardware.peak_flops(mesh),
     )
+    reporter = writers.Reporter(
+        workdir, start or 0, settings.total_steps, settings.log_every, speed,
+        active=jax.process_index() == 0,
+    )  # fmt: skip
     reporter.start_screen(
-        {
-            'run': f'{workdir}, ' + (f'resumed at step {start}' if start else 'new'),
-            'devices': f'{mesh.size} x {mesh.devices.flat[0].device_kind}, '
-            f'mesh {sharding.describe(mesh)}, by {settings.parallel}',
-            **task.facts(),
-            'parameters': f'{trees.count(params):,} ({trees.size_bytes(params) / 1e6:.1f} MB)',
-            'batch': f'{items:,} {unit}'
-            + (f' in {settings.accumulate} parts' if settings.accumulate > 1 else ''),
+        _facts(settings, task, run, workdir, start)
+        | {
+            'batch': f'{speed.items:,} {speed.unit} in {settings.accumulate} part(s)',
             'data': described,
-            'compiled': f'in {compile_seconds:.1f} s, {time.perf_counter() - began:.1f} s after start',
-            **({'note': '; '.join(run.notes)} if run.notes else {}),
+            'compiled': f'in {compiled - compiling:.1f} s, {compiled - began:.1f} s after start',
         }
     )
-    feed = pipeline.prefetched(batches, start, settings.data)
-    saver = checkpoint.Saver(
-        workdir / runs.CHECKPOINTS,
-        settings.checkpoint.keep_last,
-        settings.checkpoint.best_metric,
-        settings.checkpoint.best_mode,
-    )
     eval_step = jax.jit(run.eval_step)
-    figures = {}
-    try:
-        for step in range(start + 1, settings.total_steps + 1):
-            batch = sharding.put_batch(reporter.timed_wait(feed), mesh)
-            state, metrics = train_step(state, batch)
-            reporter.add(step, metrics)
 
-            last = step == settings.total_steps
-            evaluates = last or (settings.eval_every and step % settings.eval_every == 0)
-            saves = last or step % settings.checkpoint.every == 0
-            if not (evaluates or saves):
-                continue
-            reporter.flush()  # a state counts only when its metrics are known to be finite
-            with reporter.pause():
-                if evaluates:
-                    figures = evaluate.evaluate(
-                        eval_step, task, state.eval_params, state.model_state, eval_sets, mesh
-                    )
-                    reporter.evaluated(step, figures)
-                if saves:
-                    reporter.warn(saver.save(step, state, figures if evaluates else {}))
-        reporter.warn(saver.close())
+    def evaluate_now(state):
+        params, model_state = state.eval_params, state.model_state
+        return evaluate.evaluate(eval_step, task, params, model_state, eval_sets, mesh)
+
+    feed = pipeline.prefetched(batches, start or 0, settings.data)
+    saver = checkpoint.Saver(workdir / runs.CHECKPOINTS, settings.checkpoint)
+    try:
+        state, figures = _fold(
+            settings, mesh, train_step, state, start or 0, feed, evaluate_now, saver, reporter
+        )
+        _finish(workdir, task, state, figures, reporter.seconds)
     finally:
         reporter.close()
-    return _finish(workdir, task, state, figures, settings.total_steps, reporter)
+    return figures
+
+
+def _fold(
+    settings, mesh, train_step, state, start, feed, evaluate_now, saver, reporter
+) -> tuple[Any, dict[str, float]]:
+    """The loop: the state after the last step, and the figures of its evaluation."""
+    figures = {}
+    for step in range(start + 1, settings.total_steps + 1):
+        batch = sharding.put_batch(reporter.timed_wait(feed), mesh)
+        state, metrics = train_step(state, batch)
+        reporter.add(step, metrics)
+
+        last = step == settings.total_steps
+        evaluates = last or (settings.eval_every and step % settings.eval_every == 0)
+        saves = last or step % settings.checkpoint.every == 0
+        if not (evaluates or saves):
+            continue
+        reporter.flush()  # a state counts only when its metrics are known to be finite
+        with reporter.pause():
+            figures = evaluate_now(state) if evaluates else {}
+            reporter.evaluated(step, figures)
+            if saves:
+                reporter.warn(saver.save(step, state, figures))
+    reporter.warn(saver.close())
+    return state, figures or evaluate_now(state)  # the latter if resumed after the last step
+
+
+def _facts(settings, task, run: program.Program, workdir, start) -> dict[str, str]:
+    """The start screen's lines on what runs where."""
+    params = run.state_shapes.params
+    devices, kind = run.mesh.size, run.mesh.devices.flat[0].device_kind
+    return {
+        'run': f'{workdir}, ' + (f'resumed at step {start}' if start else 'new'),
+        'devices': f'{devices} x {kind}, mesh {sharding.describe(run.mesh)}, '
+        f'by {settings.parallel}',
+        **task.facts(),
+        'parameters': f'{trees.count(params):,} ({trees.size_bytes(params) / 1e6:.1f} MB)',
+        **({'note': '; '.join(run.notes)} if run.notes else {}),
+    }
 
 
 def _with_preprocessing(task, settings: experiment.Experiment, workdir: pathlib.Path, start):
@@ -135,8 +146,9 @@ def _with_preprocessing(task, settings: experiment.Experiment, workdir: pathlib.
         return task.restored(directory)
     sources = [source for source, _ in experiment.training_sources(settings)]
     task = task.fit(experiment.concatenated(sources))
-    directory.mkdir(exist_ok=True)
-    task.save(directory)
+    if jax.process_index() == 0:
+        directory.mkdir(exist_ok=True)
+        task.save(directory)
     return task
 
 
@@ -148,18 +160,16 @@ def _say_complete(workdir: pathlib.Path, step: int) -> dict:
     return figures
 
 
-def _finish(workdir, task, state, figures, step, reporter) -> dict:
+def _finish(workdir: pathlib.Path, task, state, figures: Mapping, seconds: float) -> None:
     """Writes the summary, the plot and what the task has to show."""
     shown = task.demonstrate(state.eval_params, state.model_state)
-    if jax.process_index() == 0:
-        writers.plot_curves(workdir)
-        for name, text in shown.items():
-            (workdir / name).write_text(text)
-            print(f'\n{name}:\n{text}\n')
-        runs.write_json(
-            workdir / runs.SUMMARY,
-            {'step': step, 'final': figures, 'seconds': round(reporter.seconds, 1)},
-        )
-        print(', '.join(f'{name} {value:.4f}' for name, value in figures.items()))
-        print(f'Everything is in {workdir}.')
-    return figures
+    if jax.process_index() != 0:
+        return
+    writers.plot_curves(workdir)
+    for name, text in shown.items():
+        (workdir / name).write_text(text)
+        print(f'\n{name}:\n{text}\n')
+    summary = {'step': int(state.step), 'final': figures, 'seconds': round(seconds, 1)}
+    runs.write_json(workdir / runs.SUMMARY, summary)
+    print(', '.join(f'{name} {value:.4f}' for name, value in figures.items()))
+    print(f'Everything is in {workdir}.')

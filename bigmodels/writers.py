@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import json
 import math
 import pathlib
@@ -77,14 +78,18 @@ class MetricWriter:
         self._file = path.open('a')
         self._events = SummaryWriter(str(workdir / 'tensorboard'), purge_step=start + 1)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One row: {'step': step, **values}."""
+    def write(self, step: int, values: Mapping[str, float]) -> str | None:
+        """One row: {'step': step, **values}; returns what went wrong, or None."""
         if self._file is None:
-            return
-        self._file.write(json.dumps({'step': step, **values}) + '\n')
-        self._file.flush()
+            return None
+        try:
+            self._file.write(json.dumps({'step': step, **values}) + '\n')
+            self._file.flush()
+        except OSError as error:
+            return f'the metrics of step {step} were not written: {error.strerror}'
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
+        return None
 
     def close(self) -> None:
         """Flushes and closes both."""
@@ -137,6 +142,22 @@ def plot_curves(workdir: pathlib.Path) -> None:
     pyplot.close(figure)
 
 
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """What a step does, for rates.
+
+    Fields:
+      items, unit: in a batch, such as 4096 'tokens'.
+      flops: model FLOPs of a step, where they are known.
+      peak: FLOP/s of all devices, where it is known.
+    """
+
+    items: int
+    unit: str
+    flops: float | None = None
+    peak: float | None = None
+
+
 class Reporter:
     """Everything that a training loop tells: screen, progress, metrics, warnings.
 
@@ -147,24 +168,12 @@ class Reporter:
     LAG = 2
 
     def __init__(
-        self,
-        workdir: pathlib.Path,
-        start: int,
-        total: int,
-        log_every: int,
-        items: int,
-        unit: str,
-        flops_per_step: float | None,
-        peak_flops: float | None,
-        num_devices: int,
+        self, workdir: pathlib.Path, start: int, total: int, log_every: int, speed: Speed,
         active: bool,
-    ):
+    ):  # fmt: skip
         self._writer = MetricWriter(workdir, start, active)
         self._progress = Progress(total, start, active)
-        self._total, self._log_every = total, log_every
-        self._items, self._unit = items, unit
-        self._flops = flops_per_step
-        self._peak = peak_flops and peak_flops * num_devices
+        self._total, self._log_every, self._speed = total, log_every, speed
         self._pending = collections.deque()
         self._began = self._stretch = time.perf_counter()
         self._stretch_start, self._waited = start, 0.0
@@ -220,18 +229,19 @@ class Reporter:
                 for name, value in metrics.items()
             }
             perf = {f'perf/{name}': number for name, (number, _) in speed.items()}
-            self._writer.write(step, values | perf)
+            self.warn(self._writer.write(step, values | perf))
         self._progress.update(step, facts, report)
 
     def _measure(self, step: int) -> dict[str, tuple[float, str]]:
         """Speed since the last measurement: name -> (number, text)."""
         now = time.perf_counter()
         seconds = max(now - self._stretch, 1e-9)
-        rate = self._items * (step - self._stretch_start) / seconds
-        left = (self._total - step) * seconds / max(step - self._stretch_start, 1)
-        speed = {f'{self._unit}/s': (rate, f'{rate:,.0f}')}
-        if self._flops and self._peak:
-            share = rate / self._items * self._flops / self._peak
+        steps_per_second = (step - self._stretch_start) / seconds
+        rate = self._speed.items * steps_per_second
+        left = (self._total - step) / max(steps_per_second, 1e-9)
+        speed = {f'{self._speed.unit}/s': (rate, f'{rate:,.0f}')}
+        if self._speed.flops and self._speed.peak:
+            share = steps_per_second * self._speed.flops / self._speed.peak
             speed['mfu'] = (share, f'{share:.1%}')
         waited = self._waited / seconds
         speed['data_wait'] = (waited, f'{waited:.1%}')
@@ -240,8 +250,12 @@ class Reporter:
         return speed
 
     def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
-        """Writes and shows the figures of an evaluation."""
-        self._writer.write(step, {f'eval/{name}': value for name, value in figures.items()})
+        """Writes and shows the figures of an evaluation, if there are any."""
+        if not figures:
+            return
+        self.warn(
+            self._writer.write(step, {f'eval/{name}': value for name, value in figures.items()})
+        )
         self._progress.say(
             f'evaluation at step {step}: '
             + ', '.join(f'{name} {value:.4f}' for name, value in figures.items())

@@ -15,8 +15,13 @@ def start(module: str, *arguments: str, devices: int = 1, **options) -> subproce
     environment = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'}
     environment |= {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(devices)}
     return subprocess.Popen(
-        [sys.executable, '-m', module, *arguments], cwd=options.pop('cwd', ROOT),
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
+        [sys.executable, '-m', module, *arguments],
+        cwd=options.pop('cwd', ROOT),
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
     )
 
 
@@ -36,8 +41,21 @@ def tiny_text_config(directory: pathlib.Path, overrides: tuple[str, ...] | list[
     """A byte-level Transformer on a little text: 20 steps in a second."""
     path = directory / 'input.txt'
     path.write_text((ROOT / 'bigmodels' / 'steps.py').read_text())
-    return config.load(f'{ROOT}/configs/shakespeare.py:{path}', [
-        'model.vocab_size=256', 'model.num_layers=2', 'model.embed_dim=32', 'model.max_length=64',
-        'task.sequence_length=32', 'task.tokenizer.name=bytes', 'task.sample_tokens=16',
-        'batch_size=8', 'total_steps=20', 'log_every=5', 'checkpoint.every=10',
-        'optimizer.schedule.warmup_steps=2', *overrides])
+    return config.load(
+        f'{ROOT}/configs/shakespeare.py:{path}',
+        [
+            'model.vocab_size=256',
+            'model.num_layers=2',
+            'model.embed_dim=32',
+            'model.max_length=64',
+            'task.sequence_length=32',
+            'task.tokenizer.name=bytes',
+            'task.sample_tokens=16',
+            'batch_size=8',
+            'total_steps=20',
+            'log_every=5',
+            'checkpoint.every=10',
+            'optimizer.schedule.warmup_steps=2',
+            *overrides,
+        ],
+    )

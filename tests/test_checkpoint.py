@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bigmodels import checkpoint, errors, sharding, trees
+from bigmodels.experiment import Checkpoint
 from bigmodels.state import TrainState
 
 
@@ -22,7 +23,7 @@ def make_state(scale: float) -> TrainState:
 
 
 def save(directory, values: dict[int, float], **settings) -> dict[int, TrainState]:
-    saver = checkpoint.Saver(directory, settings.pop('keep_last', 9), **settings)
+    saver = checkpoint.Saver(directory, Checkpoint(**({'keep_last': 9} | settings)))
     states = {}
     for step, loss in values.items():
         states[step] = make_state(float(step))
@@ -60,10 +61,10 @@ def test_restores_to_any_placement(tmp_path, shape):
 def test_the_manifest_covers_every_file_that_holds_values(tmp_path):
     save(tmp_path, {5: 1.0})
     sums = json.loads((tmp_path / '5' / 'manifest.json').read_text())['files']
-    files = {p.relative_to(tmp_path / '5').as_posix() for p in (tmp_path / '5').rglob('*')
-             if p.is_file()}
-    assert files - sums.keys() == {
-        'manifest.json', '_CHECKPOINT_METADATA', 'commit_success.txt'}
+    files = {
+        p.relative_to(tmp_path / '5').as_posix() for p in (tmp_path / '5').rglob('*') if p.is_file()
+    }
+    assert files - sums.keys() == {'manifest.json', '_CHECKPOINT_METADATA', 'commit_success.txt'}
     assert sums.keys() <= files
 
 
@@ -88,8 +89,9 @@ def test_a_flipped_bit_in_any_file_is_caught(tmp_path):
 @pytest.mark.parametrize('harm', ['truncate', 'remove', 'remove manifest', 'half a manifest'])
 def test_other_damage_falls_back_to_the_step_before(tmp_path, harm):
     save(tmp_path, {5: 1.0, 6: 1.0})
-    [largest] = sorted((tmp_path / '6' / 'params').rglob('*'), key=lambda p: p.stat().st_size
-                       if p.is_file() else 0)[-1:]
+    [largest] = sorted(
+        (tmp_path / '6' / 'params').rglob('*'), key=lambda p: p.stat().st_size if p.is_file() else 0
+    )[-1:]
     manifest = tmp_path / '6' / 'manifest.json'
     if harm == 'truncate':
         largest.write_bytes(largest.read_bytes()[:-7])
@@ -135,12 +137,14 @@ def test_an_unfinished_save_is_not_a_step(tmp_path):
     assert checkpoint.steps(tmp_path) == [5]
     states = save(tmp_path, {6: 1.0})
     assert checkpoint.damage(tmp_path, 6) is None
-    assert trees.first_difference(
-        states[6], checkpoint.restore(tmp_path, 6, as_saved(states[6]))) is None
+    assert (
+        trees.first_difference(states[6], checkpoint.restore(tmp_path, 6, as_saved(states[6])))
+        is None
+    )
 
 
 def test_a_failed_save_is_told_and_the_next_one_works(tmp_path, monkeypatch):
-    saver = checkpoint.Saver(tmp_path, 3)
+    saver = checkpoint.Saver(tmp_path, Checkpoint(keep_last=3))
     assert saver.save(1, make_state(1.0), {}) is None
     assert saver.wait() is None
     with monkeypatch.context() as patch:

@@ -15,7 +15,8 @@ from tests import commands
 
 def parts(spec: str, **values):
     config = config_lib.load(
-        str(commands.ROOT / spec), [f'{key}={value}' for key, value in values.items()])
+        str(commands.ROOT / spec), [f'{key}={value}' for key, value in values.items()]
+    )
     settings = experiment.from_config(config)
     task = experiment.make_task(settings)
     [(source, _)] = experiment.training_sources(settings)
@@ -24,8 +25,14 @@ def parts(spec: str, **values):
 
 def figures(settings, task, state, mesh):
     eval_step = jax.jit(functools.partial(steps.eval_step, loss_fn=task.loss_fn))
-    return evaluate.evaluate(eval_step, task, state.params, state.model_state,
-                             experiment.evaluation_sets(settings, task), mesh)
+    return evaluate.evaluate(
+        eval_step,
+        task,
+        state.params,
+        state.model_state,
+        experiment.evaluation_sets(settings, task),
+        mesh,
+    )
 
 
 @pytest.mark.parametrize('spec', ['configs/digits_mlp.py:tiny'])
@@ -33,13 +40,12 @@ def figures(settings, task, state, mesh):
 def test_equals_a_plain_sum_over_every_example(spec, batch_size, devices):
     settings, task = parts(spec, batch_size=batch_size)
     mesh = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:devices])
-    shapes = program.shapes_of_batch(
-        experiment.training_batches(settings, task)[0][0], batch_size)
+    shapes = program.shapes_of_batch(experiment.training_batches(settings, task)[0][0], batch_size)
     state = program.make_program(settings, task, mesh, shapes).init_state(0)
     measured = figures(settings, task, state, mesh)
 
     [(source, _)] = experiment.open_sources(settings.data.evals['valid'], 'valid')
-    assert len(source) % batch_size      # the size does not divide
+    assert len(source) % batch_size  # the size does not divide
     examples = [task.preprocess(source[i]) for i in range(len(source))]
     inputs = np.stack([example['inputs'] for example in examples])
     targets = np.stack([example['targets'] for example in examples])
@@ -56,14 +62,17 @@ def test_bits_per_byte_do_not_depend_on_the_tokenizer_s_granularity(tmp_path):
     text = 'aß\n' * 400
     path = tmp_path / 'text.txt'
     path.write_text(text)
-    settings, task = parts(f'configs/shakespeare.py:{path}')
+    _, task = parts(f'configs/shakespeare.py:{path}')
     weights = np.ones((1, 6), np.float32)
     targets = task.vocabulary.encode('aß\naß\n')[None]
-    zeros = jax.tree.map(np.zeros_like, task.init(
-        jax.random.key(0), {'inputs': targets})['params'])
+    zeros = jax.tree.map(np.zeros_like, task.init(jax.random.key(0), {'inputs': targets})['params'])
     _, (pairs, _) = task.loss_fn(
-        zeros, {}, {'inputs': targets, 'targets': targets, 'weights': weights},
-        jax.random.key(0), train=False)
+        zeros,
+        {},
+        {'inputs': targets, 'targets': targets, 'weights': weights},
+        jax.random.key(0),
+        train=False,
+    )
     bits = np.log2(task.model.vocab_size) * 6 / len('aß\naß\n'.encode())
     np.testing.assert_allclose(metrics.mean(pairs['bits_per_byte']), bits, rtol=1e-5)
 

@@ -50,7 +50,10 @@ def test_large_and_low_precision_logits():
 
 
 def test_masked_means():
-    values, weights = rng.normal(size=(4, 3)), np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 0, 1]])
+    values, weights = (
+        rng.normal(size=(4, 3)),
+        np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 0, 1]]),
+    )
     pair = metrics.pair(jnp.float32(values), jnp.asarray(weights))
     assert [x.dtype for x in pair] == [jnp.float32] * 2
     np.testing.assert_allclose(metrics.mean(pair), values[weights == 1].mean(), rtol=1e-6)

@@ -9,7 +9,10 @@ TINY = '--config=configs/transformer.py:tiny'
 DIGITS = '--config=configs/digits_mlp.py:tiny'
 # What is typed, and what the answer must name.
 MISTAKES = {
-    'missing config file': (['--config=configs/nothing.py'], ['configs/nothing.py', 'does not exist']),
+    'missing config file': (
+        ['--config=configs/nothing.py'],
+        ['configs/nothing.py', 'does not exist'],
+    ),
     'unknown variant': (['--config=configs/transformer.py:13b'], ['13b', '124m, 1b, 8b']),
     'misspelt flag': ([TINY, '--wrkdir=x'], ['--wrkdir']),
     'misspelt section': ([TINY, '--config.modle.num_layers=2'], ['config.modle']),
@@ -28,15 +31,22 @@ MISTAKES = {
     'parts do not divide': ([TINY, '--config.accumulate=3'], ['16', 'accumulate = 3']),
     'mesh too large': ([TINY, '--config.mesh.data=64'], ['data 64', 'there are 8']),
     'dotted path to nothing': ([TINY, '--config.model.name=os.nothing'], ['os.nothing']),
-    'rules leave out': ([TINY, "--config.optimizer.weight_decay_rules=[('bias', False)]"],
-                        ['embed/embedding', '(".*", default)']),
-    'no such file': ([TINY, '--config.data.train.name=text_files',
-                      '--config.data.train.path=nothing*.txt'], ['split']),
+    'rules leave out': (
+        [TINY, "--config.optimizer.weight_decay_rules=[('bias', False)]"],
+        ['embed/embedding', '(".*", default)'],
+    ),
+    'no such file': (
+        [TINY, '--config.data.train.name=text_files', '--config.data.train.path=nothing*.txt'],
+        ['split'],
+    ),
     'vocabulary too small': ([TINY, '--config.model.vocab_size=100'], ['256', '100']),
     'warm-up too long': ([TINY, '--config.optimizer.schedule.warmup_steps=50'], ['50', '19']),
     'zero steps': ([DIGITS, '--config.total_steps=0'], ['total_steps', '0']),
     'label out of range': ([DIGITS, '--config.model.num_classes=9'], ['Label 9', 'num_classes']),
-    'pmap with tensor': ([TINY, '--config.parallel=pmap', '--config.mesh.tensor=2'], ['pmap', 'jit']),
+    'pmap with tensor': (
+        [TINY, '--config.parallel=pmap', '--config.mesh.tensor=2'],
+        ['pmap', 'jit'],
+    ),
     'cudnn on a CPU': ([TINY, '--config.model.attention=cudnn'], ['cudnn', 'NVIDIA GPU', 'auto']),
 }
 
@@ -59,7 +69,8 @@ def test_a_mistake_gets_one_paragraph_and_status_2(tmp_path, monkeypatch, capsys
 
 def test_a_mistake_at_the_command_line_shows_no_traceback(tmp_path):
     status, _, err = commands.train(
-        TINY, '--config.model.num_layer=2', f'--workdir={tmp_path / "run"}')
+        TINY, '--config.model.num_layer=2', f'--workdir={tmp_path / "run"}'
+    )
     assert status == 2
     assert 'Traceback' not in err
     assert err.startswith('error: ')
@@ -71,7 +82,8 @@ def test_bad_text_is_named(tmp_path):
         path = tmp_path / 'input.txt'
         path.write_bytes(content)
         status, _, err = commands.train(
-            f'--config={shakespeare}:{path}', f'--workdir={tmp_path / "run"}')
+            f'--config={shakespeare}:{path}', f'--workdir={tmp_path / "run"}'
+        )
         assert status == 2
         assert named in err
         assert 'Traceback' not in err

@@ -15,9 +15,19 @@ from tests import commands
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('run')
-    train_lib.train(commands.tiny_text_config(tmp_path_factory.mktemp('text'), [
-        'ema_decay=0.5', 'checkpoint.every=5', 'eval_every=5', 'checkpoint.keep_last=4',
-        'checkpoint.best_metric=valid/loss']), workdir)
+    train_lib.train(
+        commands.tiny_text_config(
+            tmp_path_factory.mktemp('text'),
+            [
+                'ema_decay=0.5',
+                'checkpoint.every=5',
+                'eval_every=5',
+                'checkpoint.keep_last=4',
+                'checkpoint.best_metric=valid/loss',
+            ],
+        ),
+        workdir,
+    )
     return workdir
 
 
@@ -44,7 +54,7 @@ def test_its_batches_are_those_of_the_training(finished):
 
 def test_the_kept_config_is_complete(finished):
     kept = config_lib.read(finished / 'config.json').to_dict()
-    assert kept['model']['rotary_theta'] == 10_000.0      # a default that the file leaves out
+    assert kept['model']['rotary_theta'] == 10_000.0  # a default that the file leaves out
     assert kept['optimizer']['algorithm']['eps'] == 1e-8
     assert experiment.resolved(kept) == kept
 
@@ -74,7 +84,7 @@ def test_a_directory_that_cannot_be_written(tmp_path, monkeypatch):
     def refuse(self, *_, **__):
         raise PermissionError(13, 'Permission denied')
 
-    monkeypatch.setattr('pathlib.Path.touch', refuse)      # root may write anywhere
+    monkeypatch.setattr('pathlib.Path.touch', refuse)  # root may write anywhere
     with pytest.raises(errors.UserError, match='cannot be written: Permission denied'):
         runs.prepare(tmp_path, {}, 'same')
 
@@ -85,5 +95,5 @@ def test_a_tokenizer_that_does_not_fit_the_model(finished, tmp_path):
     for name in ('checkpoints', 'preprocessing', 'batch.json'):
         os.symlink(finished / name, tmp_path / name)
     runs.write_json(tmp_path / 'config.json', kept)
-    with pytest.raises(errors.UserError, match='tokenizer has 256 tokens .*vocab_size is 100'):
+    with pytest.raises(errors.UserError, match=r'tokenizer has 256 tokens .*vocab_size is 100'):
         runs.open_run(tmp_path)

@@ -27,8 +27,10 @@ def digits_config(**values):
 def same_metrics(one: pathlib.Path, other: pathlib.Path) -> bool:
     """Whether two runs logged the same rows, but for their speed."""
     rows = [
-        [{key: value for key, value in row.items() if not key.startswith('perf/')}
-         for row in writers.read_metrics(workdir / 'metrics.jsonl')]
+        [
+            {key: value for key, value in row.items() if not key.startswith('perf/')}
+            for row in writers.read_metrics(workdir / 'metrics.jsonl')
+        ]
         for workdir in (one, other)
     ]
     return rows[0] == rows[1] and len(rows[0]) > 0
@@ -52,7 +54,13 @@ def test_digits_are_learnt_to_over_95_percent(tmp_path):
     figures = train_lib.train(config, tmp_path)
     assert figures['valid/accuracy'] > 0.95
     assert {path.name for path in tmp_path.iterdir()} >= {
-        'config.json', 'checkpoints', 'metrics.jsonl', 'tensorboard', 'curves.png', 'summary.json'}
+        'config.json',
+        'checkpoints',
+        'metrics.jsonl',
+        'tensorboard',
+        'curves.png',
+        'summary.json',
+    }
     assert (tmp_path / 'curves.png').read_bytes()[:4] == b'\x89PNG'
     assert list((tmp_path / 'tensorboard').glob('events*'))
     run = runs.open_run(tmp_path)
@@ -87,9 +95,13 @@ def test_stopping_and_resuming_equals_going_through(tmp_path):
 def test_killed_at_random_and_resumed_equals_uninterrupted(tmp_path):
     """SIGKILL, dropout, EMA, every state in the checkpoint: bit for bit."""
     arguments = (
-        '--config=configs/transformer.py:tiny', '--config.total_steps=60',
-        '--config.checkpoint.every=7', '--config.log_every=1', '--config.eval_every=30',
-        '--config.ema_decay=0.9', '--config.model.dropout_rate=0.1',
+        '--config=configs/transformer.py:tiny',
+        '--config.total_steps=60',
+        '--config.checkpoint.every=7',
+        '--config.log_every=1',
+        '--config.eval_every=30',
+        '--config.ema_decay=0.9',
+        '--config.model.dropout_rate=0.1',
     )
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
     status, _, err = commands.train(*arguments, f'--workdir={whole}')
@@ -149,8 +161,9 @@ def test_execution_settings_may_change_on_resume(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
-    config = digits_config(**{'optimizer.learning_rate': 1e38, 'optimizer.clip_norm': None,
-                              'checkpoint.every': 1})
+    config = digits_config(
+        **{'optimizer.learning_rate': 1e38, 'optimizer.clip_norm': None, 'checkpoint.every': 1}
+    )
     with pytest.raises(errors.UserError, match=r'At step (\d+) \(batch \d+\) the loss is'):
         train_lib.train(config, tmp_path)
     step, damaged = checkpoint.newest_good(tmp_path / runs.CHECKPOINTS)
@@ -178,12 +191,16 @@ def test_saving_goes_on_after_a_full_disk(tmp_path, monkeypatch, capsys):
 def test_any_step_can_be_computed_alone(tmp_path):
     """batch(t) and rng(t) are functions of (config, seed, t): step 11 from checkpoint 10."""
     train_lib.train(digits_config(**{'log_every': 1}), tmp_path)
-    logged = {row['step']: row for row in writers.read_metrics(tmp_path / 'metrics.jsonl')
-              if 'train/loss' in row}
+    logged = {
+        row['step']: row
+        for row in writers.read_metrics(tmp_path / 'metrics.jsonl')
+        if 'train/loss' in row
+    }
     run = runs.open_run(tmp_path)
     program = run.program()
     state = checkpoint.restore(tmp_path / runs.CHECKPOINTS, 10, program.state_shapes)
     _, metrics = jax.jit(program.train_step)(state, run.batches[10])
     np.testing.assert_allclose(
-        metrics['loss'][0] / metrics['loss'][1], logged[11]['train/loss'], rtol=1e-6)
+        metrics['loss'][0] / metrics['loss'][1], logged[11]['train/loss'], rtol=1e-6
+    )
     assert json.loads((tmp_path / 'summary.json').read_text())['step'] == 20

@@ -9,15 +9,17 @@ import pytest
 from bigmodels import errors, writers
 
 
-def make_reporter(workdir, **values):
-    settings = dict(start=0, total=10, log_every=2, items=100, unit='tokens',
-                    flops_per_step=1e9, peak_flops=1e12, num_devices=2, active=True)
-    return writers.Reporter(workdir, **(settings | values))
+def make_reporter(workdir, log_every=2, active=True):
+    speed = writers.Speed(100, 'tokens', flops=1e9, peak=2e12)
+    return writers.Reporter(workdir, 0, 10, log_every, speed, active)
 
 
 def step_metrics(loss: float, norm: float = 1.0):
-    return {'loss': (jnp.float32(2 * loss), jnp.float32(2)), 'param_norm': jnp.float32(norm),
-            'learning_rate': jnp.float32(0.5)}
+    return {
+        'loss': (jnp.float32(2 * loss), jnp.float32(2)),
+        'param_norm': jnp.float32(norm),
+        'learning_rate': jnp.float32(0.5),
+    }
 
 
 def test_rows_are_of_single_steps_with_speed(tmp_path):
@@ -32,7 +34,7 @@ def test_rows_are_of_single_steps_with_speed(tmp_path):
     assert [row['train/loss'] for row in rows[:-1]] == [2, 4, 6, 8, 10]
     assert rows[-1] == {'step': 10, 'eval/valid/loss': 0.5}
     speed = rows[1]
-    expected = speed['perf/tokens/s'] / 100 * 1e9 / 2e12      # MFU of two devices
+    expected = speed['perf/tokens/s'] / 100 * 1e9 / 2e12
     assert speed['perf/mfu'] == pytest.approx(expected)
     assert 0 <= speed['perf/data_wait'] <= 1
 
@@ -94,8 +96,7 @@ def test_a_bar_on_a_terminal_and_lines_elsewhere():
             progress.update(step, {'loss': '1.5'}, report=step % 5 == 0)
         progress.say('a line')
         progress.close()
-    assert pipe.getvalue().splitlines() == [
-        'step 5/10: loss 1.5', 'step 10/10: loss 1.5', 'a line']
+    assert pipe.getvalue().splitlines() == ['step 5/10: loss 1.5', 'step 10/10: loss 1.5', 'a line']
     assert '10/10' in terminal.getvalue()
     assert 'a line' in terminal.getvalue()
 

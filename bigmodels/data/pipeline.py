@@ -50,8 +50,10 @@ def training_batches(
     for i, (examples, _) in enumerate(parts):
         if not len(examples):
             raise errors.UserError('There are no training examples in the source.')
+        # Hashed: epoch e is shuffled with seed + e, which must not be another run's or part's seed.
+        [hashed] = np.random.SeedSequence([seed % 2**32, i]).generate_state(1)
         dataset = grain.MapDataset.source(Weighted(examples))
-        datasets.append(dataset.shuffle(seed=(seed + i) % 2**32).repeat())
+        datasets.append(dataset.shuffle(seed=int(hashed)).repeat())
     mixed = datasets[0]
     if len(parts) > 1:
         mixed = grain.MapDataset.mix(datasets, weights=[weight for _, weight in parts])

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigmodels import errors, runs
+from bigmodels import errors
 from bigmodels.deploy.sampling import Sampling, sample
 from bigmodels.models import transformer
 
@@ -109,14 +109,19 @@ def generate_text(
 ) -> list[str]:
     """Continuations of prompts, each up to a stop string (left out) or the end-of-text token.
 
+    An empty prompt begins a document: it stands for the end-of-text token before it.
+
     Raises:
-      UserError: for an empty prompt, or one that leaves no room in the context.
+      UserError: for a prompt that leaves no room in the context, or no tokens to generate.
     """
+    if max_new_tokens < 1:
+        raise errors.UserError(f'max_new_tokens = {max_new_tokens} must be at least 1.')
     vocabulary = task.vocabulary
-    encoded = [vocabulary.encode(prompt) for prompt in prompts]
+    encoded = [
+        vocabulary.encode(prompt) if prompt else np.asarray([vocabulary.end_of_text])
+        for prompt in prompts
+    ]
     for prompt, ids in zip(prompts, encoded, strict=True):
-        if not len(ids):
-            raise errors.UserError('A prompt is empty: give at least one token.')
         if len(ids) + max_new_tokens > task.model.max_length:
             raise errors.UserError(
                 f'A prompt of {len(ids)} tokens and {max_new_tokens} new ones exceed the context '
@@ -156,6 +161,8 @@ def _cut(text: str, stop: Sequence[str]) -> str:
 
 def main() -> None:
     """The command: prints the continuation of each prompt."""
+    from bigmodels import runs  # it imports the tasks, one of which imports this module
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--workdir', required=True, help='a run made by bigmodels.main')
     parser.add_argument('--step', default='last', help='a saved step, last or best')

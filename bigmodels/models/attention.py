@@ -1,6 +1,7 @@
 """Softmax attention behind one function, with a choice of implementations.
 
-Axes: B batch, L query length, S key length, H query heads, N key/value heads, G = H / N, K head_dim.
+Axes: B batch, L query length, S key length, H query heads, N key/value heads, G = H / N,
+K head_dim.
 """
 
 import functools

@@ -13,6 +13,9 @@ import numpy as np
 
 from bigmodels import errors, losses, metrics
 from bigmodels.data import text, tokenizers
+from bigmodels.deploy.generate import generate_text
+from bigmodels.deploy.sampling import Sampling
+from bigmodels.models.attention import choose_implementation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +57,10 @@ class LanguageModeling:
 
     def fit(self, source: Sequence) -> 'LanguageModeling':
         """Makes the tokenizer; one that is trained sees only the training records."""
-        texts = lambda: (source[i][self.text_field] for i in range(len(source)))
+
+        def texts():
+            return (source[i][self.text_field] for i in range(len(source)))
+
         return self._with(tokenizers.fit(self.tokenizer, texts))
 
     def save(self, directory: Path) -> None:
@@ -155,22 +161,20 @@ class LanguageModeling:
 
     def demonstrate(self, params, model_state) -> dict[str, str]:
         """A sampled continuation of `sample_prompt`."""
-        from bigmodels.deploy import generate  # it imports this package's tasks
-
-        prompt = self.sample_prompt or self.vocabulary.decode([self.vocabulary.end_of_text])
-        room = self.model.max_length - len(self.vocabulary.encode(prompt))
-        settings = generate.Sampling(temperature=0.8, top_k=50)
-        [continuation] = generate.generate_text(
-            self, params, [prompt], min(self.sample_tokens, room), settings, seed=0
+        room = self.model.max_length - max(len(self.vocabulary.encode(self.sample_prompt)), 1)
+        count = min(self.sample_tokens, room)
+        if count < 1:
+            return {}
+        settings = Sampling(temperature=0.8, top_k=50)
+        [continuation] = generate_text(
+            self, params, [self.sample_prompt], count, settings, seed=0
         )
-        return {'sample.txt': prompt + continuation}
+        return {'sample.txt': self.sample_prompt + continuation}
 
     def facts(self) -> dict[str, str]:
         """What the start screen says of the model."""
-        from bigmodels.models import attention
-
         m = self.model
-        kernel, reason = attention.choose_implementation(
+        kernel, reason = choose_implementation(
             m.attention, m.dtype, m.dim_per_head, self.sequence_length, m.attention_softcap
         )
         return {

@@ -48,9 +48,7 @@ def test_rotation_is_multiplication_by_a_unit_complex_number():
     x, positions = normal(2, 5, 3, 8), np.array([[0, 1, 2, 3, 4], [7, 0, 100, 5, 5]])
     frequencies = 10_000.0 ** -(np.arange(4) / 4)
     np.testing.assert_allclose(layers.rotary_frequencies(8, 10_000.0), frequencies, rtol=1e-6)
-    turned = (x[..., :4] + 1j * x[..., 4:]) * np.exp(
-        1j * positions[:, :, None, None] * frequencies
-    )
+    turned = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * positions[:, :, None, None] * frequencies)
     expected = np.concatenate([turned.real, turned.imag], -1)
     given = layers.rotate(jnp.float32(x), jnp.asarray(positions), jnp.float32(frequencies))
     np.testing.assert_allclose(given, expected, atol=2e-5)

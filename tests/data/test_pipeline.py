@@ -1,0 +1,185 @@
+"""batch(t) is a function of (seed, t): on any number of hosts, threads and processes."""
+
+import collections
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from bigmodels import errors
+from bigmodels.data import pipeline
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """`count` examples with ids of their own; a class of this module, so that it is picklable."""
+
+    count: int
+    first: int = 0
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return {'id': np.int64(self.first + index), 'x': np.full(3, index, np.float32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightedTokens(Numbers):
+    """Examples whose weights are an array [L]."""
+
+    def __getitem__(self, index):
+        return super().__getitem__(index) | {'weights': np.array([1, 1, index % 2], np.float32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    threads: int = 0
+    buffer: int = 4
+    workers: int = 0
+
+
+def training(count=10, batch_size=4, seed=3, shard=(0, 1)):
+    return pipeline.training_batches([(Numbers(count), 1.0)], batch_size, seed, shard)
+
+
+def ids(batches, start, stop):
+    return [batches[t]['id'].tolist() for t in range(start, stop)]
+
+
+def first(iterator, count):
+    return [batch['id'].tolist() for batch in itertools.islice(iterator, count)]
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    for key in one:
+        np.testing.assert_array_equal(one[key], other[key])
+        assert one[key].dtype == other[key].dtype
+
+
+def test_a_batch_alone_is_that_of_the_iteration():
+    iterated = list(itertools.islice(pipeline.prefetched(training(), 0, Feed()), 12))
+    for t in (11, 0, 7, 3):
+        assert_equal(training()[t], iterated[t])
+    batch = iterated[0]
+    assert {key: (value.shape, value.dtype.name) for key, value in batch.items()} == {
+        'id': ((4,), 'int64'),
+        'x': ((4, 3), 'float32'),
+        'weights': ((4,), 'float32'),
+    }
+    assert batch['weights'].all()
+    assert len(training()) > 10**9
+
+
+def test_resuming_is_slicing():
+    whole = ids(training(), 0, 20)
+    for start in (0, 1, 5, 13):
+        assert first(pipeline.prefetched(training(), start, Feed()), 6) == whole[start : start + 6]
+
+
+@pytest.mark.parametrize('threads', [1, 4])
+def test_threads_change_nothing(threads):
+    expected = ids(training(), 5, 30)
+    assert first(pipeline.prefetched(training(), 5, Feed(threads)), 25) == expected
+
+
+@pytest.mark.slow
+def test_processes_change_nothing():
+    expected = ids(training(), 5, 15)
+    feed = pipeline.prefetched(training(), 5, Feed(threads=1, buffer=2, workers=2))
+    assert first(feed, 10) == expected
+
+
+@pytest.mark.parametrize('hosts', [1, 2, 4])
+def test_hosts_share_the_same_global_batches(hosts):
+    parts = [training(shard=(host, hosts)) for host in range(hosts)]
+    for t in range(8):
+        joined = np.concatenate([part[t]['id'] for part in parts])
+        np.testing.assert_array_equal(joined, training()[t]['id'])
+        feeds = [pipeline.prefetched(part, t, Feed()) for part in parts]
+        assert sum((next(feed)['id'].tolist() for feed in feeds), []) == joined.tolist()
+
+
+def test_each_epoch_is_another_permutation():
+    stream = sum(ids(training(count=40), 0, 50), [])
+    epochs = [stream[i : i + 40] for i in range(0, 200, 40)]
+    assert all(sorted(epoch) == list(range(40)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 5
+    assert all(epoch != sorted(epoch) for epoch in epochs)
+
+
+def test_an_epoch_need_not_divide_into_batches():
+    stream = sum(ids(training(count=7, batch_size=4), 0, 7), [])
+    assert collections.Counter(stream) == dict.fromkeys(range(7), 4)
+
+
+def test_seeds_give_unrelated_orders():
+    """Not even shifted ones: epoch 1 of seed 3 is not epoch 0 of seed 4."""
+    epochs = set()
+    for seed in range(4):
+        stream = sum(ids(training(count=12, seed=seed), 0, 12), [])
+        epochs |= {tuple(stream[i : i + 12]) for i in range(0, 48, 12)}
+    assert len(epochs) == 16
+    assert ids(training(seed=-1), 0, 2) == ids(training(seed=2**32 - 1), 0, 2)
+
+
+def test_mixture_keeps_its_proportions():
+    parts = [(Numbers(30), 1.0), (Numbers(30, first=100), 3.0)]
+    batches = pipeline.training_batches(parts, 8, 0)
+    stream = np.array(sum(ids(batches, 0, 60), []))
+    assert (stream >= 100).sum() == 360
+    for start in range(0, 480, 48):  # throughout, not only in the end
+        assert abs((stream[start : start + 48] >= 100).sum() - 36) <= 1
+    small, large = stream[stream < 100], stream[stream >= 100]
+    assert sorted(small[:30]) == list(range(30))
+    assert sorted(large[:30]) == list(range(100, 130))
+    assert small[:30].tolist() != (large[:30] - 100).tolist()
+    assert ids(batches, 3, 5) == [batches[3]['id'].tolist(), batches[4]['id'].tolist()]
+    halves = [pipeline.training_batches(parts, 8, 0, (host, 2)) for host in range(2)]
+    for t in range(5):
+        joined = np.concatenate([half[t]['id'] for half in halves])
+        np.testing.assert_array_equal(joined, batches[t]['id'])
+
+
+@pytest.mark.parametrize('count', [1, 7, 8, 9, 16, 21])
+@pytest.mark.parametrize('hosts', [1, 2, 4])
+def test_evaluation_covers_each_example_once(count, hosts):
+    counted, steps = [], set()
+    for host in range(hosts):
+        batches = pipeline.evaluation_batches(Numbers(count), 8, (host, hosts))
+        steps.add(len(batches))
+        for t in range(len(batches)):
+            batch = batches[t]
+            assert batch['id'].shape == (8 // hosts,)
+            counted += batch['id'][batch['weights'] == 1].tolist()
+            assert set(batch['weights']) <= {0, 1}
+    assert sorted(counted) == list(range(count))
+    assert steps == {-(-count // 8)}  # every host takes part in every step
+    one = pipeline.evaluation_batches(Numbers(count), 8)
+    assert sum(ids(one, 0, len(one)), [])[:count] == list(range(count))
+
+
+def test_weights_of_the_examples_are_kept():
+    batches = pipeline.evaluation_batches(WeightedTokens(3), 2)
+    np.testing.assert_array_equal(batches[0]['weights'], [[1, 1, 0], [1, 1, 1]])
+    np.testing.assert_array_equal(batches[1]['weights'], [[1, 1, 0], [0, 0, 0]])
+
+
+def test_mistakes():
+    for build, message in (
+        (lambda: training(count=0), 'no training examples'),
+        (lambda: pipeline.evaluation_batches(Numbers(0), 4), 'no examples in the evaluation'),
+        (lambda: training(batch_size=4, shard=(0, 3)), 'batch_size = 4 does not divide over 3'),
+        (lambda: pipeline.training_batches([(Numbers(3), 0.0)], 1, 0), 'must be positive'),
+    ):
+        with pytest.raises(errors.UserError, match=message):
+            build()
+
+
+def test_a_batch_larger_than_the_source():
+    batch = training(count=3, batch_size=8)[0]['id'].tolist()
+    assert max(collections.Counter(batch).values()) == 3

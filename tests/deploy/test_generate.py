@@ -1,0 +1,232 @@
+"""Generation with a cache against the model called again for every token."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigmodels import errors
+from bigmodels.data import tokenizers
+from bigmodels.deploy.generate import generate_text, generate_tokens
+from bigmodels.deploy.sampling import Sampling
+from bigmodels.models import transformer
+from bigmodels.tasks import LanguageModeling
+
+GREEDY = Sampling(temperature=0)
+PROMPTS = ['def f(', 'a', 'import numpy', 'x = ']
+
+
+def make_task(**changes):
+    model = transformer.Transformer(
+        **dict(vocab_size=256, num_layers=2, embed_dim=32, num_heads=4, max_length=32) | changes
+    )
+    return LanguageModeling(model, {'name': 'bytes'}, 16, vocabulary=tokenizers.Bytes())
+
+
+def make_params(task, seed=0):
+    """Random, but all bytes that are not one of a few letters next to impossible."""
+    shapes = jax.eval_shape(task.model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda s: jnp.float32(rng.normal(size=s.shape) * 0.5), shapes['params'])
+    params['final_norm']['bias'] = params['final_norm']['bias'].at[0].set(30)
+    allowed = np.isin(np.arange(256), [*b'abcdefgh '])
+    params['unembed'] = params['unembed'].at[0].set(np.where(allowed, 1, -1))
+    return params
+
+
+@functools.cache
+def task_and_params(**changes):
+    task = make_task(tie_embeddings=False, **changes)
+    return task, make_params(task)
+
+
+@functools.cache
+def forward(model):
+    return jax.jit(lambda params, inputs: model.apply({'params': params}, inputs))
+
+
+def uncached_greedy(task, params, prompt, count):
+    """Argmax of the whole sequence's logits, again for each token; up to the end of text."""
+    ids, start = [*task.vocabulary.encode(prompt)], len(prompt)
+    for _ in range(count):
+        padded = np.pad(ids, (0, 32 - len(ids)))[None]
+        token = int(forward(task.model)(params, padded)[0, len(ids) - 1].argmax())
+        if token == task.vocabulary.end_of_text:
+            break
+        ids.append(token)
+    return task.vocabulary.decode(ids[start:])
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [dict(positions='learned'), dict(num_kv_heads=2, sliding_window=5)],
+    ids=['learned', 'rotary-grouped-window'],
+)
+def test_greedy_is_repeated_argmax(changes):
+    task, params = task_and_params(**changes)
+    texts = generate_text(task, params, PROMPTS, 9, GREEDY, seed=0)
+    assert texts == [uncached_greedy(task, params, prompt, 9) for prompt in PROMPTS]
+    assert len(set(texts)) > 1  # the prompts matter
+    assert all(len(text) == 9 for text in texts)
+
+
+def test_a_batch_is_each_prompt_alone():
+    task, params = task_and_params(positions='learned')
+    together = generate_text(task, params, PROMPTS, 9, GREEDY, seed=0)
+    alone = [generate_text(task, params, [prompt], 9, GREEDY, seed=0)[0] for prompt in PROMPTS[:2]]
+    assert together[:2] == alone
+    # Sampled: a row's randomness depends on its index, not on its neighbours or its length.
+    sampled = functools.partial(generate_text, task, params, sampling=Sampling(1.5), seed=4)
+    texts = sampled(prompts=PROMPTS, max_new_tokens=9)
+    others = sampled(prompts=['zzzzzzzzzzz', PROMPTS[1], 'q', PROMPTS[3]], max_new_tokens=9)
+    assert texts[1] == others[1]
+    assert texts[3] == others[3]
+    assert sampled(prompts=PROMPTS, max_new_tokens=9) == texts
+    assert generate_text(task, params, PROMPTS, 9, Sampling(1.5), seed=5) != texts
+
+
+def test_equal_prompts_are_sampled_independently():
+    task, params = task_and_params(positions='learned')
+    texts = generate_text(task, params, ['a'] * 4, 9, Sampling(2.0), seed=0)
+    assert len(set(texts)) == 4
+
+
+def test_scanned_generates_the_same():
+    task, params = task_and_params(positions='learned')
+    scanned = dataclasses.replace(task, model=task.model.clone(scan_layers=True))
+    stacked = transformer.stack_layers(params)
+    arguments = PROMPTS, 9, GREEDY
+    assert generate_text(scanned, stacked, *arguments, seed=0) == generate_text(
+        task, params, *arguments, seed=0
+    )
+
+
+def test_rotary_scaling_generates():
+    scaling = {'name': 'linear', 'factor': 2.0}
+    task = make_task(tie_embeddings=False, rotary_scaling=scaling)
+    [text] = generate_text(task, make_params(task), ['a'], 2, GREEDY, seed=0)
+    assert len(text) == 2
+
+
+def run_tokens(task, params, stops, count=9):
+    return generate_tokens(
+        task.model,
+        params,
+        jnp.array([[97, 98, 99], [100, 0, 0]]),
+        jnp.array([3, 1]),
+        jnp.asarray(stops, jnp.int32),
+        jax.random.key(0),
+        max_new_tokens=count,
+        sampling=GREEDY,
+    )
+
+
+def test_stop_sequences_and_counts():
+    task, params = task_and_params(positions='learned')
+    free, counts = run_tokens(task, params, np.zeros((0, 0)))
+    assert counts.tolist() == [9, 9]
+    row = free[0].tolist()
+    # A stop of two tokens, which spans two steps, beside one of one token that never comes.
+    stop = [[row[3], row[4]], [-1, 255]]
+    ends = next(i + 1 for i in range(1, 9) if row[i - 1 : i + 1] == stop[0])
+    tokens, counts = run_tokens(task, params, stop)
+    assert counts[0] == ends
+    assert tokens[0, :ends].tolist() == row[:ends]
+    assert (tokens[0, ends:] == 0).all()
+    other = free[1].tolist()
+    expected = next((i + 1 for i in range(1, 9) if other[i - 1 : i + 1] == stop[0]), 9)
+    assert counts[1] == expected
+    assert tokens[1, :expected].tolist() == other[:expected]
+    # The prompt's last token does not count towards a stop.
+    tokens, counts = run_tokens(task, params, [[99, row[0]]])
+    assert counts[0] > 1
+
+
+def test_stop_strings_are_left_out():
+    task, params = task_and_params(positions='learned')
+    prompts = PROMPTS[:2]
+    free = generate_text(task, params, prompts, 9, GREEDY, seed=0)
+    for stop in ([free[0][4]], [free[0][3:6]], ['never', free[0][2:4]], [free[0][4:], free[0][2]]):
+        texts = generate_text(task, params, prompts, 9, GREEDY, seed=0, stop=stop)
+        for text, whole in zip(texts, free, strict=True):
+            ends = [whole.index(word) for word in stop if word in whole]
+            assert text == whole[: min(ends, default=9)]
+
+
+def renamed(params, one, other):
+    """The params of the model that says token `one` where it said `other`, and the reverse."""
+    swap = np.arange(256)
+    swap[one], swap[other] = other, one
+    embedding = params['embed']['embedding'][swap]
+    return params | {'unembed': params['unembed'][:, swap], 'embed': {'embedding': embedding}}
+
+
+class WithPair(tokenizers.Bytes):
+    """Token 200 spells 'xy', which this tokenizer encodes as two others."""
+
+    def decode(self, ids):
+        parts = [[120, 121] if id == 200 else [id] for id in np.asarray(ids).tolist()]
+        return super().decode(sum(parts, []))
+
+
+def test_stop_strings_may_straddle_tokens():
+    """One that the model spells with other tokens than the tokenizer does is cut too."""
+    task, params = task_and_params(positions='learned')
+    [free] = generate_text(task, params, ['q'], 9, GREEDY, seed=0)
+    task = dataclasses.replace(task, vocabulary=WithPair())
+    params = renamed(params, 200, ord(free[4]))
+    [text] = generate_text(task, params, ['q'], 9, GREEDY, seed=0)
+    assert text == free.replace(free[4], 'xy')
+    for stop in ('xy', 'y', text[text.index('xy') - 1] + 'x'):
+        [cut] = generate_text(task, params, ['q'], 9, GREEDY, seed=0, stop=[stop])
+        assert cut == text[: text.index(stop)]
+
+
+def test_end_of_text_ends_a_row():
+    task, params = task_and_params(positions='learned')
+    free = generate_text(task, params, ['q', 'r'], 9, GREEDY, seed=0)
+    params = renamed(params, 0, ord(free[0][4]))
+    texts = generate_text(task, params, ['q', 'r'], 9, GREEDY, seed=0)
+    assert texts == [text.split(free[0][4])[0] for text in free]
+
+
+def test_the_number_of_new_tokens():
+    task, params = task_and_params(positions='learned')
+    whole = generate_text(task, params, PROMPTS[:2], 9, GREEDY, seed=0)
+    texts = generate_text(task, params, PROMPTS[:2], 1, GREEDY, seed=0)
+    assert texts == [text[:1] for text in whole]
+    with pytest.raises(errors.UserError, match='max_new_tokens = 0'):
+        generate_text(task, params, PROMPTS, 0, GREEDY, seed=0)
+
+
+def test_an_empty_prompt_begins_a_document():
+    task, params = task_and_params(positions='learned')
+    [text] = generate_text(task, params, [''], 9, GREEDY, seed=0)
+    tokens, _ = generate_tokens(
+        task.model, params, jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32),
+        jnp.zeros((1, 1), jnp.int32), jax.random.key(0), max_new_tokens=9, sampling=GREEDY,
+    )  # fmt: skip
+    assert text == task.vocabulary.decode(tokens[0])
+
+
+def test_a_run_ends_with_a_sample():
+    """With the defaults of the task, and without room or wish for one."""
+    task, params = task_and_params(positions='learned')
+    demonstrate = lambda **k: dataclasses.replace(task, **k).demonstrate(params, {})
+    assert len(demonstrate()['sample.txt']) == 31
+    assert demonstrate(sample_prompt='abc', sample_tokens=2)['sample.txt'].startswith('abc')
+    assert demonstrate(sample_tokens=0) == demonstrate(sample_prompt='a' * 40) == {}
+
+
+def test_the_context_may_be_filled_but_not_exceeded():
+    task, params = task_and_params(positions='learned')
+    prompts = ['a' * 23, 'b']
+    texts = generate_text(task, params, prompts, 9, GREEDY, seed=0)
+    assert texts == [uncached_greedy(task, params, prompt, 9) for prompt in prompts]
+    with pytest.raises(
+        errors.UserError, match=r'24 tokens and 9 new ones exceed the context of 32'
+    ):
+        generate_text(task, params, ['b', 'a' * 24], 9, GREEDY, seed=0)
