@@ -58,7 +58,7 @@ def train_step(
         state.params, state.model_state, batch, rng, loss_fn, accumulate
     )
     if axis_name is not None:
-        share = metrics['loss'][1] / jax.lax.psum(metrics['loss'][1], axis_name)
+        share = metrics['loss'][1] / jnp.maximum(jax.lax.psum(metrics['loss'][1], axis_name), 1e-9)
         grads = jax.lax.psum(jax.tree.map(lambda g: g * share, grads), axis_name)
         metrics = jax.lax.psum(metrics, axis_name)
         model_state = jax.lax.pmean(model_state, axis_name)

@@ -57,7 +57,6 @@ def test_an_unknown_key_names_the_nearest(factory):
         ('flag', 1),
         ('limit', 2.0),
         ('limit', 'none'),
-        ('mode', 'median'),
         ('names', 'one'),
         ('names', (1, 2)),
         ('extra', (1,)),
@@ -66,6 +65,11 @@ def test_an_unknown_key_names_the_nearest(factory):
 def test_a_wrong_type_is_named(key, value):
     with pytest.raises(errors.UserError, match=rf'config\.part\.{key} = .* wrong type'):
         config.build(Part, {'size': 1} | {key: value}, 'part')
+
+
+def test_a_value_that_is_no_choice_names_the_choices():
+    with pytest.raises(errors.UserError, match=r"config\.part\.mode.*'median'.*max, min"):
+        config.build(Part, {'size': 1, 'mode': 'median'}, 'part')
 
 
 def test_right_types_arrive_as_they_are():

@@ -166,9 +166,7 @@ class LanguageModeling:
         if count < 1:
             return {}
         settings = Sampling(temperature=0.8, top_k=50)
-        [continuation] = generate_text(
-            self, params, [self.sample_prompt], count, settings, seed=0
-        )
+        [continuation] = generate_text(self, params, [self.sample_prompt], count, settings, seed=0)
         return {'sample.txt': self.sample_prompt + continuation}
 
     def facts(self) -> dict[str, str]:

@@ -170,8 +170,8 @@ def _close(one, other, tolerance=1e-5):
 
 
 def test_scanned_is_unrolled():
-    model = make(**LLAMA_STYLE, remat='dots')
-    scanned = model.clone(scan_layers=True)
+    model = make(**LLAMA_STYLE)
+    scanned = model.clone(scan_layers=True, remat='dots')
     params = randomized(model)
     stacked = transformer.stack_layers(params)
     shapes = jax.eval_shape(scanned.init, jax.random.key(0), tokens())['params']
@@ -184,6 +184,7 @@ def test_scanned_is_unrolled():
     np.testing.assert_allclose(value, scanned_value, rtol=1e-6)
     _close(transformer.unstack_layers(scanned_grads), grads)
 
+    scanned = model.clone(scan_layers=True)
     same_model, same_params = transformer.unscanned(scanned, stacked)
     assert same_model == model
     assert trees.first_difference(same_params, params) is None
@@ -207,9 +208,7 @@ def test_scanned_layers_start_different():
     )
 
 
-@pytest.mark.parametrize(
-    ('scan_layers', 'policies'), [(False, ['full']), (True, list(transformer.REMAT_POLICIES))]
-)
+@pytest.mark.parametrize(('scan_layers', 'policies'), [(False, ['full']), (True, ['attention'])])
 def test_remat_changes_nothing(scan_layers, policies):
     """With dropout: the recomputed masks must be the same ones."""
     plain = make(dropout_rate=0.3, scan_layers=scan_layers)
