@@ -48,7 +48,10 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
         raise errors.UserError(f'{spec}: {type(error).__name__}: {error}') from error
     with config.unlocked():
         for override in overrides:
-            _set(config, *override.split('=', 1))
+            key, equals, value = override.partition('=')
+            if not equals:
+                raise errors.UserError(f'The override {override!r} is not KEY=VALUE.')
+            _set(config, key, value)
     return config
 
 

@@ -111,6 +111,11 @@ def param_specs(
         if len(axes) > len(leaf.shape):
             raise errors.UserError(f'Sharding rule {axes} is too long for {name} {leaf.shape}.')
         used = [axis for axis in axes if axis]
+        if set(used) - set(mesh.axis_names):
+            raise errors.UserError(
+                f'Sharding rule {axes} of {name} names an axis that is not among '
+                f'{", ".join(mesh.axis_names)}.'
+            )
         if len(set(used)) < len(used):
             raise errors.UserError(f'Sharding rule {axes} of {name} names an axis twice.')
         axes = (None,) * (len(leaf.shape) - len(axes)) + tuple(axes)

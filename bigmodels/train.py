@@ -77,7 +77,8 @@ def train(config: Mapping, workdir: str | pathlib.Path, resume: runs.Resume = 's
     reporter.start_screen(
         _facts(settings, task, run, workdir, start)
         | {
-            'batch': f'{speed.items:,} {speed.unit} in {settings.accumulate} part(s)',
+            'batch': f'{speed.items:,} {speed.unit}'
+            + (f' in {settings.accumulate} parts' if settings.accumulate > 1 else ''),
             'data': described,
             'compiled': f'in {compiled - compiling:.1f} s, {compiled - began:.1f} s after start',
         }

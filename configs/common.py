@@ -14,7 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.parallel = 'jit'
     config.eval_every = 0
-    config.log_every = 10
+    config.log_every = 50
     config.checkpoint = dict(every=500, keep_last=2, best_metric='', best_mode='min')
     config.data = dict(train=dict(), evals=dict(), threads=2, buffer=8, workers=0)
     config.model = dict()

@@ -72,7 +72,13 @@ print(run.task.postprocess(batch['inputs'][0])[:200])
 program = run.program()
 state = checkpoint.restore(workdir / 'checkpoints', run.step, program.state_shapes)
 state, metrics = jax.jit(program.train_step)(state, batch)
-print({name: float(value[0] / value[1]) for name, value in metrics.items() if isinstance(value, tuple)})
+print(
+    {
+        name: float(value[0] / value[1])
+        for name, value in metrics.items()
+        if isinstance(value, tuple)
+    }
+)
 
 # %% [markdown]
 # ## Sample

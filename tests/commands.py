@@ -47,7 +47,7 @@ def tiny_text_config(directory: pathlib.Path, overrides: tuple[str, ...] | list[
             'model.vocab_size=256',
             'model.num_layers=2',
             'model.embed_dim=32',
-            'model.max_length=64',
+            'model.max_length=128',
             'task.sequence_length=32',
             'task.tokenizer.name=bytes',
             'task.sample_tokens=16',

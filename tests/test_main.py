@@ -26,9 +26,9 @@ MISTAKES = {
     'unknown schedule': ([TINY, '--config.optimizer.schedule.name=cosin'], ["'cosine'", 'linear']),
     'unknown task': ([TINY, '--config.task.name=languag'], ['language_modeling']),
     'heads do not divide': ([TINY, '--config.model.num_heads=5'], ['num_heads = 5', '64']),
-    'too long sequence': ([TINY, '--config.task.sequence_length=65'], ['65', 'max_length = 64']),
+    'too long sequence': ([TINY, '--config.task.sequence_length=513'], ['513', 'max_length = 512']),
     'batch does not divide': ([TINY, '--config.batch_size=15'], ['15', '8 devices']),
-    'parts do not divide': ([TINY, '--config.accumulate=3'], ['16', 'accumulate = 3']),
+    'parts do not divide': ([TINY, '--config.accumulate=3'], ['batch_size = 8', 'accumulate = 3']),
     'mesh too large': ([TINY, '--config.mesh.data=64'], ['data 64', 'there are 8']),
     'dotted path to nothing': ([TINY, '--config.model.name=os.nothing'], ['os.nothing']),
     'rules leave out': (

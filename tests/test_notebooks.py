@@ -24,6 +24,10 @@ def test_opening_a_run(tmp_path, monkeypatch):
     )
     assert 'parameters at step 20' in printed
     assert "{'loss':" in printed
-    pictures = [output for cell in notebook.cells for output in cell.get('outputs', ())
-                if 'image/png' in output.get('data', {})]
+    pictures = [
+        output
+        for cell in notebook.cells
+        for output in cell.get('outputs', ())
+        if 'image/png' in output.get('data', {})
+    ]
     assert len(pictures) == 2

@@ -107,7 +107,7 @@ def generate_text(
     seed: int,
     stop: Sequence[str] = (),
 ) -> list[str]:
-    """Continuations of prompts, each up to a stop string (left out) or the end-of-text token.
+    """Continuations of prompts, each up to a stop string (left out) or the end of the text.
 
     An empty prompt begins a document: it stands for the end-of-text token before it.
 
@@ -116,6 +116,8 @@ def generate_text(
     """
     if max_new_tokens < 1:
         raise errors.UserError(f'max_new_tokens = {max_new_tokens} must be at least 1.')
+    if '' in stop:
+        raise errors.UserError('A stop string is empty: it would end every text at once.')
     vocabulary = task.vocabulary
     encoded = [
         vocabulary.encode(prompt) if prompt else np.asarray([vocabulary.end_of_text])
@@ -130,8 +132,10 @@ def generate_text(
     model, params = transformer.unscanned(task.model, params)
     width = max(map(len, encoded))
     rows = np.stack([np.pad(ids, (0, width - len(ids))) for ids in encoded])
-    stops = [np.asarray([vocabulary.end_of_text]), *(vocabulary.encode(text) for text in stop)]
-    longest = max(map(len, stops))
+    stops = [vocabulary.encode(text) for text in stop]
+    if task.append_end_of_text:  # otherwise the token is an ordinary one
+        stops.append(np.asarray([vocabulary.end_of_text]))
+    longest = max(map(len, stops), default=0)
     tokens, counts = generate_tokens(
         model,
         params,
@@ -139,7 +143,7 @@ def generate_text(
         jnp.asarray([len(ids) for ids in encoded], jnp.int32),
         jnp.asarray(
             [np.pad(ids, (longest - len(ids), 0), constant_values=-1) for ids in stops], jnp.int32
-        ),
+        ).reshape(len(stops), longest),
         jax.random.key(seed),
         max_new_tokens=max_new_tokens,
         sampling=sampling,
@@ -147,7 +151,7 @@ def generate_text(
     texts = []
     for row, count in zip(np.asarray(tokens), np.asarray(counts), strict=True):
         ids = row[:count]
-        if count and ids[-1] == vocabulary.end_of_text:
+        if task.append_end_of_text and count and ids[-1] == vocabulary.end_of_text:
             ids = ids[:-1]
         texts.append(_cut(vocabulary.decode(ids), stop))
     return texts

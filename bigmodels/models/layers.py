@@ -10,6 +10,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from bigmodels import config
 
 Array = jax.Array
 
@@ -75,24 +78,39 @@ def rms_norm(x: Array, scale: Array | None, epsilon: float) -> Array:
 
 def rotary_frequencies(
     head_dim: int, theta: float, scaling: Mapping[str, Any] | None = None
-) -> Array:
-    """The angles per position of rotary embedding (Su et al. 2021), [K/2].
+) -> np.ndarray:
+    """The angles per position of rotary embedding (Su et al. 2021), float32 [K/2].
 
-    `scaling` stretches them for longer contexts: {'name': 'linear', 'factor'} divides all
-    (Chen et al. 2023); {'name': 'llama3', 'factor', 'low_frequency_factor',
-    'high_frequency_factor', 'original_length'} divides the slow ones, keeps the fast ones and
-    blends between (Llama 3 reference code).
+    `scaling` stretches them for longer contexts: a name of ROTARY_SCALINGS and its arguments.
     """
-    frequencies = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    if scaling is None:
-        return frequencies
-    slow = frequencies / scaling['factor']
-    if scaling['name'] == 'linear':
-        return slow
-    low, high = scaling['low_frequency_factor'], scaling['high_frequency_factor']
-    turns = scaling['original_length'] * frequencies / (2 * jnp.pi)
-    share = jnp.clip((turns - low) / (high - low), 0, 1)
-    return share * frequencies + (1 - share) * slow
+    frequencies = theta ** -(np.arange(0, head_dim, 2) / head_dim)
+    if scaling is not None:
+        frequencies = config.choose(
+            ROTARY_SCALINGS, scaling, 'model.rotary_scaling', frequencies=frequencies
+        )
+    return frequencies.astype(np.float32)
+
+
+def _linear_scaling(frequencies: np.ndarray, factor: float) -> np.ndarray:
+    """All positions divided by the factor (Chen et al. 2023)."""
+    return frequencies / factor
+
+
+def _llama3_scaling(
+    frequencies: np.ndarray,
+    factor: float,
+    low_frequency_factor: float,
+    high_frequency_factor: float,
+    original_length: int,
+) -> np.ndarray:
+    """Slow angles divided by the factor, fast ones kept, a blend between (Llama 3's own code)."""
+    turns = original_length * frequencies / (2 * np.pi)
+    share = (turns - low_frequency_factor) / (high_frequency_factor - low_frequency_factor)
+    share = np.clip(share, 0, 1)
+    return share * frequencies + (1 - share) * frequencies / factor
+
+
+ROTARY_SCALINGS = {'linear': _linear_scaling, 'llama3': _llama3_scaling}
 
 
 def rotate(x: Array, positions: Array, frequencies: Array) -> Array:

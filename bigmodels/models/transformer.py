@@ -109,10 +109,12 @@ class Settings:
                 f'num_heads = {self.num_heads} must be a multiple of num_kv_heads = '
                 f'{self.kv_heads}.'
             )
-        if self.positions == 'rotary' and self.dim_per_head % 2:
-            raise errors.UserError(
-                f'Rotary positions need an even head_dim, not {self.dim_per_head}.'
-            )
+        if self.positions == 'rotary':
+            if self.dim_per_head % 2:
+                raise errors.UserError(
+                    f'Rotary positions need an even head_dim, not {self.dim_per_head}.'
+                )
+            layers.rotary_frequencies(self.dim_per_head, self.rotary_theta, self.rotary_scaling)
 
     @property
     def kv_heads(self) -> int:

@@ -82,7 +82,7 @@ def test_importing_the_package_imports_no_optional_library():
 def test_unknown_key_and_type_are_found_by_config():
     with pytest.raises(errors.UserError, match=r"Unknown key in config.data.source 'splot'.*split"):
         build('stdlib', splot='train')
-    with pytest.raises(errors.UserError, match='wrong type'):
+    with pytest.raises(errors.UserError, match=r"split: 'test'. Allowed: train, valid"):
         build('stdlib', split='test')
 
 
