@@ -95,15 +95,11 @@ def restore(directory: pathlib.Path, step: int, abstract: TrainState) -> TrainSt
     Parts that `abstract` leaves empty are not read. Check `damage` first.
     """
     wanted = {name: tree for name in PARTS if jax.tree.leaves(tree := getattr(abstract, name))}
-    with ocp.CheckpointManager(directory.absolute(), options=_options(read_only=True)) as manager:
-        restored = manager.restore(
-            step,
-            args=ocp.args.Composite(
-                **{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
-            ),
-        )
+    root = directory.absolute() / str(step)
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored = {name: checkpointer.restore(root / name, tree) for name, tree in wanted.items()}
     number = jax.device_put(jax.numpy.asarray(step, jax.numpy.int32), abstract.step.sharding)
-    return abstract.replace(step=number, **{name: restored[name] for name in wanted})
+    return abstract.replace(step=number, **restored)
 
 
 class Saver:
@@ -116,7 +112,13 @@ class Saver:
         self._directory = directory.absolute()
         self._settings = settings
         self._saving: tuple[int, Mapping[str, float]] | None = None
-        self._manager = ocp.CheckpointManager(self._directory, options=_options(seal=self._seal))
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                cleanup_tmp_directories=True,
+                async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+            ),
+        )
 
     def save(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> str | None:
         """Starts saving; returns what went wrong with the save before, or None."""
@@ -182,14 +184,6 @@ class Saver:
         for step in saved:
             if step not in keep:
                 self._manager.delete(step)
-
-
-def _options(seal=None, read_only: bool = False) -> ocp.CheckpointManagerOptions:
-    return ocp.CheckpointManagerOptions(
-        read_only=read_only,
-        cleanup_tmp_directories=not read_only,
-        async_options=ocp.options.AsyncOptions(post_finalization_callback=seal),
-    )
 
 
 def _sha256(path: pathlib.Path) -> str:

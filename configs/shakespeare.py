@@ -18,7 +18,6 @@ def get_config(path: str = ''):
         num_heads=4,
         max_length=512,
         sliding_window=64,  # the length trained on: what is sampled may be longer
-        sliding_window=64,  # the length trained on: what is sampled may be longer
         norm='rms_norm',
         activation='relu_squared',
         use_bias=False,

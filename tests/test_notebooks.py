@@ -23,7 +23,7 @@ def test_opening_a_run(tmp_path, monkeypatch):
         output.get('text', '') for cell in notebook.cells for output in cell.get('outputs', ())
     )
     assert 'parameters at step 20' in printed
-    assert "{'loss':" in printed
+    assert '\nloss ' in printed
     pictures = [
         output
         for cell in notebook.cells
