@@ -2,6 +2,10 @@
 
     python -m bigmodels.main --config=configs/transformer.py
 
+Cost: two CPU cores, 2 minutes (122 s with empty caches, first step after 6 s), 0.73 GB.
+Result: 1.289 nats, 1.860 bits per byte on 19 held-out files, after 1.8 M bytes of training
+(experiments/results/transformer.json, by experiments/benchmark_default.py).
+
 Variants, as in `--config=configs/transformer.py:124m`: `tiny` for tests, the default, and the
 shapes of published models on the same text, for accelerators: `124m` (GPT-2 small), `1b`, `8b`
 (Llama 3 8B).
