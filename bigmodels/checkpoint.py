@@ -5,23 +5,41 @@ holds `manifest.json`, the SHA-256 of its every other file, written before the d
 final name: a step that has its name is complete, and one whose sums agree is as it was saved.
 """
 
+import dataclasses
 import hashlib
 import json
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import orbax.checkpoint as ocp
 
 from bigmodels import errors
-from bigmodels.experiment import Checkpoint
 from bigmodels.state import TrainState
 
 MANIFEST = 'manifest.json'
 UNSEALED = (MANIFEST, '_CHECKPOINT_METADATA')  # orbax stamps times in the latter after the rename
 PARTS = ('params', 'model_state', 'opt_state', 'ema_params')  # one orbax item each
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """config.checkpoint.
+
+    Fields:
+      every: steps between saves; the last step is always saved.
+      keep_last: how many of the latest are kept.
+      best_metric: a figure of the evaluation, such as 'valid/loss': every evaluated step is saved
+        too, and the one with its best value is kept. '' for none.
+      best_mode: whether its smallest or largest value is best.
+    """
+
+    every: int = 1000
+    keep_last: int = 2
+    best_metric: str = ''
+    best_mode: Literal['min', 'max'] = 'min'
 
 
 def steps(directory: pathlib.Path) -> list[int]:
@@ -31,15 +49,24 @@ def steps(directory: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
 
 
-def damage(directory: pathlib.Path, step: int) -> str | None:
-    """What is wrong with a saved step, in words, or None if every file is as it was written."""
-    root = directory / str(step)
+def _manifest(directory: pathlib.Path, step: int) -> dict[str, Any]:
+    return json.loads((directory / str(step) / MANIFEST).read_text())
+
+
+def damage(directory: pathlib.Path, step: int, parts: Sequence[str] = PARTS) -> str | None:
+    """What is wrong with a saved step, in words, or None if every file is as it was written.
+
+    Files of parts other than `parts` are not looked at.
+    """
     try:
-        sums = json.loads((root / MANIFEST).read_text())['files']
+        sums = _manifest(directory, step)['files']
     except (OSError, ValueError, KeyError) as error:
         return f'its manifest cannot be read ({error})'
+    others = set(PARTS) - set(parts)
     for name, digest in sums.items():
-        path = root / name
+        path = directory / str(step) / name
+        if name.partition('/')[0] in others:
+            continue
         if not path.is_file():
             return f'{name} is missing'
         if _sha256(path) != digest:
@@ -47,15 +74,17 @@ def damage(directory: pathlib.Path, step: int) -> str | None:
     return None
 
 
-def newest_good(directory: pathlib.Path) -> tuple[int | None, dict[int, str]]:
-    """The latest undamaged step, and what is wrong with each later one.
+def newest_good(
+    directory: pathlib.Path, parts: Sequence[str] = PARTS
+) -> tuple[int | None, dict[int, str]]:
+    """The latest step whose `parts` are undamaged, and what is wrong with each later one.
 
     Raises:
       UserError: if there are saved steps and all are damaged.
     """
     damaged = {}
     for step in reversed(steps(directory)):
-        problem = damage(directory, step)
+        problem = damage(directory, step, parts)
         if problem is None:
             return step, damaged
         damaged[step] = problem
@@ -68,20 +97,15 @@ def newest_good(directory: pathlib.Path) -> tuple[int | None, dict[int, str]]:
     return None, {}
 
 
-def saved_metrics(directory: pathlib.Path, step: int) -> dict[str, float]:
-    """The figures that were saved with a step."""
-    return json.loads((directory / str(step) / MANIFEST).read_text())['metrics']
-
-
-def best_step(directory: pathlib.Path, metric: str, mode: Literal['min', 'max']) -> int | None:
-    """The saved step with the best value of a metric, or None if none has it."""
-    values = {
-        step: metrics[metric]
-        for step in steps(directory)
-        if (directory / str(step) / MANIFEST).is_file()
-        and metric in (metrics := saved_metrics(directory, step))
-    }
-    return (min if mode == 'min' else max)(values, key=values.get) if values else None
+def best_step(directory: pathlib.Path, settings: Settings) -> int | None:
+    """The saved step with the best value of the metric, or None if none has it."""
+    values = {}
+    for step in steps(directory):
+        try:
+            values[step] = _manifest(directory, step)['metrics'][settings.best_metric]
+        except (OSError, ValueError, KeyError):
+            continue  # damaged, or saved without an evaluation: not the best
+    return (min if settings.best_mode == 'min' else max)(values, key=values.get, default=None)
 
 
 def set_aside(directory: pathlib.Path, step: int) -> None:
@@ -97,7 +121,13 @@ def restore(directory: pathlib.Path, step: int, abstract: TrainState) -> TrainSt
     wanted = {name: tree for name in PARTS if jax.tree.leaves(tree := getattr(abstract, name))}
     root = directory.absolute() / str(step)
     with ocp.StandardCheckpointer() as checkpointer:
-        restored = {name: checkpointer.restore(root / name, tree) for name, tree in wanted.items()}
+        try:
+            restored = {name: checkpointer.restore(root / name, tree)
+                        for name, tree in wanted.items()}  # fmt: skip
+        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+            raise errors.UserError(
+                f'The checkpoint {root} does not fit the config: {" ".join(str(error).split())}'
+            ) from error
     number = jax.device_put(jax.numpy.asarray(step, jax.numpy.int32), abstract.step.sharding)
     return abstract.replace(step=number, **restored)
 
@@ -108,7 +138,7 @@ class Saver:
     A step is only deleted after a later one has been written and sealed.
     """
 
-    def __init__(self, directory: pathlib.Path, settings: Checkpoint):
+    def __init__(self, directory: pathlib.Path, settings: Settings):
         self._directory = directory.absolute()
         self._settings = settings
         self._saving: tuple[int, Mapping[str, float]] | None = None
@@ -179,8 +209,7 @@ class Saver:
 
     def _prune(self) -> None:
         saved = steps(self._directory)
-        best = best_step(self._directory, self._settings.best_metric, self._settings.best_mode)
-        keep = {*saved[-self._settings.keep_last :], best}
+        keep = {*saved[-self._settings.keep_last :], best_step(self._directory, self._settings)}
         for step in saved:
             if step not in keep:
                 self._manager.delete(step)
@@ -189,12 +218,3 @@ class Saver:
 def _sha256(path: pathlib.Path) -> str:
     with path.open('rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def abstract_state(state: Any, shardings: Any) -> Any:
-    """The shapes of a state with the placement that each array is to have."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        state,
-        shardings,
-    )

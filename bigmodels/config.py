@@ -12,6 +12,7 @@ import inspect
 import json
 import pathlib
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -44,8 +45,11 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     try:
         module_spec.loader.exec_module(module)
         config = module.get_config(variant)
-    except (ValueError, TypeError, AttributeError, KeyError, SyntaxError, ImportError) as error:
-        raise errors.UserError(f'{spec}: {type(error).__name__}: {error}') from error
+    except Exception as error:  # a config file is code, and may fail as any code
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise errors.UserError(
+            f'{spec}: {type(error).__name__}: {error} ({where.filename}, line {where.lineno}).'
+        ) from error
     with config.unlocked():
         for override in overrides:
             key, equals, value = override.partition('=')
@@ -73,6 +77,9 @@ def _set(config: ml_collections.ConfigDict, key: str, text: str) -> None:
         raise errors.UserError(
             f'config.{key} is a section: set a field in it, one of: {", ".join(section[field])}.'
         )
+    if field == 'name' and section.get('name') != value:
+        for other in list(section):  # they were the arguments of the former choice
+            del section[other]
     if field in section:
         del section[field]  # a ConfigDict insists on the type of the value it has
     section[field] = value
@@ -136,10 +143,16 @@ def choose(choices: Mapping[str, Callable], section: Mapping, path: str, **given
 
     The other keys of the section are the constructor's arguments, beside those `given`.
     """
-    section = dict(section)
+    factory = chosen(choices, section, path)
+    rest = {key: value for key, value in section.items() if key != 'name'}
+    return build(factory, rest, path, **given)
+
+
+def chosen(choices: Mapping[str, Callable], section: Mapping, path: str) -> Callable:
+    """What `section['name']` names."""
     if 'name' not in section:
         raise errors.UserError(f'config.{path} needs a name, one of: {", ".join(sorted(choices))}.')
-    return build(lookup(choices, section.pop('name'), path), section, path, **given)
+    return lookup(choices, section['name'], path)
 
 
 def lookup(choices: Mapping[str, Callable], name: str, path: str) -> Callable:

@@ -4,6 +4,8 @@ python -m bigmodels.evaluate --workdir=runs/transformer [--step=best]
 """
 
 import argparse
+import collections
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping
@@ -13,6 +15,8 @@ import grain
 import jax
 
 from bigmodels import errors, experiment, metrics, runs, sharding, steps
+
+LAG = 2  # batches under way while an earlier one's figures are read
 
 
 def evaluate(
@@ -27,11 +31,13 @@ def evaluate(
     results = {}
     with jax.set_mesh(mesh):
         for name, batches in sets.items():
-            pairs = [
-                eval_step(params, model_state, sharding.put_batch(batches[i], mesh))
-                for i in range(len(batches))
-            ]
-            means = metrics.means_of_all(jax.device_get(pairs))
+            pairs, pending = [], collections.deque()
+            for i in range(len(batches)):
+                batch = sharding.put_batch(batches[i], mesh)
+                pending.append(eval_step(params, model_state, batch))
+                if len(pending) > LAG:  # bounds what waits on the device
+                    pairs.append(jax.device_get(pending.popleft()))
+            means = metrics.means_of_all(pairs + jax.device_get(list(pending)))
             results |= {f'{name}/{key}': value for key, value in task.summary(means).items()}
     return results
 
@@ -44,10 +50,11 @@ def main() -> None:
     arguments = parser.parse_args()
     runs.configure_process()
     step = int(arguments.step) if arguments.step.isdigit() else arguments.step
-    run = runs.open_run(arguments.workdir, step)
     mesh = sharding.make_mesh(sharding.MeshShape())
-    experiment.check_batch(run.experiment, sharding.num_batch_shards(mesh))
-    sets = experiment.evaluation_sets(run.experiment, run.task, sharding.batch_shard(mesh))
+    run = runs.open_run(arguments.workdir, step, mesh)
+    size = -(-run.experiment.batch_size // mesh.size) * mesh.size
+    settings = dataclasses.replace(run.experiment, batch_size=size)
+    sets = experiment.evaluation_sets(settings, run.task, sharding.batch_shard(mesh))
     eval_step = jax.jit(functools.partial(steps.eval_step, loss_fn=run.task.loss_fn))
     results = evaluate(eval_step, run.task, run.params, run.model_state, sets, mesh)
     print(json.dumps({'step': run.step, **results}, indent=1))

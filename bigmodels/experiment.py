@@ -7,9 +7,10 @@ from typing import Any, Literal
 import flax.linen as nn
 import grain
 
+from bigmodels import checkpoint as checkpoint_lib
 from bigmodels import config as config_lib
 from bigmodels import errors, optimizers, sharding
-from bigmodels.data import SOURCES, pipeline
+from bigmodels.data import SOURCES, pipeline, tokenizers
 from bigmodels.models import MODELS
 from bigmodels.tasks import TASKS
 
@@ -46,23 +47,6 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """config.checkpoint.
-
-    Fields:
-      every: steps between saves; the last step is always saved.
-      keep_last: how many of the latest are kept.
-      best_metric: an evaluation's figure whose best step is kept too, such as 'valid/loss'.
-      best_mode: whether its smallest or largest value is best.
-    """
-
-    every: int = 1000
-    keep_last: int = 2
-    best_metric: str = ''
-    best_mode: Literal['min', 'max'] = 'min'
-
-
-@dataclasses.dataclass(frozen=True)
 class Experiment:
     """A whole config, checked.
 
@@ -90,12 +74,12 @@ class Experiment:
     ema_decay: float = 0.0
     mesh: sharding.MeshShape = dataclasses.field(default_factory=sharding.MeshShape)
     parallel: Literal['jit', 'pmap'] = 'jit'
-    checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
+    checkpoint: checkpoint_lib.Settings = dataclasses.field(default_factory=checkpoint_lib.Settings)
     eval_every: int = 0
     log_every: int = 10
 
 
-SECTIONS = {'data': Data, 'mesh': sharding.MeshShape, 'checkpoint': Checkpoint}
+SECTIONS = {'data': Data, 'mesh': sharding.MeshShape, 'checkpoint': checkpoint_lib.Settings}
 
 
 def from_config(config: Mapping) -> Experiment:
@@ -117,6 +101,11 @@ def from_config(config: Mapping) -> Experiment:
             )
     if experiment.checkpoint.every < 1 or experiment.checkpoint.keep_last < 1:
         raise errors.UserError('config.checkpoint.every and keep_last must be at least 1.')
+    if experiment.eval_every < 0 or not 0 <= experiment.ema_decay < 1:
+        raise errors.UserError(
+            f'config.eval_every = {experiment.eval_every} must not be negative, and '
+            f'config.ema_decay = {experiment.ema_decay} must be from 0 to under 1.'
+        )
     if experiment.batch_size % experiment.accumulate:
         raise errors.UserError(
             f'config.batch_size = {experiment.batch_size} does not divide by '
@@ -134,15 +123,34 @@ def resolved(config: Mapping) -> dict[str, Any]:
     for key, factory in SECTIONS.items():
         plain[key] = config_lib.with_defaults(factory, plain.get(key, {}))
     plain['optimizer'] = config_lib.with_defaults(optimizers.make_optimizer, plain['optimizer'])
-    for section, key, choices in (
-        (plain, 'model', MODELS),
-        (plain, 'task', TASKS),
-        (plain['optimizer'], 'algorithm', optimizers.ALGORITHMS),
-        (plain['optimizer'], 'schedule', optimizers.SCHEDULES),
-    ):
-        factory = config_lib.lookup(choices, section[key]['name'], key)
+    named = [
+        (plain, 'model', 'model', MODELS),
+        (plain, 'task', 'task', TASKS),
+        (plain['optimizer'], 'algorithm', 'optimizer.algorithm', optimizers.ALGORITHMS),
+        (plain['optimizer'], 'schedule', 'optimizer.schedule', optimizers.SCHEDULES),
+        *_named_sources(plain['data'], 'train', 'data.train'),
+        *(
+            named
+            for name in plain['data']['evals']
+            for named in _named_sources(plain['data']['evals'], name, f'data.evals.{name}')
+        ),
+    ]
+    for section, key, path, choices in named:
+        factory = config_lib.chosen(choices, section[key], path)
         section[key] = config_lib.with_defaults(factory, section[key])
+    if 'tokenizer' in plain['task']:
+        section = plain['task']['tokenizer']
+        factory = config_lib.chosen(tokenizers.TOKENIZERS, section, 'task.tokenizer')
+        plain['task']['tokenizer'] = config_lib.with_defaults(factory, section)
     return plain
+
+
+def _named_sources(section: dict, key: str, path: str) -> list[tuple[dict, str, str, Mapping]]:
+    """The (parent, key, path, choices) of a source, or of each source of a mixture."""
+    if section[key].get('name') != 'mixture':
+        return [(section, key, path, SOURCES)]
+    sources = section[key]['sources']
+    return [(sources, name, f'{path}.sources.{name}', SOURCES) for name in sources]
 
 
 def check_batch(experiment: Experiment, num_shards: int) -> None:
@@ -165,8 +173,20 @@ def make_task(experiment: Experiment) -> Any:
     return config_lib.choose(TASKS, experiment.task, 'task', model=model)
 
 
-def open_sources(section: Mapping, path: str) -> list[tuple[Sequence, float]]:
-    """The sources of a section with their weights: one, or those of a mixture."""
+def blocking_differences(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
+    """The differences between two configs that change what a run computes."""
+    return {
+        key: values
+        for key, values in config_lib.differences(old, new).items()
+        if not any(
+            key == free or (free.endswith('.') and key.startswith(free)) for free in EXECUTION_KEYS
+        )
+    }
+
+
+def training_sources(settings: Experiment) -> list[tuple[Sequence, float]]:
+    """The sources of config.data.train with their weights: one, or those of a mixture."""
+    section, path = settings.data.train, 'data.train'
     if section.get('name') != 'mixture':
         return [(config_lib.choose(SOURCES, section, path), 1.0)]
     parts = {key: value for key, value in section.items() if key != 'name'}
@@ -186,27 +206,13 @@ def _mixture(sources: Mapping, weights: Mapping) -> tuple[Mapping, Mapping]:
     return sources, weights
 
 
-def blocking_differences(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
-    """The differences between two configs that change what a run computes."""
-    return {
-        key: values
-        for key, values in config_lib.differences(old, new).items()
-        if not any(
-            key == free or (free.endswith('.') and key.startswith(free)) for free in EXECUTION_KEYS
-        )
-    }
-
-
-def training_sources(settings: Experiment) -> list[tuple[Sequence, float]]:
-    """The (source, weight) pairs of config.data.train."""
-    return open_sources(settings.data.train, 'data.train')
-
-
 def training_batches(
-    settings: Experiment, task: Any, shard: pipeline.Shard = (0, 1)
+    settings: Experiment,
+    task: Any,
+    sources: Sequence[tuple[Sequence, float]],
+    shard: pipeline.Shard = (0, 1),
 ) -> tuple[grain.MapDataset, str]:
     """batch(t) of a run with its fitted task, and what it is made from in words."""
-    sources = training_sources(settings)
     parts = [
         (task.examples(source, pipeline.cache_dir(), train=True), weight)
         for source, weight in sources
@@ -225,7 +231,7 @@ def evaluation_sets(
     """The batches of every set in config.data.evals."""
     sets = {}
     for name, section in settings.data.evals.items():
-        [(source, _)] = open_sources(section, f'data.evals.{name}')
+        source = config_lib.choose(SOURCES, section, f'data.evals.{name}')
         examples = task.examples(source, pipeline.cache_dir(), train=False)
         sets[name] = pipeline.evaluation_batches(examples, settings.batch_size, shard)
     return sets

@@ -47,8 +47,12 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
 def main() -> None:
     """Trains the experiment that the command line describes."""
     options, overrides = parse()
-    from bigmodels import config, runs, train  # JAX, which --help does not need
+    import jax  # with the rest of what --help does not need
 
+    from bigmodels import config, runs, train
+
+    if options.distributed:
+        jax.distributed.initialize()
     runs.configure_process()
     path, _, variant = options.config.partition(':')
     name = pathlib.Path(path).stem

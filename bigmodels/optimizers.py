@@ -15,7 +15,6 @@ from bigmodels import errors, trees
 Rules = Sequence[tuple[str, Any]]
 # Biases, norm scales and embeddings are not decayed, the custom since GPT-2.
 DECAY_KERNELS = ((r'kernel$|^unembed$', True), (r'.*', False))
-EVERYTHING = ((r'.*', True),)
 # Muon orthogonalises the matrices between hidden states; the rest is left to Adam.
 HIDDEN_MATRICES = ((r'embed|head', False), (r'kernel$', True), (r'.*', False))
 

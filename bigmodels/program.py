@@ -6,15 +6,15 @@ compiling ahead of time for devices that are not there.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
-from bigmodels import checkpoint, optimizers, sharding, steps
 from bigmodels import config as config_lib
+from bigmodels import optimizers, sharding, steps
 from bigmodels import state as state_lib
 from bigmodels.experiment import Experiment
 
@@ -69,7 +69,7 @@ def make_program(
     def init(rng):
         batch = jax.tree.map(lambda shape: jax.numpy.zeros(shape.shape, shape.dtype), example)
         return state_lib.init_state(
-            rng, batch, init=task.init, make_tx=lambda _: tx, use_ema=settings.ema_decay > 0
+            rng, batch, init=task.init, tx=tx, use_ema=settings.ema_decay > 0
         )
 
     variables = jax.eval_shape(task.init, jax.random.key(0), example)
@@ -81,8 +81,7 @@ def make_program(
         total_steps=settings.total_steps,
     )
     shapes = jax.eval_shape(init, jax.random.key(0))
-    rules = getattr(task.model, 'sharding_rules', ())
-    placed, notes = sharding.state_shardings(shapes, rules, mesh)
+    placed, notes = sharding.state_shardings(shapes, sharding_rules(task), mesh)
     by_rows = sharding.batch_sharding(mesh)
     return Program(
         init=init,
@@ -98,10 +97,15 @@ def make_program(
         eval_step=functools.partial(steps.eval_step, loss_fn=task.loss_fn),
         schedule=schedule,
         mesh=mesh,
-        state_shapes=checkpoint.abstract_state(shapes, placed),
-        batch_shapes=checkpoint.abstract_state(batch_shapes, dict.fromkeys(example, by_rows)),
+        state_shapes=sharding.with_shardings(shapes, placed),
+        batch_shapes=sharding.with_shardings(batch_shapes, dict.fromkeys(example, by_rows)),
         notes=notes,
     )
+
+
+def sharding_rules(task: Any) -> Sequence[tuple[str, tuple]]:
+    """The rules of the task's model; none means the default of `sharding.param_specs`."""
+    return getattr(task.model, 'sharding_rules', ())
 
 
 def shapes_of_batch(batch: Mapping[str, np.ndarray], batch_size: int) -> Shapes:

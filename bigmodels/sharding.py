@@ -64,11 +64,30 @@ def num_batch_shards(mesh: jax.sharding.Mesh) -> int:
 
 
 def batch_shard(mesh: jax.sharding.Mesh) -> tuple[int, int]:
-    """(index, count): which contiguous part of each global batch this process feeds."""
+    """(index, count): which contiguous part of each global batch this process feeds.
+
+    Raises:
+      UserError: if the mesh gives this process rows that are no such part.
+    """
     num_rows = num_batch_shards(mesh)
     slices = batch_sharding(mesh).addressable_devices_indices_map((num_rows,)).values()
     rows = sorted({index[0].start or 0 for index in slices})
-    return rows[0] // len(rows), num_rows // len(rows)
+    index, count = rows[0] // len(rows), num_rows // len(rows)
+    if rows != list(range(index * len(rows), (index + 1) * len(rows))) or num_rows % len(rows):
+        raise errors.UserError(
+            f'On this mesh process {jax.process_index()} would feed rows {rows} of {num_rows}, '
+            f'which are not one part of a batch: choose another config.mesh.'
+        )
+    return index, count
+
+
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """A tree of shapes with the placement that each array is to have."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> Mapping[str, jax.Array]:
@@ -104,7 +123,8 @@ def param_specs(
         names an axis twice.
     """
     if not rules:
-        return jax.tree.map(lambda leaf: _largest_dimension(leaf.shape, mesh), params), []
+        unused = [] if mesh.shape['tensor'] == 1 else ['the model has no rules for the axis tensor']
+        return jax.tree.map(lambda leaf: _largest_dimension(leaf.shape, mesh), params), unused
     notes = []
 
     def spec(name: str, leaf: Any, axes: tuple) -> PartitionSpec:
@@ -186,7 +206,8 @@ def compile_step(
 ) -> Callable:
     """Compiles (state, batch) -> (state, metrics) for these shapes; the state is donated.
 
-    A later call with other shapes raises instead of compiling again.
+    A later call with other shapes raises instead of compiling again. With 'pmap' neither holds:
+    it compiles in its first call and keeps the old state until the new one is there.
 
     Args:
       step: takes `axis_name`, the axis to average gradients over, None under jit.
@@ -205,7 +226,7 @@ def compile_step(
 
 def _pmap_step(step: Callable, mesh: jax.sharding.Mesh) -> Callable:
     """Data parallelism by `jax.pmap`: each device computes on its part, gradients are averaged."""
-    if mesh.size != mesh.shape['data']:
+    if mesh.size != mesh.shape['data'] or jax.process_count() > 1:
         raise errors.UserError(
             'parallel = "pmap" splits only the batch: set mesh fsdp and tensor to 1, or use "jit".'
         )

@@ -37,14 +37,14 @@ def init_state(
     batch: Any,
     *,
     init: Callable[[jax.Array, Any], Any],
-    make_tx: Callable[[Any], optax.GradientTransformation],
+    tx: optax.GradientTransformation,
     use_ema: bool,
 ) -> TrainState:
     """The state before the first step. Pure, so `jax.eval_shape` gives its shapes.
 
     Args:
       init: (rng, batch) -> variables, a dict with 'params'.
-      make_tx: params -> optimiser.
+      tx: the optimiser.
     """
     variables = dict(init(rng, batch))
     params = variables.pop('params')
@@ -52,6 +52,6 @@ def init_state(
         step=jnp.zeros((), jnp.int32),
         params=params,
         model_state=variables,
-        opt_state=make_tx(params).init(params),
+        opt_state=tx.init(params),
         ema_params=jax.tree.map(jnp.copy, params) if use_ema else None,
     )

@@ -19,11 +19,6 @@ def step_rng(seed: int, step: jax.Array | int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), step)
 
 
-def make_train_step(**settings) -> Callable:
-    """`train_step` with its keyword arguments given: (state, batch) -> (state, metrics)."""
-    return functools.partial(train_step, **settings)
-
-
 def train_step(
     state: TrainState,
     batch: Batch,

@@ -11,10 +11,10 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
+import jax
 import tqdm
 
 from bigmodels import errors
-from bigmodels import metrics as metrics_lib
 
 
 class Progress:
@@ -185,9 +185,8 @@ class Reporter:
 
     def start_screen(self, facts: Mapping[str, str]) -> None:
         """What runs, where and on what, a line each."""
-        width = max(map(len, facts))
         for name, value in facts.items():
-            self._progress.say(f'{name:<{width}}  {value}')
+            self._progress.say(f'{name:<10}  {value}')
         self._stretch = time.perf_counter()
 
     def timed_wait(self, feed: Iterator) -> Any:
@@ -209,8 +208,12 @@ class Reporter:
             self._read(*self._pending.popleft())
 
     def _read(self, step: int, metrics: Mapping[str, Any]) -> None:
-        loss = float(metrics_lib.mean(metrics['loss']))
-        norm = float(metrics['param_norm'])
+        # Fetched whole and divided here: an operation on the device would queue behind newer steps.
+        values = {
+            name: float(value[0] / max(value[1], 1e-9) if isinstance(value, tuple) else value)
+            for name, value in jax.device_get(dict(metrics)).items()
+        }
+        loss, norm = values['loss'], values['param_norm']
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise errors.UserError(
                 f'At step {step} (batch {step - 1}) the loss is {loss} and the norm of the updated '
@@ -222,14 +225,12 @@ class Reporter:
         if report:
             speed = self._measure(step)
             facts |= {name: text for name, (_, text) in speed.items()}
-            values = {
-                f'train/{name}' if isinstance(value, tuple) else name: float(
-                    metrics_lib.mean(value) if isinstance(value, tuple) else value
-                )
-                for name, value in metrics.items()
+            row = {
+                f'train/{name}' if isinstance(metrics[name], tuple) else name: value
+                for name, value in values.items()
             }
             perf = {f'perf/{name}': number for name, (number, _) in speed.items()}
-            self.warn(self._writer.write(step, values | perf))
+            self.warn(self._writer.write(step, row | perf))
         self._progress.update(step, facts, report)
 
     def _measure(self, step: int) -> dict[str, tuple[float, str]]:

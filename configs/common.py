@@ -7,8 +7,6 @@ def get_config() -> ml_collections.ConfigDict:
     """The defaults; `experiment.Experiment` documents each key."""
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.total_steps = ml_collections.config_dict.required_placeholder(int)
-    config.batch_size = ml_collections.config_dict.required_placeholder(int)
     config.accumulate = 1
     config.ema_decay = 0.0
     config.mesh = dict(data=-1, fsdp=1, tensor=1)

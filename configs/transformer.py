@@ -57,7 +57,9 @@ SHAPES = {
 def get_config(variant: str = ''):
     """The default, or one of SHAPES."""
     if variant not in SHAPES:
-        raise ValueError(f'unknown variant {variant!r}; there are: {", ".join(SHAPES)}')
+        raise ValueError(
+            f'unknown variant {variant!r}; there are: {", ".join(filter(None, SHAPES))}'
+        )
     config = common.get_config()
     config.model = dict(name='transformer', vocab_size=256, **SHAPES[variant])
     config.task = dict(name='language_modeling', tokenizer=dict(name='bytes'), sample_prompt='def ')

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from bigmodels import checkpoint, errors, sharding, trees
-from bigmodels.experiment import Checkpoint
 from bigmodels.state import TrainState
 
 
@@ -23,7 +22,7 @@ def make_state(scale: float) -> TrainState:
 
 
 def save(directory, values: dict[int, float], **settings) -> dict[int, TrainState]:
-    saver = checkpoint.Saver(directory, Checkpoint(**({'keep_last': 9} | settings)))
+    saver = checkpoint.Saver(directory, checkpoint.Settings(**({'keep_last': 9} | settings)))
     states = {}
     for step, loss in values.items():
         states[step] = make_state(float(step))
@@ -51,7 +50,7 @@ def test_restores_to_any_placement(tmp_path, shape):
     state = save(tmp_path, {5: 1.0})[5]
     mesh = sharding.make_mesh(sharding.MeshShape(*shape))
     placed, _ = sharding.state_shardings(state, (), mesh)
-    restored = checkpoint.restore(tmp_path, 5, checkpoint.abstract_state(state, placed))
+    restored = checkpoint.restore(tmp_path, 5, sharding.with_shardings(state, placed))
     assert trees.first_difference(state, restored) is None
     kernel = restored.params['layer']['kernel']
     assert kernel.sharding == placed.params['layer']['kernel']
@@ -120,7 +119,9 @@ def test_keeps_the_last_ones_and_the_best(tmp_path):
     assert checkpoint.steps(tmp_path / 'min') == [2, 4, 5]
     save(tmp_path / 'max', losses, keep_last=2, best_metric='valid/loss', best_mode='max')
     assert checkpoint.steps(tmp_path / 'max') == [1, 4, 5]
-    assert checkpoint.best_step(tmp_path / 'max', 'valid/loss', 'min') == 5
+    assert (
+        checkpoint.best_step(tmp_path / 'max', checkpoint.Settings(best_metric='valid/loss')) == 5
+    )
 
 
 def test_a_part_alone_is_restored_without_reading_the_rest(tmp_path):
@@ -144,7 +145,7 @@ def test_an_unfinished_save_is_not_a_step(tmp_path):
 
 
 def test_a_failed_save_is_told_and_the_next_one_works(tmp_path, monkeypatch):
-    saver = checkpoint.Saver(tmp_path, Checkpoint(keep_last=3))
+    saver = checkpoint.Saver(tmp_path, checkpoint.Settings(keep_last=3))
     assert saver.save(1, make_state(1.0), {}) is None
     assert saver.wait() is None
     with monkeypatch.context() as patch:

@@ -222,11 +222,20 @@ def test_only_execution_keys_may_differ_on_resume():
     }
 
 
-def test_mixture_names_must_agree():
+def test_a_mixture_names_each_source_and_its_weight():
     digits = {'name': 'digits', 'split': 'train'}
-    section = {'name': 'mixture', 'sources': {'a': digits}, 'weights': {'b': 1.0}}
+    mixture = {'name': 'mixture', 'sources': {'a': digits, 'b': digits}}
+    given = config.load(f'{CONFIGS}/digits_mlp.py').to_dict()
+
+    def sources(weights):
+        given['data']['train'] = mixture | {'weights': weights}
+        return experiment.training_sources(experiment.from_config(given))
+
     with pytest.raises(errors.UserError, match='must name the same'):
-        experiment.open_sources(section, 'data.train')
-    [(source, weight)] = experiment.open_sources(section | {'weights': {'a': 2}}, 'data.train')
-    assert weight == 2.0
-    assert len(experiment.concatenated([source, source])) == 2 * len(source)
+        sources({'b': 1.0})
+    (one, first), (other, second) = sources({'a': 2, 'b': 1.0})
+    assert (first, second) == (2.0, 1.0)
+    assert len(experiment.concatenated([one, other])) == 2 * len(one)
+    kept = experiment.resolved(given)
+    assert kept['data']['train']['sources']['a'] == digits
+    assert experiment.resolved(kept) == kept

@@ -10,6 +10,7 @@ import pytest
 from bigmodels import config as config_lib
 from bigmodels import evaluate, experiment, metrics, program, sharding, steps
 from bigmodels import train as train_lib
+from bigmodels.data import SOURCES
 from tests import commands
 
 
@@ -40,11 +41,12 @@ def figures(settings, task, state, mesh):
 def test_equals_a_plain_sum_over_every_example(spec, batch_size, devices):
     settings, task = parts(spec, batch_size=batch_size)
     mesh = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:devices])
-    shapes = program.shapes_of_batch(experiment.training_batches(settings, task)[0][0], batch_size)
+    batches, _ = experiment.training_batches(settings, task, experiment.training_sources(settings))
+    shapes = program.shapes_of_batch(batches[0], batch_size)
     state = program.make_program(settings, task, mesh, shapes).init_state(0)
     measured = figures(settings, task, state, mesh)
 
-    [(source, _)] = experiment.open_sources(settings.data.evals['valid'], 'valid')
+    source = SOURCES['digits']('valid')
     assert len(source) % batch_size  # the size does not divide
     examples = [task.preprocess(source[i]) for i in range(len(source))]
     inputs = np.stack([example['inputs'] for example in examples])

@@ -37,7 +37,7 @@ MISTAKES = {
     ),
     'no such file': (
         [TINY, '--config.data.train.name=text_files', '--config.data.train.path=nothing*.txt'],
-        ['split'],
+        ['nothing*.txt'],
     ),
     'vocabulary too small': ([TINY, '--config.model.vocab_size=100'], ['256', '100']),
     'warm-up too long': ([TINY, '--config.optimizer.schedule.warmup_steps=50'], ['50', '19']),
@@ -46,6 +46,14 @@ MISTAKES = {
     'pmap with tensor': (
         [TINY, '--config.parallel=pmap', '--config.mesh.tensor=2'],
         ['pmap', 'jit'],
+    ),
+    'unknown dtype': ([TINY, '--config.model.dtype=bf16'], ["'bfloat16'"]),
+    'unknown activation': ([DIGITS, '--config.model.activation=gleu'], ["'gelu'"]),
+    'negative interval': ([DIGITS, '--config.eval_every=-3'], ['eval_every = -3']),
+    'no layers': ([TINY, '--config.model.num_layers=0'], ['at least 1']),
+    'a choice without a name': (
+        [TINY, '--config.optimizer.schedule.nme=linear'],
+        ['optimizer.schedule', "'nme'"],
     ),
     'cudnn on a CPU': ([TINY, '--config.model.attention=cudnn'], ['cudnn', 'NVIDIA GPU', 'auto']),
 }

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bigmodels import config as config_lib
-from bigmodels import errors, experiment, runs, trees
+from bigmodels import errors, experiment, rundir, runs, trees
 from bigmodels import train as train_lib
 from tests import commands
 
@@ -48,7 +48,9 @@ def test_gives_the_averaged_params_of_a_step(finished):
 def test_its_batches_are_those_of_the_training(finished):
     run = runs.open_run(finished)
     settings = experiment.from_config(config_lib.read(finished / 'config.json'))
-    batches, _ = experiment.training_batches(settings, run.task)
+    batches, _ = experiment.training_batches(
+        settings, run.task, experiment.training_sources(settings)
+    )
     np.testing.assert_array_equal(run.batches[7]['inputs'], batches[7]['inputs'])
 
 
@@ -66,7 +68,7 @@ def test_a_step_that_is_not_there(finished, tmp_path, step):
         os.symlink(finished / 'checkpoints', tmp_path / 'checkpoints')
         os.symlink(finished / 'preprocessing', tmp_path / 'preprocessing')
         kept['checkpoint']['best_metric'] = 'valid/nothing'
-        runs.write_json(tmp_path / 'config.json', kept)
+        rundir.write_json(tmp_path / 'config.json', kept)
         workdir = tmp_path
     else:
         workdir = finished
@@ -77,7 +79,7 @@ def test_a_step_that_is_not_there(finished, tmp_path, step):
 def test_a_directory_that_cannot_be_made(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(errors.UserError, match='cannot be written'):
-        runs.prepare(tmp_path / 'file' / 'run', {}, 'same')
+        rundir.prepare(tmp_path / 'file' / 'run', {}, 'same')
 
 
 def test_a_directory_that_cannot_be_written(tmp_path, monkeypatch):
@@ -86,14 +88,14 @@ def test_a_directory_that_cannot_be_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr('pathlib.Path.touch', refuse)  # root may write anywhere
     with pytest.raises(errors.UserError, match='cannot be written: Permission denied'):
-        runs.prepare(tmp_path, {}, 'same')
+        rundir.prepare(tmp_path, {}, 'same')
 
 
 def test_a_tokenizer_that_does_not_fit_the_model(finished, tmp_path):
     kept = config_lib.read(finished / 'config.json').to_dict()
     kept['model']['vocab_size'] = 100
-    for name in ('checkpoints', 'preprocessing', 'batch.json'):
+    for name in ('checkpoints', 'preprocessing', 'data.json'):
         os.symlink(finished / name, tmp_path / name)
-    runs.write_json(tmp_path / 'config.json', kept)
+    rundir.write_json(tmp_path / 'config.json', kept)
     with pytest.raises(errors.UserError, match=r'tokenizer has 256 tokens .*vocab_size is 100'):
         runs.open_run(tmp_path)

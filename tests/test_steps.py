@@ -39,7 +39,8 @@ def make(dropout=0.0, ema=0.0, tx=None, **settings):
         opt_state=tx.init(PARAMS),
         ema_params=PARAMS if ema else None,
     )
-    step = steps.make_train_step(
+    step = functools.partial(
+        steps.train_step,
         loss_fn=functools.partial(loss_fn, dropout=dropout),
         tx=tx,
         seed=7,
@@ -154,7 +155,7 @@ def test_the_initial_state():
             rng,
             BATCH,
             init=lambda rng, _: {'params': {'w': jax.random.normal(rng, 3)}, 'stats': {'n': 0.0}},
-            make_tx=lambda _: tx,
+            tx=tx,
             use_ema=True,
         )
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from bigmodels import checkpoint, errors, runs, trees, writers
+from bigmodels import checkpoint, errors, rundir, runs, trees, writers
 from bigmodels import config as config_lib
 from bigmodels import train as train_lib
 from tests import commands
@@ -41,7 +41,7 @@ def arrays(workdir: pathlib.Path, step: int):
     import orbax.checkpoint as ocp
 
     found = {}
-    for item in sorted((workdir / runs.CHECKPOINTS / str(step)).iterdir()):
+    for item in sorted((workdir / rundir.CHECKPOINTS / str(step)).iterdir()):
         if item.is_dir():
             found[item.name] = ocp.StandardCheckpointer().restore(item.absolute())
     assert {'params', 'opt_state'} <= found.keys()
@@ -84,8 +84,8 @@ def test_stopping_and_resuming_equals_going_through(tmp_path):
     train_lib.train(digits_config(**settings), through)
     shutil.copytree(through, stopped)
     (stopped / 'summary.json').unlink()
-    for step in checkpoint.steps(stopped / runs.CHECKPOINTS)[1:]:
-        shutil.rmtree(stopped / runs.CHECKPOINTS / str(step))
+    for step in checkpoint.steps(stopped / rundir.CHECKPOINTS)[1:]:
+        shutil.rmtree(stopped / rundir.CHECKPOINTS / str(step))
     train_lib.train(digits_config(**settings), stopped)
     assert trees.first_difference(arrays(through, 20), arrays(stopped, 20)) is None
     assert same_metrics(through, stopped)
@@ -129,7 +129,7 @@ def test_killed_at_random_and_resumed_equals_uninterrupted(tmp_path):
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, capsys):
     figures = train_lib.train(digits_config(), tmp_path)
-    directory = tmp_path / runs.CHECKPOINTS
+    directory = tmp_path / rundir.CHECKPOINTS
     [file, *_] = (directory / '20' / 'params' / 'd').iterdir()
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 4
@@ -147,9 +147,9 @@ def test_another_config_is_refused_unless_asked_for(tmp_path):
     with pytest.raises(errors.UserError, match=r'total_steps: 20 -> 24[^$]*--resume=changed'):
         train_lib.train(longer, tmp_path)
     train_lib.train(longer, tmp_path, resume='changed')
-    assert checkpoint.steps(tmp_path / runs.CHECKPOINTS)[-1] == 24
+    assert checkpoint.steps(tmp_path / rundir.CHECKPOINTS)[-1] == 24
     train_lib.train(digits_config(log_every=2), tmp_path, resume='restart')
-    assert checkpoint.steps(tmp_path / runs.CHECKPOINTS)[-1] == 20
+    assert checkpoint.steps(tmp_path / rundir.CHECKPOINTS)[-1] == 20
     assert (tmp_path.with_name(tmp_path.name + '.1') / 'summary.json').is_file()
 
 
@@ -166,7 +166,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     )
     with pytest.raises(errors.UserError, match=r'At step (\d+) \(batch \d+\) the loss is'):
         train_lib.train(config, tmp_path)
-    step, damaged = checkpoint.newest_good(tmp_path / runs.CHECKPOINTS)
+    step, damaged = checkpoint.newest_good(tmp_path / rundir.CHECKPOINTS)
     assert not damaged
     if step is not None:
         values = arrays(tmp_path, step)
@@ -185,7 +185,7 @@ def test_saving_goes_on_after_a_full_disk(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(checkpoint, '_sha256', full_once)
     train_lib.train(digits_config(), tmp_path)
     assert 'WARNING: step 10 was not saved' in capsys.readouterr().err
-    assert checkpoint.steps(tmp_path / runs.CHECKPOINTS) == [20]
+    assert checkpoint.steps(tmp_path / rundir.CHECKPOINTS) == [20]
 
 
 def test_any_step_can_be_computed_alone(tmp_path):
@@ -198,9 +198,112 @@ def test_any_step_can_be_computed_alone(tmp_path):
     }
     run = runs.open_run(tmp_path)
     program = run.program()
-    state = checkpoint.restore(tmp_path / runs.CHECKPOINTS, 10, program.state_shapes)
+    state = checkpoint.restore(tmp_path / rundir.CHECKPOINTS, 10, program.state_shapes)
     _, metrics = jax.jit(program.train_step)(state, run.batches[10])
     np.testing.assert_allclose(
         metrics['loss'][0] / metrics['loss'][1], logged[11]['train/loss'], rtol=1e-6
     )
     assert json.loads((tmp_path / 'summary.json').read_text())['step'] == 20
+
+
+def test_a_mistake_leaves_no_run_behind(tmp_path):
+    """A key that only the optimiser would miss, mended, starts as if nothing had been."""
+    with pytest.raises(errors.UserError, match='clip_nrm'):
+        train_lib.train(
+            config_lib.load(str(commands.ROOT / DIGITS), ['optimizer.clip_nrm=1.0']), tmp_path
+        )
+    assert not (tmp_path / 'config.json').exists()
+    train_lib.train(digits_config(), tmp_path)
+
+
+def test_a_config_that_does_not_fit_the_checkpoint_changes_nothing(tmp_path):
+    first = train_lib.train(digits_config(), tmp_path)
+    wider = digits_config(**{'model.hidden_dims': (16, 16), 'total_steps': 30})
+    with pytest.raises(errors.UserError, match='does not fit the config'):
+        train_lib.train(wider, tmp_path, resume='changed')
+    assert train_lib.train(digits_config(), tmp_path) == first
+
+
+def test_other_training_data_is_refused_on_resume(tmp_path):
+    config = commands.tiny_text_config(tmp_path)
+    train_lib.train(config, tmp_path / 'run')
+    (tmp_path / 'run' / 'summary.json').unlink()
+    with (tmp_path / 'input.txt').open('a') as file:
+        file.write('one more line\n')
+    with pytest.raises(errors.UserError, match='not what the run .* began with'):
+        train_lib.train(config, tmp_path / 'run')
+    train_lib.train(config, tmp_path / 'run', resume='changed')
+
+
+def test_the_figures_of_a_shorter_run_are_not_taken_for_those_of_a_longer(tmp_path):
+    train_lib.train(digits_config(), tmp_path)
+    summary = (tmp_path / 'summary.json').read_text()
+    figures = train_lib.train(digits_config(total_steps=24), tmp_path, resume='changed')
+    (tmp_path / 'summary.json').write_text(summary)  # as if killed before the new one
+    assert train_lib.train(digits_config(total_steps=24), tmp_path) == figures
+
+
+def test_the_best_step_is_kept(tmp_path):
+    config = digits_config(
+        **{
+            'total_steps': 60,
+            'eval_every': 10,
+            'optimizer.learning_rate': 3e-3,
+            'checkpoint.every': 1000,
+            'checkpoint.keep_last': 1,
+            'checkpoint.best_metric': 'valid/loss',
+            'checkpoint.best_mode': 'max',
+        }
+    )
+    train_lib.train(config, tmp_path)  # the first is the worst, kept as the best of 'max'
+    assert checkpoint.steps(tmp_path / rundir.CHECKPOINTS) == [10, 60]
+    assert runs.open_run(tmp_path, 'best').step == 10
+    config.checkpoint.best_metric = 'valid/los'
+    with pytest.raises(errors.UserError, match="'valid/loss'"):
+        train_lib.train(config, tmp_path, resume='restart')
+
+
+def test_a_stop_waits_for_the_save_under_way(tmp_path, monkeypatch):
+    real = checkpoint._sha256
+
+    def slow(path):
+        time.sleep(0.02)
+        return real(path)
+
+    monkeypatch.setattr(checkpoint, '_sha256', slow)
+    monkeypatch.setattr(writers.Reporter, '_read', _stop_at_12(writers.Reporter._read))
+    with pytest.raises(errors.UserError, match='stopped'):
+        train_lib.train(digits_config(), tmp_path)
+    assert checkpoint.newest_good(tmp_path / rundir.CHECKPOINTS) == (10, {})
+
+
+def _stop_at_12(read):
+    def reading(self, step, metrics):
+        read(self, step, metrics if step < 12 else metrics | {'param_norm': np.float32(np.nan)})
+
+    return reading
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path):
+    """Four devices of two processes: the same batches, losses and figures as one device."""
+    overrides = ['mesh.fsdp=2', 'log_every=1', 'eval_every=10']
+    one, two = tmp_path / 'one', tmp_path / 'two'
+    workers = [
+        commands.start(
+            'tests.two_processes', str(index), str(two), str(tmp_path), *overrides, devices=2
+        )
+        for index in range(2)
+    ]
+    said = [worker.communicate(timeout=200) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], said
+    assert 'step 20/20' in said[0][1]
+    assert not any(text in said[1][0] + said[1][1] for text in ('step 20', 'devices ', 'loss '))
+    config = commands.tiny_text_config(tmp_path, overrides[1:])
+    train_lib.train(config, one)
+    rows = [writers.read_metrics(workdir / 'metrics.jsonl') for workdir in (one, two)]
+    assert [row['step'] for row in rows[0]] == [row['step'] for row in rows[1]]
+    for mine, theirs in zip(*rows, strict=True):
+        for name in ('train/loss', 'eval/valid/loss'):
+            assert mine.get(name) == pytest.approx(theirs.get(name), rel=1e-4)
+    assert runs.open_run(two).step == 20

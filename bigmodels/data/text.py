@@ -183,16 +183,7 @@ class Chunks:
         return self._count
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self.example_at(checked_index(index, len(self)) * self._length)
-
-    @property
-    def num_starts(self) -> int:
-        """How many places a full window can start at: `example_at` of 0 to num_starts - 1."""
-        return max(0, self._corpus.num_tokens - self._length)
-
-    def example_at(self, start: int) -> dict[str, np.ndarray]:
-        """The window whose first input is token `start`, for random offsets."""
-        start = checked_index(start, self._corpus.num_tokens - 1)
+        start = checked_index(index, len(self)) * self._length
         tokens = self._corpus.tokens[start : start + self._length + 1].astype(np.int32)
         count = len(tokens) - 1
         padding = (0, self._length - count)

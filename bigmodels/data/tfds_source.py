@@ -11,11 +11,11 @@ import pathlib
 import sys
 import tempfile
 import types
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from absl import logging
 from PIL import Image
 
 from bigmodels import errors
@@ -175,7 +175,7 @@ def _local_manager(builder, make_manager, manual_dir: str, verify_checksums: boo
             if path.is_file():
                 found = checksums.compute_url_info(path)
                 if found != registered:
-                    logging.warning('%s is not the registered file: %s', path, found)
+                    warnings.warn(f'{path} is not the registered file: {found}', stacklevel=2)
                 manager._url_infos[url] = found
     return manager
 

@@ -5,7 +5,7 @@ Axes: B batch, L length, D embed, H heads, K head_dim, F mlp or output features.
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,7 @@ import numpy as np
 from bigmodels import config
 
 Array = jax.Array
+Dtype = Literal['float32', 'bfloat16', 'float16']
 
 
 def matmul(x: Array, kernel: Array, out_dtype=None) -> Array:

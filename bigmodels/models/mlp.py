@@ -1,6 +1,7 @@
 """A multilayer perceptron over flat features."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -21,9 +22,9 @@ class MLP(nn.Module):
 
     num_classes: int
     hidden_dims: Sequence[int] = (256, 128)
-    activation: str = 'relu'
+    activation: Literal['relu', 'relu_squared', 'gelu', 'gelu_exact', 'silu'] = 'relu'
     dropout_rate: float = 0.0
-    dtype: str = 'float32'
+    dtype: layers.Dtype = 'float32'
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:

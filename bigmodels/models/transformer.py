@@ -94,11 +94,13 @@ class Settings:
     attention: Implementation = 'auto'
     scan_layers: bool = False
     remat: Literal['none', 'full', 'dots', 'attention'] = 'none'
-    dtype: str = 'float32'
+    dtype: layers.Dtype = 'float32'
 
     def __post_init__(self):
         if self.rotary_scaling is not None:
             self.rotary_scaling = nn.FrozenDict(self.rotary_scaling)  # a model is hashable
+        if min(self.num_layers, self.embed_dim, self.num_heads, self.vocab_size) < 1:
+            raise errors.UserError('The sizes of a Transformer must be at least 1.')
         if self.head_dim is None and self.embed_dim % self.num_heads:
             raise errors.UserError(
                 f'embed_dim = {self.embed_dim} does not divide by num_heads = {self.num_heads}: '

@@ -13,7 +13,7 @@ import numpy as np
 
 from bigmodels import errors, losses, metrics
 from bigmodels.data import text, tokenizers
-from bigmodels.deploy.generate import generate_text
+from bigmodels.deploy.decoding import generate_text
 from bigmodels.deploy.sampling import Sampling
 from bigmodels.models.attention import choose_implementation
 
@@ -23,7 +23,7 @@ class LanguageModeling:
     """Text -> a decoder's next-token loss.
 
     Fields:
-      model: a `Transformer`, or another module with its call signature.
+      model: a `Transformer`, or another module with its call and methods.
       tokenizer: the config's section, from which `fit` or `restored` makes `vocabulary`.
       sequence_length: L, tokens in one example.
       packing: 'chunks' cuts the corpus at every L tokens; 'documents' packs whole documents,

@@ -10,7 +10,7 @@ import pytest
 
 from bigmodels import errors
 from bigmodels.data import tokenizers
-from bigmodels.deploy.generate import generate_text, generate_tokens
+from bigmodels.deploy.decoding import generate_text, generate_tokens
 from bigmodels.deploy.sampling import Sampling
 from bigmodels.models import transformer
 from bigmodels.tasks import LanguageModeling

@@ -1,0 +1,162 @@
+"""Generation with a key/value cache, the whole loop one compiled program.
+
+python -m bigmodels.deploy.generate --workdir=runs/transformer --prompt='def '
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigmodels import errors
+from bigmodels.deploy.sampling import Sampling, sample
+from bigmodels.models import transformer
+
+Array = jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'max_new_tokens', 'sampling'))
+def generate_tokens(
+    model: transformer.Transformer,
+    params: Mapping,
+    prompts: Array,
+    lengths: Array,
+    stops: Array,
+    rng: Array,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling,
+) -> tuple[Array, Array]:
+    """Continues prompts of different lengths.
+
+    Args:
+      model, params: with unrolled layers, see `transformer.unscanned`.
+      prompts: int32 [B, P], each row padded at its end.
+      lengths: int32 [B] of the prompts, at least 1.
+      stops: int32 [N, W]: a row ends when its latest new tokens equal one of these sequences,
+        each padded at its start with -1; [0, 0] for none.
+      rng: key; each row and step has its own.
+
+    Returns:
+      (tokens int32 [B, max_new_tokens], counts int32 [B]): a row's tokens are the first `count`,
+      a completed stop sequence included.
+    """
+    batch, width = prompts.shape
+    cache = model.init_cache(batch, width + max_new_tokens)
+    slots = jnp.broadcast_to(jnp.arange(width), prompts.shape)
+    # The slots of padding are written with garbage: each is overwritten before it is ever seen,
+    # because a query only sees slots up to its own position.
+    hidden, cache = model.apply(
+        {'params': params}, prompts, positions=slots, cache=cache, return_hidden=True
+    )
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    row_keys = jax.vmap(lambda row: jax.random.fold_in(rng, row))(jnp.arange(batch))
+
+    def choose(logits, step):
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(row_keys)
+        return jax.vmap(lambda key, row: sample(key, row[None], sampling)[0])(keys, logits)
+
+    def go_on(carry):
+        step, _, _, _, done, _ = carry
+        return (step < max_new_tokens) & ~done.all()
+
+    def one_token(carry):
+        step, logits, tokens, counts, done, cache = carry
+        token = choose(logits, step)
+        tokens = tokens.at[:, step].set(jnp.where(done, 0, token))
+        counts += ~done
+        done |= _ends_with_stop(tokens, step, stops)
+        logits, cache = model.apply(
+            {'params': params}, token[:, None], positions=(lengths + step)[:, None], cache=cache
+        )
+        return step + 1, logits[:, 0], tokens, counts, done, cache
+
+    carry = (
+        0,
+        model.logits(params, last),
+        jnp.zeros((batch, max_new_tokens), jnp.int32),
+        jnp.zeros(batch, jnp.int32),
+        jnp.zeros(batch, bool),
+        cache,
+    )
+    _, _, tokens, counts, _, _ = jax.lax.while_loop(go_on, one_token, carry)
+    return tokens, counts
+
+
+def _ends_with_stop(tokens: Array, step: Array, stops: Array) -> Array:
+    """Whether each row's tokens up to `step` end with one of the sequences: bool [B]."""
+    if not stops.size:
+        return jnp.zeros(len(tokens), bool)
+    width = stops.shape[1]
+    padded = jnp.pad(tokens, ((0, 0), (width, 0)), constant_values=-2)
+    latest = jax.lax.dynamic_slice_in_dim(padded, step + 1, width, axis=1)  # [B, W]
+    return ((latest[:, None] == stops) | (stops == -1)).all(-1).any(-1)
+
+
+def generate_text(
+    task: Any,
+    params: Mapping,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    sampling: Sampling,
+    *,
+    seed: int,
+    stop: Sequence[str] = (),
+) -> list[str]:
+    """Continuations of prompts, each up to a stop string (left out) or the end of the text.
+
+    An empty prompt begins a document: it stands for the end-of-text token before it.
+
+    Raises:
+      UserError: for a prompt that leaves no room in the context, or no tokens to generate.
+    """
+    if max_new_tokens < 1:
+        raise errors.UserError(f'max_new_tokens = {max_new_tokens} must be at least 1.')
+    if '' in stop:
+        raise errors.UserError('A stop string is empty: it would end every text at once.')
+    vocabulary = task.vocabulary
+    encoded = [
+        vocabulary.encode(prompt) if prompt else np.asarray([vocabulary.end_of_text])
+        for prompt in prompts
+    ]
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if len(ids) + max_new_tokens > task.model.max_length:
+            raise errors.UserError(
+                f'A prompt of {len(ids)} tokens and {max_new_tokens} new ones exceed the context '
+                f'of {task.model.max_length}: shorten {prompt[:40]!r}... or ask for fewer.'
+            )
+    model, params = transformer.unscanned(task.model, params)
+    width = max(map(len, encoded))
+    rows = np.stack([np.pad(ids, (0, width - len(ids))) for ids in encoded])
+    stops = [vocabulary.encode(text) for text in stop]
+    if task.append_end_of_text:  # otherwise the token is an ordinary one
+        stops.append(np.asarray([vocabulary.end_of_text]))
+    longest = max(map(len, stops), default=0)
+    tokens, counts = generate_tokens(
+        model,
+        params,
+        jnp.asarray(rows, jnp.int32),
+        jnp.asarray([len(ids) for ids in encoded], jnp.int32),
+        jnp.asarray(
+            [np.pad(ids, (longest - len(ids), 0), constant_values=-1) for ids in stops], jnp.int32
+        ).reshape(len(stops), longest),
+        jax.random.key(seed),
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+    )
+    texts = []
+    for row, count in zip(np.asarray(tokens), np.asarray(counts), strict=True):
+        ids = row[:count]
+        if task.append_end_of_text and count and ids[-1] == vocabulary.end_of_text:
+            ids = ids[:-1]
+        texts.append(_cut(vocabulary.decode(ids), stop))
+    return texts
+
+
+def _cut(text: str, stop: Sequence[str]) -> str:
+    """Text before the first stop string; tokens need not end where a stop string ends."""
+    ends = [text.index(word) for word in stop if word in text]
+    return text[: min(ends)] if ends else text

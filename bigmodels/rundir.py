@@ -1,0 +1,141 @@
+"""A run's directory: made and guarded by training, read by everything else.
+
+config.json      the resolved config, read back as data
+data.json        fingerprints of the training sources, and the shapes of a batch
+preprocessing/   what preprocessing learnt from the training data, such as a tokenizer
+checkpoints/     see `checkpoint`
+metrics.jsonl    a row per logged step and evaluation; tensorboard/ holds the same
+curves.png, summary.json, and what the task demonstrates, such as sample.txt
+"""
+
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from bigmodels import checkpoint, errors, experiment
+from bigmodels import config as config_lib
+
+CONFIG, DATA, SUMMARY = 'config.json', 'data.json', 'summary.json'
+PREPROCESSING, CHECKPOINTS = 'preprocessing', 'checkpoints'
+Resume = Literal['same', 'changed', 'restart']
+RESUME_RULES = (
+    '--resume=changed goes on from its last checkpoint under what is given now; --resume=restart '
+    'moves it aside and starts anew; --workdir=... starts another run'
+)
+
+
+def prepare(workdir: pathlib.Path, config: Mapping, resume: Resume) -> int | None:
+    """Makes or checks the directory of a run; returns the step to go on from, None for a new run.
+
+    With several processes the first one acts, in a directory that all share.
+
+    Raises:
+      UserError: if it cannot be written, or holds a run of another config that `resume` does not
+        allow to go on.
+    """
+    return _on_first_process(lambda: _prepare(workdir, config, resume))
+
+
+def _on_first_process(action: Callable[[], int | None]) -> int | None:
+    """The first process's result, on all; a UserError there stops the others too."""
+    failed, result = None, None
+    if jax.process_index() == 0:
+        try:
+            result = action()
+        except errors.UserError as error:
+            failed = error
+    if jax.process_count() > 1:
+        code = -2 if failed else -1 if result is None else result
+        code = int(multihost_utils.broadcast_one_to_all(np.int32(code)))
+        result = None if code < 0 else code
+        if code == -2 and failed is None:
+            raise errors.UserError('The first process stopped; its message says why.')
+    if failed:
+        raise failed
+    return result
+
+
+def _prepare(workdir: pathlib.Path, config: Mapping, resume: Resume) -> int | None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / '.writable').touch()
+        (workdir / '.writable').unlink()
+    except OSError as error:
+        raise errors.UserError(
+            f'The work directory {workdir} cannot be written: {error.strerror}.'
+        ) from error
+    if resume == 'restart' and any(workdir.iterdir()):
+        number = 1
+        while (aside := workdir.with_name(f'{workdir.name}.{number}')).exists():
+            number += 1
+        workdir.rename(aside)
+        workdir.mkdir()
+    checkpoints = workdir / CHECKPOINTS
+    if checkpoint.steps(checkpoints) and resume == 'same':
+        changes = experiment.blocking_differences(config_lib.read(workdir / CONFIG), config)
+        if changes:
+            listed = [f'  {key}: {old!r} -> {new!r}' for key, (old, new) in changes.items()]
+            raise errors.UserError(
+                '\n'.join([f'{workdir} holds a run with another config:', *listed, RESUME_RULES])
+            )
+    start, damaged = checkpoint.newest_good(checkpoints)
+    for step, problem in damaged.items():
+        print(f'WARNING: checkpoint {step} is damaged and was set aside: {problem}')
+        checkpoint.set_aside(checkpoints, step)
+    return start
+
+
+def check_sources(workdir: pathlib.Path, fingerprints: Sequence[str], resume: Resume) -> None:
+    """Raises UserError if a run would go on with other training data than it began with."""
+    if resume == 'same' and _read(workdir / DATA)['sources'] != list(fingerprints):
+        raise errors.UserError(
+            f'The training data is not what the run in {workdir} began with: its batches would '
+            f'be others. {RESUME_RULES}.'
+        )
+
+
+def record(
+    workdir: pathlib.Path,
+    config: Mapping,
+    fingerprints: Sequence[str],
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+) -> None:
+    """Writes config.json and data.json, once everything that they describe is known to work."""
+    per_example = {key: [shape.shape[1:], str(shape.dtype)] for key, shape in shapes.items()}
+    write_json(workdir / DATA, {'sources': list(fingerprints), 'batch': per_example})
+    write_json(workdir / CONFIG, config_lib.to_plain(config))
+
+
+def batch_shapes(workdir: pathlib.Path, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a run's batches, for a batch size."""
+    return {
+        key: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+        for key, (shape, dtype) in _read(workdir / DATA)['batch'].items()
+    }
+
+
+def final_figures(workdir: pathlib.Path, step: int | None, total_steps: int) -> dict | None:
+    """The figures of a run that has made all its steps and summed them up; None otherwise."""
+    path = workdir / SUMMARY
+    if step is None or step < total_steps or not path.is_file():
+        return None
+    summary = _read(path)
+    return summary['final'] if summary['step'] == step else None
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a file that is either the old one or the new one; the first process does."""
+    if jax.process_index() != 0:
+        return
+    temporary = path.with_name(path.name + '.tmp')
+    temporary.write_text(json.dumps(value, indent=1) + '\n')
+    temporary.replace(path)
+
+
+def _read(path: pathlib.Path) -> dict:
+    return json.loads(path.read_text())
