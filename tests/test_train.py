@@ -305,5 +305,5 @@ def test_two_processes_equal_one(tmp_path):
     assert [row['step'] for row in rows[0]] == [row['step'] for row in rows[1]]
     for mine, theirs in zip(*rows, strict=True):
         for name in ('train/loss', 'eval/valid/loss'):
-            assert mine.get(name) == pytest.approx(theirs.get(name), rel=1e-4)
+            assert mine.get(name, 0) == pytest.approx(theirs.get(name, 0), rel=1e-4)
     assert runs.open_run(two).step == 20
