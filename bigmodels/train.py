@@ -4,11 +4,13 @@ state, metrics = train_step(state, batch(t))        for t = 0, 1, 2, ...
 """
 
 import contextlib
+import dataclasses
 import pathlib
 import time
 from collections.abc import Mapping
 from typing import Any
 
+import grain
 import jax
 
 from bigmodels import (
@@ -46,7 +48,6 @@ def train(config: Mapping, workdir: str | pathlib.Path, resume: rundir.Resume = 
     settings = experiment.from_config(config)
     mesh = sharding.make_mesh(settings.mesh)
     experiment.check_batch(settings, sharding.num_batch_shards(mesh))
-    shard = sharding.batch_shard(mesh)
     task = experiment.make_task(settings)
     resolved = experiment.resolved(config)
     start = rundir.prepare(workdir, resolved, resume)
@@ -55,16 +56,8 @@ def train(config: Mapping, workdir: str | pathlib.Path, resume: rundir.Resume = 
         _say_complete(workdir, start, figures)
         return figures
 
-    sources = experiment.training_sources(settings)
-    fingerprints = [source.fingerprint() for source, _ in sources]
-    if start is not None:
-        rundir.check_sources(workdir, fingerprints, resume)
-    task = _with_preprocessing(task, sources, workdir, start)
-    batches, described = experiment.training_batches(settings, task, sources, shard)
-    eval_sets = experiment.evaluation_sets(settings, task, shard)
-    shapes = program.shapes_of_batch(batches[0], settings.batch_size)
-    run = program.make_program(settings, task, mesh, shapes)
-
+    data = _open_data(settings, task, workdir, start, resume, sharding.batch_shard(mesh))
+    run = program.make_program(settings, data.task, mesh, data.shapes)
     speed = writers.Speed(
         *task.items(run.batch_shapes),
         flops=task.flops_per_step(run.state_shapes.params, run.batch_shapes),
@@ -75,7 +68,7 @@ def train(config: Mapping, workdir: str | pathlib.Path, resume: rundir.Resume = 
         active=jax.process_index() == 0,
     )  # fmt: skip
     with contextlib.closing(reporter):
-        reporter.start_screen(_facts(settings, task, run, workdir, start, described, speed))
+        reporter.start_screen(_facts(settings, run, workdir, start, data, speed))
         compiling = time.perf_counter()
         train_step = run.compile_train_step(settings.parallel)
         compiled = time.perf_counter() - compiling
@@ -83,7 +76,7 @@ def train(config: Mapping, workdir: str | pathlib.Path, resume: rundir.Resume = 
             state = run.init_state(settings.seed)
         else:
             state = checkpoint.restore(workdir / rundir.CHECKPOINTS, start, run.state_shapes)
-        rundir.record(workdir, resolved, fingerprints, shapes)
+        rundir.record(workdir, resolved, data.fingerprints, data.shapes)
         ready = time.perf_counter() - began
         reporter.start_screen({'compiled': f'in {compiled:.1f} s, {ready:.1f} s after start'})
 
@@ -91,9 +84,11 @@ def train(config: Mapping, workdir: str | pathlib.Path, resume: rundir.Resume = 
 
         def evaluate_now(state):
             params, model_state = state.eval_params, state.model_state
-            return evaluate.evaluate(eval_step, task, params, model_state, eval_sets, mesh)
+            return evaluate.evaluate(
+                eval_step, data.task, params, model_state, data.eval_sets, mesh
+            )
 
-        feed = pipeline.prefetched(batches, start or 0, settings.data)
+        feed = pipeline.prefetched(data.batches, start or 0, settings.data)
         saver = checkpoint.Saver(workdir / rundir.CHECKPOINTS, settings.checkpoint)
         try:
             state, figures = _fold(
@@ -101,8 +96,39 @@ def train(config: Mapping, workdir: str | pathlib.Path, resume: rundir.Resume = 
             )
         finally:
             reporter.warn(saver.close())
-        _finish(workdir, task, state, figures, reporter.seconds)
+        _finish(workdir, data.task, state, figures, reporter.seconds)
     return figures
+
+
+@dataclasses.dataclass(frozen=True)
+class _Data:
+    """What a run reads: its task with fitted preprocessing, batch(t), and the held-out sets."""
+
+    task: Any
+    batches: grain.MapDataset
+    eval_sets: Mapping[str, grain.MapDataset]
+    described: str
+    fingerprints: list[str]
+    shapes: program.Shapes
+
+
+def _open_data(settings, task, workdir: pathlib.Path, start, resume, shard) -> _Data:
+    """Opens the sources; preprocessing learns from them when a run begins."""
+    sources = experiment.training_sources(settings)
+    fingerprints = [source.fingerprint() for source, _ in sources]
+    directory = workdir / rundir.PREPROCESSING
+    if start is None:
+        task = task.fit(experiment.concatenated([source for source, _ in sources]))
+        if jax.process_index() == 0:
+            directory.mkdir(exist_ok=True)
+            task.save(directory)
+    else:
+        rundir.check_sources(workdir, fingerprints, resume)
+        task = task.restored(directory)
+    batches, described = experiment.training_batches(settings, task, sources, shard)
+    eval_sets = experiment.evaluation_sets(settings, task, shard)
+    shapes = program.shapes_of_batch(batches[0], settings.batch_size)
+    return _Data(task, batches, eval_sets, described, fingerprints, shapes)
 
 
 def _fold(
@@ -132,7 +158,7 @@ def _fold(
     return state, figures or evaluate_now(state)  # the latter if resumed after the last step
 
 
-def _facts(settings, task, run: program.Program, workdir, start, described, speed) -> dict:
+def _facts(settings, run: program.Program, workdir, start, data: _Data, speed) -> dict[str, str]:
     """The start screen: what runs where, on what."""
     params = run.state_shapes.params
     devices, kind = run.mesh.size, run.mesh.devices.flat[0].device_kind
@@ -141,24 +167,12 @@ def _facts(settings, task, run: program.Program, workdir, start, described, spee
         'run': f'{workdir}, ' + (f'resumed at step {start}' if start else 'new'),
         'devices': f'{devices} x {kind}, mesh {sharding.describe(run.mesh)}, '
         f'by {settings.parallel}',
-        **task.facts(),
+        **data.task.facts(),
         'parameters': f'{trees.count(params):,} ({trees.size_bytes(params) / 1e6:.1f} MB)',
         'batch': f'{speed.items:,} {speed.unit}{parts}',
-        'data': described,
+        'data': data.described,
         **({'note': '; '.join(run.notes)} if run.notes else {}),
     }
-
-
-def _with_preprocessing(task, sources, workdir: pathlib.Path, start: int | None):
-    """The task with what it learns from the training data, or learnt when the run began."""
-    directory = workdir / rundir.PREPROCESSING
-    if start is not None:
-        return task.restored(directory)
-    task = task.fit(experiment.concatenated([source for source, _ in sources]))
-    if jax.process_index() == 0:
-        directory.mkdir(exist_ok=True)
-        task.save(directory)
-    return task
 
 
 def _say_complete(workdir: pathlib.Path, step: int, figures: Mapping[str, float]) -> None:

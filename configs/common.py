@@ -27,6 +27,24 @@ def get_config() -> ml_collections.ConfigDict:
     return config
 
 
+def small_transformer(config: ml_collections.ConfigDict, **fields) -> None:
+    """A Transformer and an optimiser for minutes on a CPU: many quick steps of a small model."""
+    config.model = dict(
+        name='transformer',
+        embed_dim=128,
+        num_heads=4,
+        max_length=512,
+        norm='rms_norm',
+        activation='relu_squared',
+        use_bias=False,
+        tie_embeddings=False,
+    )
+    config.model.update(fields)
+    config.optimizer.learning_rate = 4e-3
+    config.optimizer.algorithm = dict(name='muon', ns_steps=3)
+    config.optimizer.schedule = dict(name='linear', warmup_steps=50)
+
+
 def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A config cut down to a few seconds, for tests."""
     config.total_steps = 20

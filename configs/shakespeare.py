@@ -15,19 +15,8 @@ def get_config(path: str = ''):
     """`path` of the text: its first 90 % trains, the rest validates."""
     path = path or '../shared/data/tinyshakespeare/input.txt'
     config = common.get_config()
-    config.model = dict(
-        name='transformer',
-        vocab_size=65,
-        num_layers=3,
-        embed_dim=128,
-        num_heads=4,
-        max_length=512,
-        sliding_window=64,  # the length trained on: what is sampled may be longer
-        norm='rms_norm',
-        activation='relu_squared',
-        use_bias=False,
-        tie_embeddings=False,
-    )
+    # What is sampled may be longer than the 64 characters trained on: hence the window.
+    common.small_transformer(config, vocab_size=65, num_layers=3, sliding_window=64)
     config.task = dict(
         name='language_modeling',
         tokenizer=dict(name='characters'),
@@ -39,8 +28,5 @@ def get_config(path: str = ''):
     config.data.evals = dict(valid=dict(name='text_files', path=path, fraction=(0.9, 1.0)))
     config.batch_size = 12
     config.total_steps = 2000
-    config.optimizer.learning_rate = 4e-3
-    config.optimizer.algorithm = dict(name='muon', ns_steps=3)
-    config.optimizer.schedule = dict(name='linear', warmup_steps=50)
     config.checkpoint.every = 1000
     return config.lock()

@@ -13,18 +13,6 @@ shapes of published models on the same text, for accelerators: `124m` (GPT-2 sma
 
 from configs import common
 
-# Small on purpose: many quick steps learn more in two minutes of CPU than few large ones.
-SMALL = dict(
-    num_layers=4,
-    embed_dim=128,
-    num_heads=4,
-    max_length=512,
-    sliding_window=128,  # the length trained on: what is sampled may be longer
-    norm='rms_norm',
-    activation='relu_squared',
-    use_bias=False,
-    tie_embeddings=False,
-)
 GPT2 = dict(
     num_layers=12,
     embed_dim=768,
@@ -45,8 +33,6 @@ LLAMA = dict(
     remat='attention',
 )
 SHAPES = {
-    '': SMALL,
-    'tiny': SMALL | dict(num_layers=2, embed_dim=64),
     '124m': GPT2,
     '1b': LLAMA | dict(num_layers=16, embed_dim=2048, mlp_dim=8192, max_length=2048),
     '8b': LLAMA
@@ -55,30 +41,28 @@ SHAPES = {
 
 
 def get_config(variant: str = ''):
-    """The default, or one of SHAPES."""
-    if variant not in SHAPES:
-        raise ValueError(
-            f'unknown variant {variant!r}; there are: {", ".join(filter(None, SHAPES))}'
-        )
+    """The default, `tiny`, or one of SHAPES."""
     config = common.get_config()
-    config.model = dict(name='transformer', vocab_size=256, **SHAPES[variant])
     config.task = dict(name='language_modeling', tokenizer=dict(name='bytes'), sample_prompt='def ')
     config.data.train = dict(name='stdlib', split='train')
     config.data.evals = dict(valid=dict(name='stdlib', split='valid'))
     config.checkpoint.best_metric = 'valid/loss'
-    if variant in ('', 'tiny'):
-        config.task.sequence_length = 128
-        config.batch_size = 8
-        config.total_steps = 1800
-        config.eval_every = 600
-        config.optimizer.learning_rate = 4e-3
-        config.optimizer.algorithm = dict(name='muon', ns_steps=3)
-        config.optimizer.schedule = dict(name='linear', warmup_steps=50)
-    else:
+    if variant in SHAPES:
+        config.model = dict(name='transformer', vocab_size=256, **SHAPES[variant])
         config.task.sequence_length = config.model.max_length
         config.batch_size = 32
         config.total_steps = 2000
         config.optimizer.learning_rate = 6e-4
+    elif variant in ('', 'tiny'):
+        # What is sampled may be longer than the 128 bytes trained on: hence the window.
+        common.small_transformer(config, vocab_size=256, num_layers=4, sliding_window=128)
+        config.task.sequence_length = 128
+        config.batch_size = 8
+        config.total_steps = 1800
+        config.eval_every = 600
+    else:
+        raise ValueError(f'unknown variant {variant!r}; there are: tiny, {", ".join(SHAPES)}')
     if variant == 'tiny':
+        config.model.update(num_layers=2, embed_dim=64)
         config = common.tiny(config)
     return config.lock()

@@ -158,6 +158,8 @@ def test_execution_settings_may_change_on_resume(tmp_path):
     (tmp_path / 'summary.json').unlink()
     changed = digits_config(log_every=3, **{'mesh.data': 2, 'mesh.fsdp': -1, 'data.threads': 0})
     train_lib.train(changed, tmp_path)
+    assert (tmp_path / 'summary.json').is_file()
+    assert not list(tmp_path.parent.glob(f'{tmp_path.name}.*'))
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
