@@ -18,9 +18,15 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
 
 
 def exit_on_user_error(command: Callable[[], None]) -> None:
-    """Runs `command`; a UserError is printed as one paragraph and ends with exit status 2."""
+    """Runs `command`; a UserError is printed as one paragraph and ends with exit status 2.
+
+    An interrupt from the keyboard ends with status 130.
+    """
     try:
         command()
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        raise SystemExit(130) from None  # what shells report for SIGINT

@@ -1,5 +1,7 @@
 """What bad input gets: one clear paragraph, exit status 2, no traceback, nothing lost."""
 
+import signal
+
 import pytest
 
 from bigmodels import errors, main
@@ -108,3 +110,23 @@ def test_help_is_quick_to_import_and_complete():
     status, out, _ = commands.train('--help')
     assert status == 0
     assert all(flag in out for flag in ('--config', '--workdir', '--resume'))
+
+
+@pytest.mark.slow
+def test_an_interrupt_is_quiet_and_the_same_command_goes_on(tmp_path):
+    arguments = [
+        '--config=configs/digits_mlp.py',
+        '--config.checkpoint.every=50',
+        f'--workdir={tmp_path / "run"}',
+    ]
+    process = commands.start('bigmodels.main', *arguments)
+    for line in process.stderr:
+        if line.startswith('step 100/'):
+            break
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert 'Traceback' not in err
+    status, _, err = commands.train(*arguments)
+    assert status == 0
+    assert 'resumed at step' in err
