@@ -37,8 +37,8 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
       UserError: for a file that is not there or fails, and an override that names no section.
     """
     path, _, variant = spec.partition(':')
-    if not pathlib.Path(path).is_file():
-        raise errors.UserError(f'The config file {path!r} does not exist.')
+    if not pathlib.Path(path).is_file() or not path.endswith('.py'):
+        raise errors.UserError(f'The config file {path!r} does not exist or is no .py file.')
     make_neighbours_importable(path)
     module_spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
     module = importlib.util.module_from_spec(module_spec)

@@ -28,5 +28,5 @@ def exit_on_user_error(command: Callable[[], None]) -> None:
         print(f'error: {error}', file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
+        print('interrupted: the same command resumes a run', file=sys.stderr)
         raise SystemExit(130) from None  # what shells report for SIGINT

@@ -101,14 +101,19 @@ def from_config(config: Mapping) -> Experiment:
             )
     if experiment.checkpoint.every < 1 or experiment.checkpoint.keep_last < 1:
         raise errors.UserError('config.checkpoint.every and keep_last must be at least 1.')
-    if experiment.eval_every < 0 or not 0 <= experiment.ema_decay < 1:
-        raise errors.UserError(
-            f'config.eval_every = {experiment.eval_every} must not be negative, and '
-            f'config.ema_decay = {experiment.ema_decay} must be from 0 to under 1.'
-        )
+    for key, value, good, allowed in (
+        ('eval_every', experiment.eval_every, experiment.eval_every >= 0, '0 or more'),
+        ('ema_decay', experiment.ema_decay, 0 <= experiment.ema_decay < 1, 'from 0 to under 1'),
+        ('seed', experiment.seed, 0 <= experiment.seed < 2**32, 'from 0 to 2**32 - 1'),
+        ('data.threads', experiment.data.threads, experiment.data.threads >= 0, '0 or more'),
+        ('data.workers', experiment.data.workers, experiment.data.workers >= 0, '0 or more'),
+        ('data.buffer', experiment.data.buffer, experiment.data.buffer >= 1, '1 or more'),
+    ):
+        if not good:
+            raise errors.UserError(f'config.{key} = {value} must be {allowed}.')
     if experiment.batch_size % experiment.accumulate:
         raise errors.UserError(
-            f'config.batch_size = {experiment.batch_size} does not divide by '
+            f'config.batch_size = {experiment.batch_size} is not divisible by '
             f'config.accumulate = {experiment.accumulate}.'
         )
     return experiment

@@ -38,8 +38,8 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
     for argument in rest:
         if not argument.startswith('--config.') or '=' not in argument:
             parser.error(
-                f'unknown argument {argument!r}: fields of the config are set by '
-                f'--config.SECTION.FIELD=VALUE'
+                f'cannot read the argument {argument!r}: fields of the config are set by '
+                f'--config.SECTION.FIELD=VALUE, with the equals sign'
             )
     return options, [argument.removeprefix('--config.') for argument in rest]
 
@@ -52,7 +52,10 @@ def main() -> None:
     from bigmodels import config, runs, train
 
     if options.distributed:
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except (ValueError, RuntimeError) as error:
+            raise errors.UserError(f'--distributed finds no cluster here: {error}') from error
     runs.configure_process()
     path, _, variant = options.config.partition(':')
     name = pathlib.Path(path).stem

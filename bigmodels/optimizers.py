@@ -57,6 +57,8 @@ def make_optimizer(
         raise errors.UserError(
             'algorithm "adam" has no decoupled weight decay: use "adamw", or the penalty `l2`.'
         )
+    if learning_rate < 0:
+        raise errors.UserError(f'optimizer.learning_rate = {learning_rate} must not be negative.')
     rate = make_schedule(learning_rate, total_steps, schedule)
     parts = []
     if l2:

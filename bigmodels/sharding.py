@@ -35,9 +35,9 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
     fixed = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
         raise errors.UserError(f'config.mesh {shape}: sizes are positive, and one may be -1.')
+    wanted = ' x '.join(f'{axis} {size}' for axis, size in zip(AXES, sizes, strict=True))
     sizes = tuple(len(devices) // fixed if size == -1 else size for size in sizes)
     if math.prod(sizes) != len(devices):
-        wanted = ' x '.join(f'{axis} {size}' for axis, size in zip(AXES, sizes, strict=True))
         raise errors.UserError(
             f'config.mesh asks for {wanted} devices (fixed sizes multiply to {fixed}), but there '
             f'are {len(devices)}. Set one axis to -1 to take what is left.'

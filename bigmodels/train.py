@@ -69,6 +69,7 @@ def train(config: Mapping, workdir: str | pathlib.Path, resume: rundir.Resume = 
     )  # fmt: skip
     with contextlib.closing(reporter):
         reporter.start_screen(_facts(settings, run, workdir, start, data, speed))
+        _check_best_metric(settings.checkpoint.best_metric, run, data)
         compiling = time.perf_counter()
         train_step = run.compile_train_step(settings.parallel)
         compiled = time.perf_counter() - compiling
@@ -96,7 +97,7 @@ def train(config: Mapping, workdir: str | pathlib.Path, resume: rundir.Resume = 
             )
         finally:
             reporter.warn(saver.close())
-        _finish(workdir, data.task, state, figures, reporter.seconds)
+    _finish(workdir, data.task, state, figures, reporter.seconds)
     return figures
 
 
@@ -151,8 +152,6 @@ def _fold(
         with reporter.pause():
             figures = evaluate_now(state) if evaluates else {}
             reporter.evaluated(step, figures)
-            if evaluates and best and best not in figures:
-                raise errors.unknown('figure config.checkpoint.best_metric =', best, figures)
             if saves:
                 reporter.warn(saver.save(step, state, figures))
     return state, figures or evaluate_now(state)  # the latter if resumed after the last step
@@ -175,6 +174,16 @@ def _facts(settings, run: program.Program, workdir, start, data: _Data, speed) -
     }
 
 
+def _check_best_metric(metric: str, run: program.Program, data: _Data) -> None:
+    """Raises UserError if no evaluation will have the figure; computes shapes only."""
+    state = run.state_shapes
+    pairs = jax.eval_shape(run.eval_step, state.params, state.model_state, run.batch_shapes)
+    means = data.task.summary(dict.fromkeys(pairs, 0.0))
+    figures = [f'{name}/{key}' for name in data.eval_sets for key in means]
+    if metric and metric not in figures:
+        raise errors.unknown('figure config.checkpoint.best_metric =', metric, figures)
+
+
 def _say_complete(workdir: pathlib.Path, step: int, figures: Mapping[str, float]) -> None:
     if jax.process_index() == 0:
         listed = ', '.join(f'{name} {value:.4g}' for name, value in figures.items())
@@ -189,8 +198,8 @@ def _finish(workdir: pathlib.Path, task, state, figures: Mapping, seconds: float
     writers.plot_curves(workdir)
     for name, text in shown.items():
         (workdir / name).write_text(text)
-        print(f'\n{name}:\n{text}\n')
+        print(f'\n{name}:\n{writers.printable(text)}\n')
     summary = {'step': int(state.step), 'final': figures, 'seconds': round(seconds, 1)}
     rundir.write_json(workdir / rundir.SUMMARY, summary)
-    print(', '.join(f'{name} {value:.4f}' for name, value in figures.items()))
+    print(', '.join(f'{name} {value:.5g}' for name, value in figures.items()))
     print(f'Everything is in {workdir}.')

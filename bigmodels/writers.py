@@ -32,7 +32,7 @@ class Progress:
                 file=self._stream,
                 unit='step',
                 dynamic_ncols=True,
-                bar_format='{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]',
+                bar_format='{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt}{postfix}',
             )
 
     def update(self, step: int, facts: Mapping[str, str], report: bool) -> None:
@@ -224,7 +224,7 @@ class Reporter:
         report = step % self._log_every == 0 or step == self._total
         if report:
             speed = self._measure(step)
-            facts |= {name: text for name, (_, text) in speed.items()}
+            facts |= {name.split('_')[-1]: text for name, (_, text) in speed.items()}
             row = {
                 f'train/{name}' if isinstance(metrics[name], tuple) else name: value
                 for name, value in values.items()
@@ -246,7 +246,7 @@ class Reporter:
             speed['mfu'] = (share, f'{share:.1%}')
         waited = self._waited / seconds
         speed['data_wait'] = (waited, f'{waited:.1%}')
-        speed['seconds_left'] = (left, f'{left:.0f}')
+        speed['seconds_left'] = (left, f'{left:.0f} s')
         self._stretch, self._stretch_start, self._waited = now, step, 0.0
         return speed
 
@@ -259,7 +259,7 @@ class Reporter:
         )
         self._progress.say(
             f'evaluation at step {step}: '
-            + ', '.join(f'{name} {value:.4f}' for name, value in figures.items())
+            + ', '.join(f'{name} {value:.5g}' for name, value in figures.items())
         )
 
     @contextlib.contextmanager
@@ -278,3 +278,9 @@ class Reporter:
         """Closes the files and the bar."""
         self._writer.close()
         self._progress.close()
+
+
+def printable(text: str) -> str:
+    """Text without the control characters that would steer a terminal."""
+    shown = [c if c.isprintable() or c in '\n\t' else '\N{REPLACEMENT CHARACTER}' for c in text]
+    return ''.join(shown)

@@ -187,7 +187,7 @@ def _digits():
         ({'mesh': {'fdsp': 2}}, r"key in config\.mesh 'fdsp'. Did you mean 'fsdp'"),
         ({'total_steps': 0}, r'config\.total_steps must be at least 1'),
         ({'log_every': -1}, r'config\.log_every must be at least 1'),
-        ({'accumulate': 7}, 'does not divide'),
+        ({'accumulate': 7}, 'not divisible'),
         ({'parallel': 'threads'}, r'config\.parallel'),
         ({'checkpoint': {'every': 0}}, r'config\.checkpoint\.every'),
         ({'data': {}}, r'config\.data lacks: train, evals'),

@@ -5,7 +5,7 @@ python -m bigmodels.deploy.generate --workdir=runs/transformer --prompt='def '
 
 import argparse
 
-from bigmodels import errors, runs
+from bigmodels import errors, runs, writers
 from bigmodels.deploy.decoding import generate_text
 from bigmodels.deploy.sampling import Sampling
 from bigmodels.models import transformer
@@ -36,7 +36,7 @@ def main() -> None:
         run.task, run.params, a.prompt, a.max_new_tokens, sampling, seed=a.seed, stop=a.stop
     )
     for prompt, text in zip(a.prompt, texts, strict=True):
-        print(prompt + text)
+        print(writers.printable(prompt + text))
 
 
 if __name__ == '__main__':

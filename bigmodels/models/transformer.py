@@ -103,7 +103,7 @@ class Settings:
             raise errors.UserError('The sizes of a Transformer must be at least 1.')
         if self.head_dim is None and self.embed_dim % self.num_heads:
             raise errors.UserError(
-                f'embed_dim = {self.embed_dim} does not divide by num_heads = {self.num_heads}: '
+                f'embed_dim = {self.embed_dim} is not divisible by num_heads = {self.num_heads}: '
                 f'choose others or set head_dim.'
             )
         if self.num_heads % self.kv_heads:

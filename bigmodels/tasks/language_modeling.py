@@ -61,7 +61,7 @@ class LanguageModeling:
         def texts():
             return (source[i][self.text_field] for i in range(len(source)))
 
-        return self._with(tokenizers.fit(self.tokenizer, texts))
+        return self._with(tokenizers.fit(self.tokenizer, texts, 'task.tokenizer'))
 
     def save(self, directory: Path) -> None:
         """Writes the tokenizer."""

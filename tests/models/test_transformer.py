@@ -371,7 +371,7 @@ def test_dropout_is_for_training_only():
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        (dict(num_heads=5), 'does not divide by num_heads = 5'),
+        (dict(num_heads=5), 'not divisible by num_heads = 5'),
         (dict(num_kv_heads=3), 'must be a multiple of num_kv_heads = 3'),
         (dict(head_dim=7), 'even head_dim, not 7'),
     ],
