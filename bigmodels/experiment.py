@@ -1,6 +1,7 @@
 """What a config file may say: every key, typed, and the parts of a run that it describes."""
 
 import dataclasses
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -79,6 +80,19 @@ class Experiment:
     log_every: int = 10
 
 
+MINIMUMS = {
+    'total_steps': 1,
+    'batch_size': 1,
+    'accumulate': 1,
+    'log_every': 1,
+    'eval_every': 0,
+    'seed': 0,
+    'checkpoint.every': 1,
+    'checkpoint.keep_last': 1,
+    'data.threads': 0,
+    'data.workers': 0,
+    'data.buffer': 1,
+}
 SECTIONS = {'data': Data, 'mesh': sharding.MeshShape, 'checkpoint': checkpoint_lib.Settings}
 
 
@@ -94,23 +108,16 @@ def from_config(config: Mapping) -> Experiment:
         for key, factory in SECTIONS.items()
     }
     experiment = config_lib.build(Experiment, config, '', **given)
-    for key in ('total_steps', 'batch_size', 'accumulate', 'log_every'):
-        if getattr(experiment, key) < 1:
-            raise errors.UserError(
-                f'config.{key} must be at least 1, not {getattr(experiment, key)}.'
-            )
-    if experiment.checkpoint.every < 1 or experiment.checkpoint.keep_last < 1:
-        raise errors.UserError('config.checkpoint.every and keep_last must be at least 1.')
-    for key, value, good, allowed in (
-        ('eval_every', experiment.eval_every, experiment.eval_every >= 0, '0 or more'),
-        ('ema_decay', experiment.ema_decay, 0 <= experiment.ema_decay < 1, 'from 0 to under 1'),
-        ('seed', experiment.seed, 0 <= experiment.seed < 2**32, 'from 0 to 2**32 - 1'),
-        ('data.threads', experiment.data.threads, experiment.data.threads >= 0, '0 or more'),
-        ('data.workers', experiment.data.workers, experiment.data.workers >= 0, '0 or more'),
-        ('data.buffer', experiment.data.buffer, experiment.data.buffer >= 1, '1 or more'),
-    ):
-        if not good:
-            raise errors.UserError(f'config.{key} = {value} must be {allowed}.')
+    for key, least in MINIMUMS.items():
+        value = operator.attrgetter(key)(experiment)
+        if value < least:
+            raise errors.UserError(f'config.{key} = {value} must be at least {least}.')
+    if not 0 <= experiment.ema_decay < 1:
+        raise errors.UserError(
+            f'config.ema_decay = {experiment.ema_decay} must be from 0 to under 1.'
+        )
+    if experiment.seed >= 2**32:
+        raise errors.UserError(f'config.seed = {experiment.seed} must be under 2**32.')
     if experiment.batch_size % experiment.accumulate:
         raise errors.UserError(
             f'config.batch_size = {experiment.batch_size} is not divisible by '

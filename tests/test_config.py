@@ -185,8 +185,8 @@ def _digits():
     [
         ({'btch_size': 3}, "Unknown key in config 'btch_size'. Did you mean 'batch_size'"),
         ({'mesh': {'fdsp': 2}}, r"key in config\.mesh 'fdsp'. Did you mean 'fsdp'"),
-        ({'total_steps': 0}, r'config\.total_steps must be at least 1'),
-        ({'log_every': -1}, r'config\.log_every must be at least 1'),
+        ({'total_steps': 0}, r'config\.total_steps = 0 must be at least 1'),
+        ({'log_every': -1}, r'config\.log_every = -1 must be at least 1'),
         ({'accumulate': 7}, 'not divisible'),
         ({'parallel': 'threads'}, r'config\.parallel'),
         ({'checkpoint': {'every': 0}}, r'config\.checkpoint\.every'),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bigmodels import config as config_lib
-from bigmodels import errors, experiment, rundir, runs, trees
+from bigmodels import errors, experiment, rundir, runs, sharding, trees
 from bigmodels import train as train_lib
 from tests import commands
 
@@ -43,6 +43,14 @@ def test_gives_the_averaged_params_of_a_step(finished):
     assert trees.count(program.state_shapes.params) == trees.count(run.params)
     assert jax.tree.structure(program.state_shapes.ema_params) == jax.tree.structure(run.params)
     assert runs.open_run(finished, 'best').step in (5, 10, 15, 20)
+
+
+def test_opens_onto_a_mesh(finished):
+    mesh = sharding.make_mesh(sharding.MeshShape(data=1, fsdp=8))
+    split, whole = runs.open_run(finished, mesh=mesh), runs.open_run(finished)
+    assert trees.first_difference(split.params, whole.params) is None
+    kernel = split.params['layers_0']['mlp']['up']['kernel']
+    assert kernel.addressable_shards[0].data.size * 8 == kernel.size
 
 
 def test_its_batches_are_those_of_the_training(finished):

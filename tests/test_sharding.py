@@ -233,7 +233,9 @@ def test_the_transformer_table_covers_every_variant():
         dict(tie_embeddings=False, qk_norm=True, activation='swiglu', use_bias=False),
     ):
         task, batches = language_model(**changes)
-        make_program(task, batches[0], data=8)
+        run = make_program(task, batches[0], data=8)
+        assert run.notes == []
+        assert trees.count(run.state_shapes.params) > 0
 
 
 def test_mesh_shapes():
