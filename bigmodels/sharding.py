@@ -11,16 +11,32 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bigmodels import errors, trees
 
-AXES = ('data', 'fsdp', 'tensor')
-BATCH_AXES = ('data', 'fsdp')  # the axes that a batch's leading dimension is split over
+# Slowest network first: neighbours along the last axes talk most.
+AXES = ('replica', 'data', 'stage', 'fsdp', 'expert', 'sequence', 'tensor')
+# The axes that a batch's leading dimension is split over.
+BATCH_AXES = ('replica', 'data', 'fsdp', 'expert')
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
-    """Devices along each axis; -1, at most once, takes all that are left."""
+    """Devices along each axis; -1, at most once, takes all that are left.
 
+    Fields:
+      replica: copies of everything else, one a slice of TPUs; only gradients cross.
+      data: data parallelism.
+      stage: pipeline parallelism: consecutive layers on each device (scanned layers only).
+      fsdp: parameters and optimiser are split, and gathered where they are used.
+      expert: experts of a mixture are split; elsewhere the same as data.
+      sequence: each sequence is split; attention goes round in a ring.
+      tensor: heads and hidden units of each layer are split.
+    """
+
+    replica: int = 1
     data: int = -1
+    stage: int = 1
     fsdp: int = 1
+    expert: int = 1
+    sequence: int = 1
     tensor: int = 1
 
 
@@ -99,15 +115,24 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> Mappi
     }
 
 
-def constrain_activations(x: jax.Array) -> jax.Array:
-    """Keeps x [B, ...] split over the batch axes and whole otherwise; needs `jax.set_mesh`.
+def axis_size(axis: str) -> int:
+    """Devices along an axis of the mesh that is set while tracing; 1 where there is none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape.get(axis, 1)
+
+
+def constrain_activations(x: jax.Array, *features: str | None) -> jax.Array:
+    """Keeps x [B, L, ...] split by rows and by position; needs `jax.set_mesh`.
 
     Without a mesh, as in a notebook, x is returned as it is.
+
+    Args:
+      features: the mesh axes of the dimensions after L; whole where none is named.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or set(BATCH_AXES) - set(mesh.axis_names):
+    if mesh.empty or set(AXES) - set(mesh.axis_names):
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, 'sequence', *features))
 
 
 def param_specs(
