@@ -129,10 +129,27 @@ def constrain_activations(x: jax.Array, *features: str | None) -> jax.Array:
     Args:
       features: the mesh axes of the dimensions after L; whole where none is named.
     """
+    return _constrain(x, BATCH_AXES, 'sequence', *features)
+
+
+def gathered(param: jax.Array, *axes: str | None) -> jax.Array:
+    """A parameter as it is used: split over `axes` only, and gathered over those it is stored by.
+
+    The compiler finds this by itself where matrices are multiplied, but not where rows are looked
+    up.
+    """
+    return _constrain(param, *axes)
+
+
+def _constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or set(AXES) - set(mesh.axis_names):
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, 'sequence', *features))
+    fitting = [
+        axis if isinstance(axis, str) and size % mesh.shape[axis] == 0 else None
+        for size, axis in zip(x.shape[2:], axes[2:], strict=False)
+    ]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes[:2], *fitting))
 
 
 def param_specs(

@@ -144,9 +144,15 @@ class Attention(nn.Module):
         project = functools.partial(
             layers.Linear, use_bias=c.use_bias or c.qkv_bias, kernel_init=_scaled_normal(1 / d)
         )
-        query = project(heads * head_dim, name='query')(x).reshape(b, l, heads, head_dim)
-        key = project(kv_heads * head_dim, name='key')(x).reshape(b, l, kv_heads, head_dim)
-        value = project(kv_heads * head_dim, name='value')(x).reshape(b, l, kv_heads, head_dim)
+
+        def split_heads(projected, count):
+            return sharding.constrain_activations(
+                projected.reshape(b, l, count, head_dim), 'tensor'
+            )
+
+        query = split_heads(project(heads * head_dim, name='query')(x), heads)
+        key = split_heads(project(kv_heads * head_dim, name='key')(x), kv_heads)
+        value = split_heads(project(kv_heads * head_dim, name='value')(x), kv_heads)
         if c.qk_norm:
             query = layers.Norm('rms_norm', c.norm_epsilon, name='query_norm')(query)
             key = layers.Norm('rms_norm', c.norm_epsilon, name='key_norm')(key)
@@ -174,7 +180,7 @@ class Attention(nn.Module):
         out = layers.Linear(
             d, use_bias=c.use_bias, name='out', kernel_init=c.residual_init(heads * head_dim)
         )(attended.reshape(b, l, heads * head_dim))
-        return out, cache
+        return sharding.constrain_activations(out), cache
 
 
 class FeedForward(nn.Module):
@@ -194,8 +200,11 @@ class FeedForward(nn.Module):
             hidden *= layers.GATED_ACTIVATIONS[c.activation](project(name='gate')(x))
         else:
             hidden = layers.ACTIVATIONS[c.activation](hidden)
-        return layers.Linear(d, use_bias=c.use_bias, kernel_init=c.residual_init(f), name='down')(
-            hidden
+        hidden = sharding.constrain_activations(hidden, 'tensor')
+        return sharding.constrain_activations(
+            layers.Linear(d, use_bias=c.use_bias, kernel_init=c.residual_init(f), name='down')(
+                hidden
+            )
         )
 
 
@@ -266,7 +275,7 @@ class Transformer(nn.Module, Settings):
             positions = jnp.arange(inputs.shape[1])[None]
         normal = nn.initializers.normal(0.02)
         embed = nn.Embed(self.vocab_size, self.embed_dim, embedding_init=normal, name='embed')
-        x = embed(inputs)
+        x = jnp.take(sharding.gathered(embed.embedding, 'tensor', None), inputs, axis=0)
         if self.scale_embeddings:
             x *= math.sqrt(self.embed_dim)
         if self.positions == 'learned':
