@@ -74,8 +74,10 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def num_batch_shards(mesh: jax.sharding.Mesh) -> int:
-    """Into how many parts a batch is split."""
+def num_batch_shards(mesh: jax.sharding.Mesh | None = None) -> int:
+    """Into how many parts a batch is split, by default on the mesh that is set while tracing."""
+    if mesh is None:
+        return math.prod(axis_size(axis) for axis in BATCH_AXES)
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
@@ -121,15 +123,18 @@ def axis_size(axis: str) -> int:
     return 1 if mesh.empty else mesh.shape.get(axis, 1)
 
 
-def constrain_activations(x: jax.Array, *features: str | None) -> jax.Array:
+def constrain_activations(
+    x: jax.Array, *features: str | None, rows: Sequence[str] = BATCH_AXES
+) -> jax.Array:
     """Keeps x [B, L, ...] split by rows and by position; needs `jax.set_mesh`.
 
     Without a mesh, as in a notebook, x is returned as it is.
 
     Args:
       features: the mesh axes of the dimensions after L; whole where none is named.
+      rows: the mesh axes of B.
     """
-    return _constrain(x, BATCH_AXES, 'sequence', *features)
+    return _constrain(x, tuple(rows), 'sequence', *features)
 
 
 def gathered(param: jax.Array, *axes: str | None) -> jax.Array:
@@ -157,7 +162,8 @@ def param_specs(
 ) -> tuple[Any, list[str]]:
     """A PartitionSpec for each parameter, and notes on what could not be split as ruled.
 
-    A rule names the axes of a parameter's trailing dimensions. Without rules, the largest
+    A rule names the axes of a parameter's trailing dimensions; the leading one of stacked layers is
+    split over `stage`. Without rules, the largest
     dimension that divides is split over `fsdp`.
 
     Raises:
@@ -180,7 +186,9 @@ def param_specs(
             )
         if len(set(used)) < len(used):
             raise errors.UserError(f'Sharding rule {axes} of {name} names an axis twice.')
-        axes = (None,) * (len(leaf.shape) - len(axes)) + tuple(axes)
+        leading = ['stage' if trees.is_stacked(name) and i == 0 else None
+                   for i in range(len(leaf.shape) - len(axes))]  # fmt: skip
+        axes = (*leading, *axes)
         fitting = []
         for size, axis in zip(leaf.shape, axes, strict=True):
             if axis and size % mesh.shape[axis]:

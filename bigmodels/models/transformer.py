@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from bigmodels import errors, sharding, trees
-from bigmodels.models import layers
+from bigmodels.models import layers, pipeline
 from bigmodels.models.attention import Implementation, attend
 
 Array = jax.Array
@@ -29,7 +29,7 @@ REMAT_POLICIES = {
     'attention': jax.checkpoint_policies.save_only_these_names('attended'),
 }
 
-# Parameter name -> mesh axes of its trailing dimensions; a stacked leading axis is not sharded.
+# Parameter name -> mesh axes of its trailing dimensions.
 SHARDING_RULES = (
     (r'^embed/embedding$', ('tensor', 'fsdp')),  # [V, D]
     (r'^position_embed/embedding$', (None, 'fsdp')),  # [S, D]
@@ -62,6 +62,7 @@ class Settings:
       scan_layers: one compiled block scanned over stacked parameters: compiles large models in
         constant time. `stack_layers` and `unstack_layers` convert.
       remat: 'none' or a key of REMAT_POLICIES.
+      microbatches, pipeline_rounds: see `pipeline`; used where the mesh has stages.
       dtype: of the computation; parameters, norms, softmax and logits are float32.
     """
 
@@ -94,6 +95,8 @@ class Settings:
     attention: Implementation = 'auto'
     scan_layers: bool = False
     remat: Literal['none', 'full', 'dots', 'attention'] = 'none'
+    microbatches: int = 0
+    pipeline_rounds: int = 1
     dtype: layers.Dtype = 'float32'
 
     def __post_init__(self):
@@ -301,6 +304,8 @@ class Transformer(nn.Module, Settings):
         settings = Settings(
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
         )
+        if sharding.axis_size('stage') > 1:
+            return self._run_stages(settings, x, positions, segment_ids, train), None
         block = Block
         if self.remat != 'none':
             # Unrolled, the compiler would merge the recomputation with the first computation.
@@ -325,6 +330,31 @@ class Transformer(nn.Module, Settings):
             )
             caches.append(layer_cache)
         return x, None if cache is None else tuple(caches)
+
+    def _run_stages(self, settings, x, positions, segment_ids, train):
+        """The scanned layers on the devices of the mesh axis `stage`."""
+        if not self.scan_layers:
+            raise errors.UserError('config.mesh.stage needs model.scan_layers = True.')
+        if train and self.dropout_rate:
+            raise errors.UserError(
+                'config.mesh.stage does not go with model.dropout_rate: a microbatch would drop '
+                'other units than the whole batch does.'
+            )
+
+        def layer(params, x, constant):
+            return Block(settings, train, parent=None).apply({'params': params}, x, *constant, None)[0]
+
+        x = pipeline.pipelined(
+            layer,
+            self.variables['params']['layers'],
+            x,
+            (jnp.broadcast_to(positions, x.shape[:2]), segment_ids),
+            microbatches=pipeline.num_microbatches(self.microbatches, len(x)),
+            rounds=self.pipeline_rounds,
+            policy=REMAT_POLICIES.get(self.remat, pipeline.KEEP_ALL),
+        )
+        # What follows is shared out among the stages, not done by each of them.
+        return sharding.constrain_activations(x, rows=(*sharding.BATCH_AXES, 'stage'))
 
     def logits(self, params: Mapping, hidden: Array) -> Array:
         """hidden [..., D], as from `return_hidden`, -> float32 logits [..., V]."""
