@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bigmodels import errors, trees
@@ -58,9 +59,20 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
             f'config.mesh asks for {wanted} devices (fixed sizes multiply to {fixed}), but there '
             f'are {len(devices)}. Set one axis to -1 to take what is left.'
         )
-    return jax.make_mesh(
-        sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=list(devices)
-    )
+    axis_types = (AxisType.Auto,) * len(AXES)
+    num_slices = len({getattr(device, 'slice_index', 0) for device in devices})
+    if num_slices == 1:
+        return jax.make_mesh(sizes, AXES, axis_types=axis_types, devices=list(devices))
+    replicas, rest = sizes[0], sizes[1:]
+    if replicas % num_slices:
+        raise errors.UserError(
+            f'These devices are in {num_slices} slices, between which only gradients should '
+            f'travel: set config.mesh.replica to a multiple of {num_slices}, not {replicas}.'
+        )
+    within = (replicas // num_slices, *rest)
+    across = (num_slices, *(1 for _ in rest))
+    arranged = mesh_utils.create_hybrid_device_mesh(within, across, devices)
+    return jax.sharding.Mesh(arranged, AXES, axis_types=axis_types)
 
 
 def describe(mesh: jax.sharding.Mesh) -> str:

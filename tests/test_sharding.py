@@ -22,10 +22,10 @@ MESHES = [
     dict(data=2, fsdp=2, tensor=2),
 ]
 STEPS, ROWS = 3, 16
-rng = np.random.default_rng(0)
 
 
-def language_model(**changes):
+def language_model(seed=0, **changes):
+    rng = np.random.default_rng(seed)
     model = transformer.Transformer(
         **dict(vocab_size=256, num_layers=2, embed_dim=32, num_heads=4, max_length=16) | changes
     )
@@ -38,7 +38,8 @@ def language_model(**changes):
     ]
 
 
-def classifier(**changes):
+def classifier(seed=0, **changes):
+    rng = np.random.default_rng(seed)
     task = Classification(MLP(num_classes=10, hidden_dims=(24, 16), **changes))
     return task, [
         {
