@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import grain
 import jax
+import ml_collections
 from absl import logging
 
 from bigmodels import checkpoint, errors, experiment, program, rundir, sharding, state
@@ -15,7 +16,7 @@ from bigmodels import config as config_lib
 from bigmodels.data import pipeline
 
 # What a checkpoint must hold undamaged for a model to be used.
-_PARTS = ('params', 'model_state', 'ema_params')
+EVALUATION_PARTS = ('params', 'model_state', 'ema_params')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,21 +75,42 @@ def open_run(
       UserError: if there is no such run or step, or the checkpoint is damaged.
     """
     directory = pathlib.Path(directory)
-    if not (directory / rundir.CONFIG).is_file():
-        raise errors.UserError(f'{directory} holds no run: {rundir.CONFIG} is missing.')
-    config = config_lib.read(directory / rundir.CONFIG)
+    config = read_config(directory)
     settings = experiment.from_config(config)
     task = experiment.make_task(settings).restored(directory / rundir.PREPROCESSING)
     mesh = mesh or sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
-    step = _good_step(directory / rundir.CHECKPOINTS, step, settings.checkpoint)
+    step = good_step(directory / rundir.CHECKPOINTS, step, settings.checkpoint)
     params, model_state = _restore_for_evaluation(directory, step, settings, task, mesh)
     return Run(directory, config.to_dict(), settings, task, mesh, params, model_state, step)
 
 
-def _good_step(directory: pathlib.Path, step, settings: checkpoint.Settings) -> int:
-    """The number of the step that is meant, whose parts for evaluation are undamaged."""
-    if step == 'last':
-        step, _ = checkpoint.newest_good(directory, _PARTS)
+def read_config(directory: pathlib.Path) -> ml_collections.ConfigDict:
+    """The config of a run.
+
+    Raises:
+      UserError: if the directory holds no run.
+    """
+    if not (directory / rundir.CONFIG).is_file():
+        raise errors.UserError(f'{directory} holds no run: {rundir.CONFIG} is missing.')
+    return config_lib.read(directory / rundir.CONFIG)
+
+
+def good_step(
+    directory: pathlib.Path, step: int | Literal['last', 'best'], settings: checkpoint.Settings
+) -> int:
+    """The number of the step that is meant, whose parts for evaluation are undamaged.
+
+    Args:
+      directory: of the run's checkpoints.
+      step: see `open_run`.
+      settings: the run's, which say what is best.
+
+    Raises:
+      UserError: if there is no such step, or it is damaged.
+    """
+    last = step == 'last'
+    if last:
+        step, _ = checkpoint.newest_good(directory, EVALUATION_PARTS)
     elif step == 'best':
         step = checkpoint.best_step(directory, settings)
     saved = checkpoint.steps(directory)
@@ -96,6 +118,12 @@ def _good_step(directory: pathlib.Path, step, settings: checkpoint.Settings) -> 
         raise errors.UserError(
             f'{directory} has no such checkpoint; it has steps: '
             f'{", ".join(map(str, saved)) or "none"}.'
+        )
+    problem = None if last else checkpoint.damage(directory, step, EVALUATION_PARTS)
+    if problem is not None:
+        raise errors.UserError(
+            f'Checkpoint {step} in {directory} is damaged: {problem}. Choose another step; there '
+            f'are: {", ".join(map(str, saved))}.'
         )
     return step
 
