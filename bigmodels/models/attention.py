@@ -10,7 +10,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from bigmodels import errors
+from bigmodels import errors, sharding
+from bigmodels.models import balanced, ring
 from bigmodels.models.scores import (
     bounded,
     empty_sums,
@@ -25,7 +26,7 @@ from bigmodels.models.scores import (
 )
 
 Array = jax.Array
-Implementation = Literal['auto', 'xla', 'blockwise', 'cudnn']
+Implementation = Literal['auto', 'xla', 'blockwise', 'cudnn', 'ring']
 # From this many keys on, the score matrix costs more memory traffic than recomputing it.
 BLOCKWISE_FROM = 4096
 
@@ -43,6 +44,9 @@ def attend(
     implementation: Implementation = 'auto',
 ) -> Array:
     """softmax(query key^T / sqrt(K) + mask) value, softmax in float32.
+
+    On a mesh that splits the sequence, without a cache, all arrays of length L are in the layout
+    of `balanced`; see `ring.ring_attend`.
 
     Args:
       query: [B, L, H, K].
@@ -65,6 +69,16 @@ def attend(
         softcap,
         cached=query_slots is not None,
     )
+    if chosen == 'ring':
+        return ring.ring_attend(
+            query,
+            key,
+            value,
+            causal=causal,
+            window=window,
+            segment_ids=segment_ids,
+            softcap=softcap,
+        )
     mask = functools.partial(
         visible, causal=causal, window=window, segment_ids=segment_ids, query_slots=query_slots
     )
@@ -97,9 +111,21 @@ def choose_implementation(
 ) -> tuple[str, str]:
     """The implementation that will run and, in words, why.
 
+    It depends on the mesh that is set: see `jax.set_mesh`.
+
     Raises:
-      UserError: if an explicit request cannot run here.
+      UserError: if an explicit request cannot run here, or the length does not divide.
     """
+    num_parts = 1 if cached else sharding.axis_size('sequence')
+    if num_parts > 1:
+        return _choose_ring(requested, length, num_parts)
+    if requested == 'ring':
+        if not cached and not jax.sharding.get_abstract_mesh().empty:
+            raise errors.UserError(
+                'attention = "ring" needs a sequence that is split over devices: set '
+                'config.mesh.sequence to more than 1, or use "auto".'
+            )
+        requested = 'auto'  # the same model decodes, and is initialised, without a mesh
     platform = platform or jax.default_backend()
     obstacle = None
     if platform not in ('gpu', 'cuda'):
@@ -126,6 +152,18 @@ def choose_implementation(
             f'auto: {length} keys need memory linear in length; no cudnn: {obstacle}',
         )
     return 'xla', f'auto: {length} keys fit a full score matrix; no cudnn: {obstacle}'
+
+
+def _choose_ring(requested: Implementation, length: int, num_parts: int) -> tuple[str, str]:
+    """The ring, which alone computes attention over a split sequence; raises as above."""
+    if requested not in ('auto', 'ring'):
+        raise errors.UserError(
+            f'attention = "{requested}" needs whole sequences, but the mesh axis sequence splits '
+            f'them over {num_parts} devices: use "auto", or set config.mesh.sequence to 1.'
+        )
+    balanced.check_length(length, num_parts)
+    asked = 'asked for' if requested == 'ring' else 'auto'
+    return 'ring', f'{asked}: the sequence is split over {num_parts} devices'
 
 
 def _plain(query: Array, key: Array, value: Array, mask, softcap: float | None) -> Array:

@@ -1,8 +1,6 @@
-"""Ring attention: each sequence is split over devices, and keys and values go round.
+"""Ring attention (Liu et al. 2023): each sequence is split over devices, keys and values go round.
 
-Ring attention is of Liu et al. 2023. The balanced layout, in which every device has as much of
-causal attention to compute, is that of Llama 3 (section 3.3.2): of the 2n half-chunks of a
-sequence over n devices, device i holds halves i and 2n - 1 - i.
+Arrays are in the layout of `balanced`, in which causal attention is the same work for each device.
 
 Axes: B batch, L length, H query heads, N key/value heads, G = H / N, K head_dim; inside a device
 also R = L / 2n, the length of a half, and X blocks of keys.
@@ -16,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from bigmodels import errors, sharding
+from bigmodels import sharding
+from bigmodels.models import balanced
 from bigmodels.models.scores import (
     bounded,
     empty_sums,
@@ -26,6 +25,7 @@ from bigmodels.models.scores import (
     products,
     scaled,
     unfold,
+    varying_as,
     visible,
     weighted_rows,
     weighted_values,
@@ -33,80 +33,6 @@ from bigmodels.models.scores import (
 
 Array = jax.Array
 BLOCK = 512  # keys whose scores are held at a time
-# Named one by one: the axis `stage` may be that of a shard_map around this one.
-_MANUAL_AXES = frozenset({*sharding.BATCH_AXES, 'sequence', 'tensor'})
-
-
-def to_balanced(x: Array) -> Array:
-    """x [B, L, ...] in natural order -> in the balanced layout, L split over `sequence`.
-
-    Each device sends its two halves directly to where they belong. Differentiable; the inverse is
-    `from_balanced`.
-
-    Raises:
-      UserError: if L does not divide by twice the devices along `sequence`.
-    """
-    return _exchange(x, lambda halves, odd: _swapped(_permuted(halves, _routes()), odd))
-
-
-def from_balanced(x: Array) -> Array:
-    """x [B, L, ...] in the balanced layout -> in natural order; see `to_balanced`."""
-    back = [[(target, source) for source, target in route] for route in _routes()]
-    return _exchange(x, lambda halves, odd: _permuted(_swapped(halves, odd), back))
-
-
-def check_length(length: int, num_devices: int) -> None:
-    """Raises UserError if a sequence does not split into two halves for each device."""
-    if length % (2 * num_devices):
-        raise errors.UserError(
-            f'A sequence of {length} tokens does not split into two equal parts for each of the '
-            f'{num_devices} devices of the mesh axis sequence: its length must be a multiple of '
-            f'{2 * num_devices}.'
-        )
-
-
-def _exchange(x: Array, local: Callable) -> Array:
-    """local([2, B, R, ...], whether the device's index is odd) on each device's halves."""
-    size = sharding.axis_size('sequence')
-    check_length(x.shape[1], size)
-    if size == 1:
-        return x
-
-    def on_device(x, index):
-        return _joined(local(_parts(x, 1, 2), index[0] % 2 == 1), 1)
-
-    placed = PartitionSpec(_row_axes(len(x)), 'sequence')
-    return jax.shard_map(
-        on_device,
-        in_specs=(placed, PartitionSpec('sequence')),
-        out_specs=placed,
-        axis_names=_MANUAL_AXES,
-    )(x, jnp.arange(size))
-
-
-def _routes() -> list[list[tuple[int, int]]]:
-    """Where each device's even and odd half go.
-
-    In natural order device d holds halves 2d and 2d + 1, in the balanced layout one of either
-    kind too: so two permutations of the devices move everything.
-    """
-    size = sharding.axis_size('sequence')
-    owner = lambda half: min(half, 2 * size - 1 - half)
-    return [[(d, owner(2 * d + parity)) for d in range(size)] for parity in (0, 1)]
-
-
-def _permuted(halves: Array, routes: list[list[tuple[int, int]]]) -> Array:
-    return jnp.stack(
-        [
-            jax.lax.ppermute(half, 'sequence', route)
-            for half, route in zip(halves, routes, strict=True)
-        ]
-    )
-
-
-def _swapped(halves: Array, odd: Array) -> Array:
-    """(even half, odd half) <-> (earlier, later): device i's earlier half is half i."""
-    return jnp.where(odd, halves[::-1], halves)
 
 
 def ring_attend(
@@ -139,7 +65,7 @@ def ring_attend(
     Raises:
       UserError: if L does not divide by twice the devices along `sequence`.
     """
-    check_length(query.shape[1], sharding.axis_size('sequence'))
+    balanced.check_length(query.shape[1], sharding.axis_size('sequence'))
     return _ring(scaled(query), key, value, segment_ids, _Options(causal, window, softcap))
 
 
@@ -157,7 +83,7 @@ def _ring(query, key, value, segment_ids, options):
 def _ring_forward(query, key, value, segment_ids, options):
     """The output, and what the backward pass needs: inputs, output, log of the softmax's sum."""
     heads, rows, sums = _specs(key.shape)
-    out, log_total = _on_devices(
+    out, log_total = balanced.on_devices(
         functools.partial(_forward_on_device, options=options),
         (heads, heads, heads, rows),
         (heads, sums),
@@ -167,7 +93,7 @@ def _ring_forward(query, key, value, segment_ids, options):
 
 def _ring_backward(options, residuals, out_grad):
     heads, rows, sums = _specs(residuals[1].shape)
-    grads = _on_devices(
+    grads = balanced.on_devices(
         functools.partial(_backward_on_device, options=options),
         (heads, heads, heads, rows, heads, sums, heads),
         (heads, heads, heads),
@@ -178,36 +104,15 @@ def _ring_backward(options, residuals, out_grad):
 _ring.defvjp(_ring_forward, _ring_backward)
 
 
-def _on_devices(local: Callable, in_specs: tuple, out_specs: tuple) -> Callable:
-    """local(*arrays, index of the device along `sequence`), on each device's part of arrays.
-
-    The index comes as data: `axis_index` is not there in a shard_map over only some axes.
-    """
-    mapped = jax.shard_map(
-        lambda index, *arrays: local(*arrays, index=index[0]),
-        in_specs=(PartitionSpec('sequence'), *in_specs),
-        out_specs=out_specs,
-        axis_names=_MANUAL_AXES,
-        check_vma=False,  # never differentiated, and its loops start from constants
-    )
-    return lambda *arrays: mapped(jnp.arange(sharding.axis_size('sequence')), *arrays)
-
-
 def _specs(key_shape: tuple[int, ...]) -> tuple[PartitionSpec, PartitionSpec, PartitionSpec]:
     """The placement of [B, L, H, K], of [B, L] and of [B, N, G, L]."""
-    rows = _row_axes(key_shape[0])
+    rows = balanced.row_axes(key_shape[0])
     heads = None if key_shape[2] % sharding.axis_size('tensor') else 'tensor'
     return (
         PartitionSpec(rows, 'sequence', heads),
         PartitionSpec(rows, 'sequence'),
         PartitionSpec(rows, heads, None, 'sequence'),
     )
-
-
-def _row_axes(num_rows: int) -> tuple[str, ...] | None:
-    """The axes over which a leading dimension is split: none where it does not divide."""
-    num_shards = sharding.num_batch_shards(jax.sharding.get_abstract_mesh())
-    return None if num_rows % num_shards else sharding.BATCH_AXES
 
 
 class _Queries(NamedTuple):
@@ -227,11 +132,11 @@ class _Keys(NamedTuple):
     slots: Array  # [2, R]
 
 
-def _forward_on_device(query, key, value, segment_ids, *, index, options):
-    queries, block = _halved(query, key, value, segment_ids, index)
+def _forward_on_device(query, key, value, segment_ids, *, options):
+    queries, block = _halved(query, key, value, segment_ids)
 
     def step(sums, block, back, own=False):
-        keys = _Keys(*block, _slots(index - back, query.shape[1]))
+        keys = _Keys(*block, balanced.slots(back, query.shape[1]))
         for row, column, causal in _pairs(queries, keys, own, options):
             folded = _fold_in_half(
                 _at(sums, row), _at(queries, row), _at(keys, column), causal, options
@@ -241,58 +146,48 @@ def _forward_on_device(query, key, value, segment_ids, *, index, options):
 
     sums = step(empty_sums(queries.query), block, 0, own=True)
     total, peak, out = _go_round(step, sums, block)
-    out = unfold(_joined(out / total[..., None], 3)).astype(query.dtype)
-    return out, _joined(peak + jnp.log(total), 3)
+    out = unfold(balanced.joined(out / total[..., None], 3)).astype(query.dtype)
+    return out, balanced.joined(peak + jnp.log(total), 3)
 
 
-def _backward_on_device(
-    query, key, value, segment_ids, out, log_total, out_grad, *, index, options
-):
-    queries, block = _halved(query, key, value, segment_ids, index)
-    out_grads = _parts(fold(out_grad, key.shape[2]), 3, 2)
+def _backward_on_device(query, key, value, segment_ids, out, log_total, out_grad, *, options):
+    queries, block = _halved(query, key, value, segment_ids)
+    out_grads = balanced.cut(fold(out_grad, key.shape[2]), 3, 2)
     # The part of the softmax's derivative that is the same for all keys of a row.
     shared = (out.astype(jnp.float32) * out_grad).sum(-1)  # [B, L, H]
-    shared = _parts(fold(shared[..., None], key.shape[2])[..., 0], 3, 2)
-    of_rows = queries, out_grads, _parts(log_total, 3, 2), shared
+    shared = balanced.cut(fold(shared[..., None], key.shape[2])[..., 0], 3, 2)
+    of_rows = queries, out_grads, balanced.cut(log_total, 3, 2), shared
 
     def step(grads, block, back, own=False):
         query_grads, key_grads = grads
         if not own:
             # The gradients travel with their keys, one step behind, while new ones are computed.
             key_grads = _sent_on(key_grads)
-        keys = _Keys(*block, _slots(index - back, query.shape[1]))
+        keys = _Keys(*block, balanced.slots(back, query.shape[1]))
         for row, column, causal in _pairs(queries, keys, own, options):
             new = _half_grads(*_at(of_rows, row), _at(keys, column), causal, options)
             query_grads = _add(query_grads, new[0], row)
             key_grads = _add(key_grads, new[1:], column)
         return query_grads, key_grads
 
-    zeros = lambda x: jnp.zeros(x.shape, jnp.float32)
+    zeros = lambda x: varying_as(jnp.zeros(x.shape), x)
     grads = zeros(queries.query), (zeros(block[0]), zeros(block[1]))
     grads = _go_round(step, step(grads, block, 0, own=True), block)
     query_grad, key_grads = grads
     key_grad, value_grad = _sent_on(key_grads)  # from the last device back to their own
     return (
-        unfold(_joined(query_grad, 3)).astype(query.dtype),
-        heads_first(_joined(key_grad, 2)).astype(key.dtype),
-        heads_first(_joined(value_grad, 2)).astype(value.dtype),
+        unfold(balanced.joined(query_grad, 3)).astype(query.dtype),
+        heads_first(balanced.joined(key_grad, 2)).astype(key.dtype),
+        heads_first(balanced.joined(value_grad, 2)).astype(value.dtype),
     )
 
 
-def _halved(query, key, value, segment_ids, index) -> tuple[_Queries, tuple]:
+def _halved(query, key, value, segment_ids) -> tuple[_Queries, tuple]:
     """A device's queries, and (key, value, segments) to go round."""
-    segments = None if segment_ids is None else _parts(segment_ids, 1, 2)
-    queries = _parts(fold(query, key.shape[2]), 3, 2)
-    block = (_parts(heads_first(key), 2, 2), _parts(heads_first(value), 2, 2), segments)
-    return _Queries(queries, _slots(index, query.shape[1]), segments), block
-
-
-def _slots(index: Array, length: int) -> Array:
-    """Positions [2, R] in natural order of the `length` that device `index`, modulo n, holds."""
-    size = sharding.axis_size('sequence')
-    index = index % size
-    halves = jnp.stack([index, 2 * size - 1 - index])
-    return halves[:, None] * (length // 2) + jnp.arange(length // 2)
+    segments = None if segment_ids is None else balanced.cut(segment_ids, 1, 2)
+    queries = balanced.cut(fold(query, key.shape[2]), 3, 2)
+    block = (balanced.cut(heads_first(key), 2, 2), balanced.cut(heads_first(value), 2, 2), segments)
+    return _Queries(queries, balanced.slots(0, query.shape[1]), segments), block
 
 
 def _pairs(queries: _Queries, keys: _Keys, own: bool, options: _Options) -> list[tuple]:
@@ -351,7 +246,7 @@ def _half_grads(
 
     def one_block(query_grad, keys):
         scores, pull = jax.vjp(
-            lambda x: _scores(x, queries, keys, causal, options),
+            lambda raw: _scores(raw, queries, keys, causal, options),
             products(queries.query, keys.key),
         )
         weights = jnp.exp(scores - log_total[..., None])
@@ -359,15 +254,13 @@ def _half_grads(
         query_grad += weighted_values(grad, keys.key)
         return query_grad, (weighted_rows(grad, queries.query), weighted_rows(weights, out_grad))
 
-    start = jnp.zeros(queries.query.shape, jnp.float32)
+    start = varying_as(jnp.zeros(queries.query.shape), queries.query)
     query_grad, grads = jax.lax.scan(one_block, start, _blocks(keys))
-    return query_grad, *(_joined(grad, 2) for grad in grads)
+    return query_grad, *(balanced.joined(grad, 2) for grad in grads)
 
 
-def _scores(
-    products: Array, queries: _Queries, keys: _Keys, causal: bool, options: _Options
-) -> Array:
-    """Soft-capped and masked products [B, N, G, R, S] of half the queries and a block of keys."""
+def _scores(raw: Array, queries: _Queries, keys: _Keys, causal: bool, options: _Options) -> Array:
+    """Soft-capped, masked scores [B, N, G, R, S] of half the queries and a block of keys."""
     mask = visible(
         queries.slots,
         keys.slots,
@@ -379,7 +272,7 @@ def _scores(
     if queries.segments is not None:
         same = queries.segments[:, :, None] == keys.segments[:, None]
         mask = same if mask is None else mask & same
-    return bounded(products, mask, options.softcap)
+    return bounded(raw, mask, options.softcap)
 
 
 def _blocks(keys: _Keys) -> _Keys:
@@ -387,19 +280,7 @@ def _blocks(keys: _Keys) -> _Keys:
     length = len(keys.slots)
     count = next(count for count in range(-(-length // BLOCK), length + 1) if not length % count)
     axes = _Keys(key=2, value=2, segments=None if keys.segments is None else 1, slots=0)
-    return jax.tree.map(lambda x, axis: _parts(x, axis, count), keys, axes)
-
-
-def _parts(x: Array, axis: int, count: int) -> Array:
-    """Cuts an axis into `count` equal parts, stacked along a new first axis."""
-    shape = (*x.shape[:axis], count, x.shape[axis] // count, *x.shape[axis + 1 :])
-    return jnp.moveaxis(x.reshape(shape), axis, 0)
-
-
-def _joined(parts: Array, axis: int) -> Array:
-    """The inverse of `_parts`."""
-    x = jnp.moveaxis(parts, 0, axis)
-    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    return jax.tree.map(lambda x, axis: balanced.cut(x, axis, count), keys, axes)
 
 
 def _at(halves: Any, half: Array | int) -> Any:

@@ -69,9 +69,9 @@ def products(query: Array, key: Array) -> Array:
     ).reshape(b, n, g, l, -1)
 
 
-def bounded(products: Array, mask: Array | None, softcap: float | None) -> Array:
-    """The scores of products [B, N, G, L, S]: soft-capped, then masked by [B or 1, L, S]."""
-    scores = layers.soft_cap(products, softcap)
+def bounded(raw: Array, mask: Array | None, softcap: float | None) -> Array:
+    """raw [B, N, G, L, S], of `products`: soft-capped, then masked by mask [B or 1, L, S]."""
+    scores = layers.soft_cap(raw, softcap)
     return scores if mask is None else jnp.where(mask[:, None, None], scores, MASKED)
 
 
@@ -90,7 +90,13 @@ def weighted_values(weights: Array, value: Array) -> Array:
 def empty_sums(query: Array) -> tuple[Array, Array, Array]:
     """What `fold_in` starts from for query [B, N, G, L, K]."""
     rows = query.shape[:-1]
-    return jnp.zeros(rows), jnp.full(rows, MASKED), jnp.zeros(query.shape)
+    start = jnp.zeros(rows), jnp.full(rows, MASKED), jnp.zeros(query.shape)
+    return jax.tree.map(lambda x: varying_as(x, query), start)
+
+
+def varying_as(constant: Array, x: Array) -> Array:
+    """`constant` typed as x for `jax.shard_map`: a loop's first value must be typed as its last."""
+    return jax.lax.pcast(constant, tuple(jax.typeof(x).manual_axis_type.varying), to='varying')
 
 
 def fold_in(
