@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from bigmodels import errors, sharding, trees
-from bigmodels.models import layers, pipeline
+from bigmodels.models import balanced, layers, pipeline
 from bigmodels.models.attention import Implementation, attend
 
 Array = jax.Array
@@ -276,6 +276,11 @@ class Transformer(nn.Module, Settings):
         """
         if positions is None:
             positions = jnp.arange(inputs.shape[1])[None]
+        split = cache is None and sharding.axis_size('sequence') > 1
+        if split:  # nothing but attention sees the order, and that sees `balanced.slots`
+            inputs, positions, segment_ids = jax.tree.map(
+                balanced.to_balanced, (inputs, positions, segment_ids)
+            )
         normal = nn.initializers.normal(0.02)
         embed = nn.Embed(self.vocab_size, self.embed_dim, embedding_init=normal, name='embed')
         x = jnp.take(sharding.gathered(embed.embedding, 'tensor', None), inputs, axis=0)
@@ -290,6 +295,8 @@ class Transformer(nn.Module, Settings):
             sharding.constrain_activations(x), positions, segment_ids, cache, train
         )
         x = layers.Norm(self.norm, self.norm_epsilon, self.use_bias, name='final_norm')(x)
+        if split:
+            x = balanced.from_balanced(x)
         if self.tie_embeddings:
             kernel = embed.embedding.T
         else:
