@@ -121,18 +121,27 @@ def axis_size(axis: str) -> int:
     return 1 if mesh.empty else mesh.shape.get(axis, 1)
 
 
-def constrain_activations(x: jax.Array, *features: str | None) -> jax.Array:
-    """Keeps x [B, L, ...] split by rows and by position; needs `jax.set_mesh`.
+def constrain(x: jax.Array, *axes: Any) -> jax.Array:
+    """Keeps the leading dimensions of x split over these mesh axes, the rest whole.
 
-    Without a mesh, as in a notebook, x is returned as it is.
+    Needs `jax.set_mesh`. Without a mesh, as in a notebook, x is returned as it is.
 
     Args:
-      features: the mesh axes of the dimensions after L; whole where none is named.
+      axes: a mesh axis, several as a tuple, or None for each dimension.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or set(AXES) - set(mesh.axis_names):
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, 'sequence', *features))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
+def constrain_activations(x: jax.Array, *features: str | None) -> jax.Array:
+    """Keeps x [B, L, ...] split by rows and by position; see `constrain`.
+
+    Args:
+      features: the mesh axes of the dimensions after L; whole where none is named.
+    """
+    return constrain(x, BATCH_AXES, 'sequence', *features)
 
 
 def param_specs(
