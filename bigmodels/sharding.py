@@ -121,7 +121,7 @@ def axis_size(axis: str) -> int:
     return 1 if mesh.empty else mesh.shape.get(axis, 1)
 
 
-def constrain(x: jax.Array, *axes: Any) -> jax.Array:
+def constrain(x: jax.Array, axes: Sequence[Any]) -> jax.Array:
     """Keeps the leading dimensions of x split over these mesh axes, the rest whole.
 
     Needs `jax.set_mesh`. Without a mesh, as in a notebook, x is returned as it is.
@@ -141,7 +141,7 @@ def constrain_activations(x: jax.Array, *features: str | None) -> jax.Array:
     Args:
       features: the mesh axes of the dimensions after L; whole where none is named.
     """
-    return constrain(x, BATCH_AXES, 'sequence', *features)
+    return constrain(x, (BATCH_AXES, 'sequence', *features))
 
 
 def param_specs(

@@ -54,21 +54,26 @@ def apply_with_capacity(
     b, l, d = x.shape
     num_experts = len(params['up']['kernel'])
     place = places(experts, num_experts)
-    slots = num_experts * capacity
+    # Where sequences are split, so are the slots: hence some more than the capacity.
+    width = capacity + -capacity % sharding.axis_size('sequence')
+    slots = num_experts * width
     # An index out of range drops what is written there and reads zeros.
-    slot = jnp.where(place < capacity, experts * capacity + place, slots)
+    slot = jnp.where(place < capacity, experts * width + place, slots)
     tokens = jnp.broadcast_to(jnp.arange(l)[None, :, None], slot.shape)
     write = jax.vmap(lambda at, new: jnp.full(slots, l).at[at].set(new, mode='drop'))
     read = jax.vmap(lambda row, at: row.at[at].get(mode='fill', fill_value=0))
+    whole_rows = functools.partial(sharding.constrain, axes=(sharding.BATCH_AXES,))
+    by_row = functools.partial(sharding.constrain, axes=(sharding.BATCH_AXES, None, 'sequence'))
+    expert_axis = _fitting('expert', num_experts)
+    rest = tuple(axis for axis in sharding.BATCH_AXES if axis != expert_axis)
+    by_expert = functools.partial(sharding.constrain, axes=(rest, expert_axis, 'sequence'))
 
-    x = sharding.constrain(x, sharding.BATCH_AXES)  # gathering needs whole sequences
-    rows = read(x, write(slot, tokens)).reshape(b, num_experts, capacity, d)
-    rows = sharding.constrain(rows, sharding.BATCH_AXES)
-    rows = _split_experts(rows)
+    rows = read(whole_rows(x), write(slot, tokens)).reshape(b, num_experts, width, d)
     one_expert = functools.partial(feed_forward, activation=activation)
-    out = _split_experts(jax.vmap(one_expert, in_axes=(0, 1), out_axes=1)(params, rows))
-    out = sharding.constrain(out, sharding.BATCH_AXES).reshape(b, slots, d)
-    return _weighted_sum(read(out, slot), weights), (place >= capacity).mean((1, 2))
+    apply = jax.vmap(one_expert, in_axes=(0, 1), out_axes=1)
+    out = by_row(by_expert(apply(params, by_expert(by_row(rows)))))
+    out = read(whole_rows(out.reshape(b, slots, d)), slot)
+    return _weighted_sum(out, weights).astype(x.dtype), (place >= capacity).mean((1, 2))
 
 
 def apply_dropless(
@@ -154,7 +159,9 @@ def _apply_sorted(
     out = _weighted_sum(out, weights)
     if expert_axis:
         out = jax.lax.psum_scatter(out, expert_axis, tiled=True)
-    return jax.lax.psum(out, hidden_axis) if hidden_axis else out
+    if hidden_axis:
+        out = jax.lax.psum(out, hidden_axis)
+    return out.astype(x.dtype)
 
 
 @jax.custom_vjp
@@ -205,20 +212,11 @@ def feed_forward(params: Params, x: Array, activation: str, linear: Callable = l
 
 
 def _weighted_sum(outputs: Array, weights: Array) -> Array:
-    """[B, L, k, D] and [B, L, k] -> [B, L, D], summed in float32."""
-    return (outputs * weights[..., None]).sum(2).astype(outputs.dtype)
+    """[B, L, k, D] and float32 [B, L, k] -> float32 [B, L, D]."""
+    return (outputs * weights[..., None]).sum(2)
 
 
 def _fitting(axis: str, size: int) -> str | None:
-    """The mesh axis if it divides `size`, as `sharding.param_specs` splits a dimension."""
-    return None if size % sharding.axis_size(axis) else axis
-
-
-def _split_experts(x: Array) -> Array:
-    """Splits x [B, E, C, D] over the devices of its experts, which elsewhere split the batch."""
-    if not _fitting('expert', x.shape[1]):
-        return sharding.constrain(x, sharding.BATCH_AXES)
-    rows = tuple(axis for axis in sharding.BATCH_AXES if axis != 'expert')
-    # Where sequences are split, each device would otherwise compute the same.
-    shared = x.shape[1] % (sharding.axis_size('expert') * sharding.axis_size('sequence'))
-    return sharding.constrain(x, rows, 'expert' if shared else ('expert', 'sequence'))
+    """The mesh axis if a dimension of this size splits over it, as in `sharding.param_specs`."""
+    devices = sharding.axis_size(axis)
+    return axis if devices > 1 and size % devices == 0 else None

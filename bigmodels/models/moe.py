@@ -103,7 +103,11 @@ def route(logits: Array, experts_per_token: int, normalize: bool) -> tuple[Array
       (experts int32 [..., k], the most probable first and of equal ones that of the lower index;
       weights float32 [..., k]).
     """
-    weights, experts = jax.lax.top_k(jax.nn.softmax(logits), experts_per_token)
+    probabilities = jax.nn.softmax(logits)
+    # Sorted, for of a split batch XLA gathers all before it takes a `jax.lax.top_k` of each.
+    order = jnp.argsort(probabilities, axis=-1, stable=True, descending=True)
+    experts = order[..., :experts_per_token]
+    weights = jnp.take_along_axis(probabilities, experts, axis=-1)
     if normalize:
         weights /= weights.sum(-1, keepdims=True)
     return experts, weights

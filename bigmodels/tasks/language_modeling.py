@@ -139,10 +139,8 @@ class LanguageModeling:
         pairs = _sown_metrics(sown, batch['weights'])
         if train and 'losses' in sown:
             pairs['cross_entropy'] = metrics.pair(loss, batch['weights'])
-            added = sum(
-                leaf.reshape(-1, len(loss)).sum(0) for leaf in jax.tree.leaves(sown['losses'])
-            )
-            loss += added[:, None]
+            for added in jax.tree.leaves(sown['losses']):  # [B]; of scanned layers [layers, B]
+                loss += added.reshape(-1, len(loss), 1).sum(0)
         pairs['loss'] = loss = metrics.pair(loss, batch['weights'])
         if not train:
             lengths = jnp.asarray(self.vocabulary.byte_lengths())[batch['targets']]
@@ -201,7 +199,7 @@ def _sown_metrics(sown: Mapping, weights: jax.Array) -> dict[str, metrics.Pair]:
     """For each name, its mean over layers and, by the weights of their tokens, over sequences."""
     by_name = collections.defaultdict(list)
     for name, leaf in trees.flatten_named(sown.get('metrics', {})).items():
-        by_name[name.split('/')[-2]].append(leaf.reshape(-1, len(weights)))  # scanned: [layers, B]
+        by_name[name.split('/')[-2]].append(leaf.reshape(-1, len(weights)))
     return {
         name: metrics.pair(jnp.concatenate(values).mean(0), weights.sum(1))
         for name, values in by_name.items()
