@@ -86,14 +86,21 @@ def _set(config: ml_collections.ConfigDict, key: str, text: str) -> None:
 
 
 def with_defaults(factory: Callable, section: Mapping) -> dict[str, Any]:
-    """The section with the constructor's default for every key it leaves out."""
+    """The section with the constructor's default for every key it leaves out.
+
+    Likewise for the sections within it, whose constructors the class variable `sections` names.
+    """
     allowed, _ = _parameters(factory, {})
     defaults = {
         key: to_plain(parameter.default)
         for key, parameter in inspect.signature(factory).parameters.items()
         if key in allowed and isinstance(parameter.default, int | float | str | tuple | None)
     }
-    return defaults | to_plain(section)
+    plain = defaults | to_plain(section)
+    for key, nested in getattr(factory, 'sections', {}).items():
+        if plain[key] is not None:
+            plain[key] = with_defaults(nested, plain[key])
+    return plain
 
 
 def make_neighbours_importable(path: str) -> None:

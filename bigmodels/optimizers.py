@@ -146,8 +146,8 @@ def muon(
     """Muon (Jordan et al. 2024) for the matrices that `rules` choose, Adam for the rest.
 
     Muon's updates are scaled to Adam's root mean square, 0.2 * sqrt(max(rows, columns)), so that
-    one learning rate serves both (Liu et al. 2025, section 2.2). Matrices of scanned layers,
-    stacked along their first axis, are orthogonalised one by one.
+    one learning rate serves both (Liu et al. 2025, section 2.2). Matrices of scanned layers and
+    of experts, stacked along their leading axes, are orthogonalised one by one.
     """
 
     def labels(params):
@@ -169,12 +169,12 @@ def muon(
 
 def _matrix_axes(name: str, leaf: Any) -> optax.contrib.MuonDimensionNumbers:
     """Which axes are the rows and the columns: all but the last, and the last."""
-    first = 1 if trees.is_stacked(name) else 0
+    first = trees.num_stacked(name)
     return optax.contrib.MuonDimensionNumbers(tuple(range(first, leaf.ndim - 1)), leaf.ndim - 1)
 
 
 def _muon_scale(name: str, leaf: Any) -> float:
-    rows = math.prod(leaf.shape[1:-1] if trees.is_stacked(name) else leaf.shape[:-1])
+    rows = math.prod(leaf.shape[trees.num_stacked(name) : -1])
     return 0.2 * math.sqrt(max(rows, leaf.shape[-1]))
 
 

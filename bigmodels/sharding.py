@@ -135,38 +135,40 @@ def axis_size(axis: str) -> int:
     return 1 if mesh.empty else mesh.shape.get(axis, 1)
 
 
+def constrain(x: jax.Array, axes: Sequence[str | tuple[str, ...] | None]) -> jax.Array:
+    """Keeps the leading dimensions of x split over these mesh axes, the rest whole.
+
+    A dimension that does not divide is left whole. Needs `jax.set_mesh`; without a mesh, as in a
+    notebook, x is returned as it is.
+
+    Args:
+      axes: a mesh axis, several as a tuple, or None for each dimension.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or set(AXES) - set(mesh.axis_names):
+        return x
+    sizes = [math.prod(mesh.shape[axis] for axis in _as_tuple(split)) for split in axes]
+    fitting = [
+        split if dimension % size == 0 else None
+        for dimension, size, split in zip(x.shape, sizes, axes, strict=False)
+    ]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*fitting))
+
+
+def _as_tuple(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+
+
 def constrain_activations(
     x: jax.Array, *features: str | None, rows: Sequence[str] = BATCH_AXES
 ) -> jax.Array:
-    """Keeps x [B, L, ...] split by rows and by position; needs `jax.set_mesh`.
-
-    Without a mesh, as in a notebook, x is returned as it is.
+    """Keeps x [B, L, ...] split by rows and by position; see `constrain`.
 
     Args:
       features: the mesh axes of the dimensions after L; whole where none is named.
       rows: the mesh axes of B.
     """
-    return _constrain(x, tuple(rows), 'sequence', *features)
-
-
-def gathered(param: jax.Array, *axes: str | None) -> jax.Array:
-    """A parameter as it is used: split over `axes` only, and gathered over those it is stored by.
-
-    The compiler finds this by itself where matrices are multiplied, but not where rows are looked
-    up.
-    """
-    return _constrain(param, *axes)
-
-
-def _constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or set(AXES) - set(mesh.axis_names):
-        return x
-    fitting = [
-        axis if isinstance(axis, str) and size % mesh.shape[axis] == 0 else None
-        for size, axis in zip(x.shape[2:], axes[2:], strict=False)
-    ]
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes[:2], *fitting))
+    return constrain(x, (tuple(rows), 'sequence', *features))
 
 
 def param_specs(
@@ -198,7 +200,7 @@ def param_specs(
             )
         if len(set(used)) < len(used):
             raise errors.UserError(f'Sharding rule {axes} of {name} names an axis twice.')
-        leading = ['stage' if trees.is_stacked(name) and i == 0 else None
+        leading = ['stage' if trees.is_scanned(name) and i == 0 else None
                    for i in range(len(leaf.shape) - len(axes))]  # fmt: skip
         axes = (*leading, *axes)
         fitting = []

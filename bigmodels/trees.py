@@ -77,6 +77,11 @@ def first_difference(one: Mapping, other: Mapping) -> str | None:
     return None
 
 
-def is_stacked(name: str) -> bool:
+def is_scanned(name: str) -> bool:
     """Whether a leaf is one of scanned layers, stacked along its first axis."""
     return 'layers' in name.split('/')
+
+
+def num_stacked(name: str) -> int:
+    """Along how many leading axes a leaf is stacked: those of scanned layers, those of experts."""
+    return is_scanned(name) + ('experts' in name.split('/'))

@@ -6,9 +6,9 @@ Cost: two CPU cores, 2 minutes (122 s with empty caches, first step after 6 s), 
 Result: 1.289 nats, 1.860 bits per byte on 19 held-out files, after 1.8 M bytes of training
 (experiments/results/transformer.json, by experiments/benchmark_default.py).
 
-Variants, as in `--config=configs/transformer.py:124m`: `tiny` for tests, the default, and the
-shapes of published models on the same text, for accelerators: `124m` (GPT-2 small), `1b`, `8b`
-(Llama 3 8B).
+Variants, as in `--config=configs/transformer.py:124m`: `tiny` for tests, the default, `moe` (the
+default with 8 experts, of which each token goes through two of half its width), and the shapes of
+published models on the same text, for accelerators: `124m` (GPT-2 small), `1b`, `8b` (Llama 3 8B).
 """
 
 from configs import common
@@ -41,7 +41,7 @@ SHAPES = {
 
 
 def get_config(variant: str = ''):
-    """The default, `tiny`, or one of SHAPES."""
+    """The default, `tiny`, `moe`, or one of SHAPES."""
     config = common.get_config()
     config.task = dict(name='language_modeling', tokenizer=dict(name='bytes'), sample_prompt='def ')
     config.data.train = dict(name='stdlib', split='train')
@@ -53,7 +53,7 @@ def get_config(variant: str = ''):
         config.batch_size = 32
         config.total_steps = 2000
         config.optimizer.learning_rate = 6e-4
-    elif variant in ('', 'tiny'):
+    elif variant in ('', 'tiny', 'moe'):
         # What is sampled may be longer than the 128 bytes trained on: hence the window.
         common.small_transformer(config, vocab_size=256, num_layers=4, sliding_window=128)
         config.task.sequence_length = 128
@@ -61,7 +61,9 @@ def get_config(variant: str = ''):
         config.total_steps = 1800
         config.eval_every = 600
     else:
-        raise ValueError(f'unknown variant {variant!r}; there are: tiny, {", ".join(SHAPES)}')
+        raise ValueError(f'unknown variant {variant!r}; there are: tiny, moe, {", ".join(SHAPES)}')
+    if variant == 'moe':
+        config.model.moe = dict(num_experts=8, experts_per_token=2, mlp_dim=256)
     if variant == 'tiny':
         config.model.update(num_layers=2, embed_dim=64)
         config = common.tiny(config)

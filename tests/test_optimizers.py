@@ -258,6 +258,19 @@ def test_muon_orthogonalises_hidden_matrices_and_leaves_the_rest_to_adam():
         np.testing.assert_allclose(updates[part[0]][part[1]], moved, atol=1e-4)
 
 
+@pytest.mark.parametrize('layers', [(), (2,)], ids=['unrolled', 'scanned'])
+def test_muon_orthogonalises_each_expert(layers):
+    kernels, grads = rng.normal(size=(2, *layers, 3, 8, 16))
+    scope = 'layers' if layers else 'layers_0'
+    stacked = lambda tree: {scope: {'experts': {'up': {'kernel': tree}}}}
+    given, _ = run(make('muon', stacked(kernels))[0], stacked(kernels), [stacked(grads)])
+    alone = lambda tree: {f'{i}/kernel': one for i, one in enumerate(tree.reshape(-1, 8, 16))}
+    expected, _ = run(make('muon', alone(kernels))[0], alone(kernels), [alone(grads)])
+    given = given[scope]['experts']['up']['kernel'].reshape(-1, 8, 16)
+    for one, name in zip(given, expected, strict=True):
+        np.testing.assert_allclose(one, expected[name], atol=1e-5)
+
+
 def test_muon_moves_about_as_far_as_adam():
     params = {'layers_0': {'kernel': rng.normal(size=(32, 64))}}
     grads = [{'layers_0': {'kernel': rng.normal(size=(32, 64))}}]

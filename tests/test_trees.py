@@ -61,7 +61,9 @@ def test_first_difference_is_bitwise():
     assert trees.first_difference({'a': 1, 'b': 2}, {'a': 1}) == 'b'
 
 
-def test_stacked_leaves_are_those_of_scanned_layers():
-    assert trees.is_stacked('layers/mlp/up/kernel')
-    assert not trees.is_stacked('layers_0/mlp/up/kernel')
-    assert not trees.is_stacked('embed/embedding')
+def test_leaves_of_scanned_layers_and_of_experts_are_stacked():
+    assert trees.num_stacked('layers/mlp/experts/up/kernel') == 2
+    assert trees.num_stacked('layers/mlp/up/kernel') == 1
+    assert trees.num_stacked('layers_0/mlp/experts/up/kernel') == 1
+    assert trees.num_stacked('layers_0/mlp/up/kernel') == 0
+    assert trees.num_stacked('embed/embedding') == 0

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from bigmodels import errors, sharding, trees
+from bigmodels import config, errors, sharding, trees
 from bigmodels.models import balanced, layers, pipeline
+from bigmodels.models import moe as moe_lib
 from bigmodels.models.attention import Implementation, attend
 
 Array = jax.Array
@@ -29,8 +30,11 @@ REMAT_POLICIES = {
     'attention': jax.checkpoint_policies.save_only_these_names('attended'),
 }
 
+# What layers say beside their output: [B] arrays, see `moe.MixtureOfExperts`.
+SOWN = ('losses', 'metrics')
 # Parameter name -> mesh axes of its trailing dimensions.
 SHARDING_RULES = (
+    *moe_lib.SHARDING_RULES,
     (r'^embed/embedding$', ('tensor', 'fsdp')),  # [V, D]
     (r'^position_embed/embedding$', (None, 'fsdp')),  # [S, D]
     (r'(query|key|value|gate|up)/kernel$', ('fsdp', 'tensor')),  # [D, H*K], [D, F]
@@ -49,6 +53,7 @@ class Settings:
       num_kv_heads: fewer than num_heads is grouped-query, one is multi-query attention.
       head_dim: default embed_dim / num_heads.
       mlp_dim: default 4 * embed_dim.
+      moe: makes the feed-forward layers mixtures of experts, see `moe.Settings`.
       max_length: the longest context; the size of learned positions.
       positions: 'learned' (GPT-2), 'rotary' (Llama) or 'none'.
       rotary_scaling: see `layers.rotary_frequencies`.
@@ -73,6 +78,7 @@ class Settings:
     num_kv_heads: int | None = None
     head_dim: int | None = None
     mlp_dim: int | None = None
+    moe: Mapping[str, Any] | None = None
     max_length: int = 1024
     positions: Literal['learned', 'rotary', 'none'] = 'rotary'
     rotary_theta: float = 10_000.0
@@ -102,6 +108,9 @@ class Settings:
     def __post_init__(self):
         if self.rotary_scaling is not None:
             self.rotary_scaling = nn.FrozenDict(self.rotary_scaling)  # a model is hashable
+        if self.moe is not None:
+            self.moe = nn.FrozenDict(self.moe)
+            _ = self.experts  # building them checks them
         if min(self.num_layers, self.embed_dim, self.num_heads, self.vocab_size) < 1:
             raise errors.UserError('The sizes of a Transformer must be at least 1.')
         if self.head_dim is None and self.embed_dim % self.num_heads:
@@ -128,6 +137,10 @@ class Settings:
     @property
     def dim_per_head(self) -> int:
         return self.head_dim or self.embed_dim // self.num_heads
+
+    @property
+    def experts(self) -> moe_lib.Settings | None:
+        return None if self.moe is None else config.build(moe_lib.Settings, self.moe, 'model.moe')
 
     def residual_init(self, fan_in: int):
         """Kernels that write to the residual stream shrink with depth (GPT-2, section 2.3)."""
@@ -233,7 +246,13 @@ class Block(nn.Module):
             x = x + (norm(name='attention_post_norm')(y) if after else y)
 
         y = norm(name='mlp_norm')(x) if before else x
-        y = dropout(FeedForward(c, name='mlp')(y))
+        if c.moe is None:
+            y = FeedForward(c, name='mlp')(y)
+        else:
+            y = moe_lib.MixtureOfExperts(
+                c.experts, c.mlp_dim, c.activation, c.use_bias, c.residual_init, name='mlp'
+            )(y, dropless=cache is not None)
+        y = dropout(y)
         if c.norm_placement == 'post':
             x = norm(name='mlp_post_norm')(x + y)
         else:
@@ -245,6 +264,7 @@ class Transformer(nn.Module, Settings):
     """A stack of blocks between an embedding and logits; its fields are those of `Settings`."""
 
     sharding_rules: ClassVar = SHARDING_RULES
+    sections: ClassVar = {'moe': moe_lib.Settings}
 
     def __post_init__(self):
         Settings.__post_init__(self)
@@ -277,13 +297,18 @@ class Transformer(nn.Module, Settings):
         if positions is None:
             positions = jnp.arange(inputs.shape[1])[None]
         split = cache is None and sharding.axis_size('sequence') > 1
+        if split and train and self.dropout_rate:
+            raise errors.UserError(
+                'config.mesh.sequence does not go with model.dropout_rate: the order of positions '
+                'that it computes in would drop other units.'
+            )
         if split:  # nothing but attention sees the order, and that sees `balanced.slots`
             inputs, positions, segment_ids = jax.tree.map(
                 balanced.to_balanced, (inputs, positions, segment_ids)
             )
         normal = nn.initializers.normal(0.02)
         embed = nn.Embed(self.vocab_size, self.embed_dim, embedding_init=normal, name='embed')
-        x = jnp.take(sharding.gathered(embed.embedding, 'tensor', None), inputs, axis=0)
+        x = jnp.take(sharding.constrain(embed.embedding, ('tensor', None)), inputs, axis=0)
         if self.scale_embeddings:
             x *= math.sqrt(self.embed_dim)
         if self.positions == 'learned':
@@ -324,7 +349,7 @@ class Transformer(nn.Module, Settings):
                 raise errors.UserError('Decoding needs unrolled layers: use `unscanned`.')
             scanned = nn.scan(
                 block,
-                variable_axes={'params': 0},
+                variable_axes={'params': 0, 'losses': 0, 'metrics': 0},
                 split_rngs={'params': True, 'dropout': True},
                 in_axes=nn.broadcast,
                 length=self.num_layers,
@@ -348,18 +373,32 @@ class Transformer(nn.Module, Settings):
                 'other units than the whole batch does.'
             )
 
-        def layer(params, x, constant):
-            return Block(settings, train, parent=None).apply({'params': params}, x, *constant, None)[0]
+        block = Block(settings, train, parent=None)
 
-        x = pipeline.pipelined(
+        def layer(params, carried, constant):
+            x, so_far = carried
+            (x, _), sown = block.apply({'params': params}, x, *constant, None, mutable=SOWN)
+            return x, jax.tree.map(jnp.add, so_far, dict(sown))
+
+        params = self.variables['params']['layers']
+        constant = jnp.broadcast_to(positions, x.shape[:2]), segment_ids
+        first = jax.tree.map(lambda leaf: leaf[0], params)
+        _, sown = jax.eval_shape(
+            lambda p, x: block.apply({'params': p}, x, *constant, None, mutable=SOWN), first, x
+        )
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), dict(sown))
+        x, sums = pipeline.pipelined(
             layer,
-            self.variables['params']['layers'],
-            x,
-            (jnp.broadcast_to(positions, x.shape[:2]), segment_ids),
+            params,
+            (x, zeros),
+            constant,
             microbatches=pipeline.num_microbatches(self.microbatches, len(x)),
             rounds=self.pipeline_rounds,
             policy=REMAT_POLICIES.get(self.remat, pipeline.KEEP_ALL),
         )
+        for collection, total in sums.items():  # losses add up over layers, metrics are means
+            share = self.num_layers if collection == 'metrics' else 1
+            self.sow(collection, 'layers', jax.tree.map(lambda leaf, n=share: leaf / n, total))
         # What follows is shared out among the stages, not done by each of them.
         return sharding.constrain_activations(x, rows=(*sharding.BATCH_AXES, 'stage'))
 
@@ -382,12 +421,15 @@ class Transformer(nn.Module, Settings):
     def flops_per_token(self, params: Mapping, length: int) -> float:
         """Training FLOPs of one token, causal convention: 6 N + 6 * layers * H * K * length.
 
-        N leaves out embeddings that are only looked up. (PaLM, appendix B, halved for the mask.)
+        N leaves out embeddings that are only looked up, and experts that a token does not go to.
+        (PaLM, appendix B, halved for the mask.)
         """
         looked_up = [params['position_embed']] if self.positions == 'learned' else []
         if not self.tie_embeddings:
             looked_up.append(params['embed'])
         multiplied = trees.count(params) - trees.count(looked_up)
+        if self.moe is not None:
+            multiplied -= moe_lib.num_idle(params, self.experts)
         attended = min(length, 2 * (self.sliding_window or length))
         return 6 * multiplied + 6 * self.num_layers * self.num_heads * self.dim_per_head * attended
 

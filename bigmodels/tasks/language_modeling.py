@@ -1,5 +1,6 @@
 """The next token, from those before it."""
 
+import collections
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigmodels import errors, losses, metrics
+from bigmodels import errors, losses, metrics, trees
 from bigmodels.data import text, tokenizers
 from bigmodels.deploy.decoding import generate_text
 from bigmodels.deploy.sampling import Sampling
@@ -115,8 +116,13 @@ class LanguageModeling:
         return self.model.init(rng, batch['inputs'][:1])
 
     def loss_fn(self, params, model_state, batch, rng, train: bool):
-        """Cross-entropy in nats per token; bits per byte of text; accuracy."""
-        hidden = self.model.apply(
+        """Cross-entropy in nats per token; bits per byte of text.
+
+        What the model sows per sequence is averaged over layers where it is in the collection
+        'metrics', and added to the loss of each of the sequence's tokens in training where it is
+        in 'losses'; 'cross_entropy' is then the loss without it.
+        """
+        hidden, sown = self.model.apply(
             {'params': params},
             batch['inputs'],
             positions=batch.get('positions'),
@@ -124,6 +130,7 @@ class LanguageModeling:
             train=train,
             return_hidden=True,
             rngs={'dropout': rng},
+            mutable=['losses', 'metrics'],
         )
 
         def of_hidden(hidden, targets):
@@ -139,8 +146,12 @@ class LanguageModeling:
             loss = losses.chunked_over_tokens(of_hidden, hidden, batch['targets'], self.loss_chunk)
         else:
             loss = of_hidden(hidden, batch['targets'])
-        loss = metrics.pair(loss, batch['weights'])
-        pairs = {'loss': loss}
+        pairs = _sown_metrics(sown, batch['weights'])
+        if train and 'losses' in sown:
+            pairs['cross_entropy'] = metrics.pair(loss, batch['weights'])
+            for added in jax.tree.leaves(sown['losses']):  # [B]; of scanned layers [layers, B]
+                loss += added.reshape(-1, len(loss), 1).sum(0)
+        pairs['loss'] = loss = metrics.pair(loss, batch['weights'])
         if not train:
             lengths = jnp.asarray(self.vocabulary.byte_lengths())[batch['targets']]
             text_bytes = (lengths * batch['weights']).sum()
@@ -188,6 +199,18 @@ class LanguageModeling:
         return {
             'model': f'Transformer, {m.num_layers} layers, embed {m.embed_dim}, '
             f'{m.num_heads} heads of {m.dim_per_head}, vocabulary {m.vocab_size}',
+            **({} if m.experts is None else {'experts': m.experts.describe()}),
             'attention': f'{kernel} ({reason})',
             'precision': f'parameters float32, compute {m.dtype}',
         }
+
+
+def _sown_metrics(sown: Mapping, weights: jax.Array) -> dict[str, metrics.Pair]:
+    """For each name, its mean over layers and, by the weights of their tokens, over sequences."""
+    by_name = collections.defaultdict(list)
+    for name, leaf in trees.flatten_named(sown.get('metrics', {})).items():
+        by_name[name.split('/')[-2]].append(leaf.reshape(-1, len(weights)))
+    return {
+        name: metrics.pair(jnp.concatenate(values).mean(0), weights.sum(1))
+        for name, values in by_name.items()
+    }
