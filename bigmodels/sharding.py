@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from bigmodels import errors, trees
 
 # Slowest network first: neighbours along the last axes talk most.
-AXES = ('replica', 'data', 'stage', 'fsdp', 'expert', 'sequence', 'tensor')
+AXES = ('replica', 'data', 'fsdp', 'expert', 'sequence', 'tensor', 'stage')
 # The axes that a batch's leading dimension is split over.
 BATCH_AXES = ('replica', 'data', 'fsdp', 'expert')
 
@@ -25,20 +25,20 @@ class MeshShape:
     Fields:
       replica: copies of everything else, one a slice of TPUs; only gradients cross.
       data: data parallelism.
-      stage: pipeline parallelism: consecutive layers on each device (scanned layers only).
       fsdp: parameters and optimiser are split, and gathered where they are used.
       expert: experts of a mixture are split; elsewhere the same as data.
       sequence: each sequence is split; attention goes round in a ring.
       tensor: heads and hidden units of each layer are split.
+      stage: pipeline parallelism: consecutive layers on each device (scanned layers only).
     """
 
     replica: int = 1
     data: int = -1
-    stage: int = 1
     fsdp: int = 1
     expert: int = 1
     sequence: int = 1
     tensor: int = 1
+    stage: int = 1
 
 
 def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:

@@ -120,7 +120,6 @@ def apply_dropless(
         on_each_device,
         in_specs=(of_tokens, of_tokens, of_tokens, PartitionSpec(expert_axis), of_params),
         out_specs=of_tokens,
-        axis_names=set(sharding.AXES) - {'stage'},  # pipelining has its own map around this one
     )(x, experts, weights, ids, params)
 
 

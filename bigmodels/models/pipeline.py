@@ -76,44 +76,61 @@ def pipelined(
             f'{num_layers} layers do not divide into {stages} stages x {rounds} rounds: choose '
             f'another config.mesh.stage or config.model.pipeline_rounds.'
         )
-    split = lambda leaf: leaf.reshape(-1, microbatches, *leaf.shape[1:]).swapaxes(0, 1)
-    join = lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:])
-    run = jax.shard_map(
-        functools.partial(_run_stage, layer, stages=stages, rounds=rounds, policy=policy),
-        in_specs=(PartitionSpec('stage'), PartitionSpec(), PartitionSpec()),
-        out_specs=PartitionSpec(),
+    deal = jax.shard_map(
+        functools.partial(_deal, stages=stages, rounds=rounds),
+        in_specs=PartitionSpec('stage'),
+        out_specs=PartitionSpec('stage'),
         axis_names={'stage'},
     )
-    done = run(params, jax.tree.map(split, carried), jax.tree.map(split, constant))
+    groups = jax.tree.map(lambda leaf: leaf.reshape(stages, -1, *leaf.shape[1:]), deal(params))
+    split = lambda leaf: leaf.reshape(-1, microbatches, *leaf.shape[1:]).swapaxes(0, 1)
+    join = lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:])
+    apply_group = _group_function(layer, rounds, policy)
+    done = _run(
+        apply_group,
+        groups,
+        jax.tree.map(split, carried),
+        jax.tree.map(split, constant),
+        stages,
+        rounds,
+    )
     return jax.tree.map(join, done)
 
 
-def _run_stage(layer, params, waiting, constant, *, stages: int, rounds: int, policy):
-    """One device's part. Leaves: params [layers, ...], the rest [M, rows, ...].
+def _group_function(layer: Callable, rounds: int, policy: Callable) -> Callable:
+    """(one stage's params [layers, ...], turn, carried, constant) -> carried."""
 
-    At tick t this device works on item t - stage; item i is microbatch i % M in round i // M.
-    `waiting` holds what the first stage takes next: the inputs, then what came round.
-    """
-    stage = jax.lax.axis_index('stage')
-    count = len(jax.tree.leaves(waiting)[0])
-    waiting = jax.tree.map(lambda leaf: jax.lax.pcast(leaf, ('stage',), to='varying'), waiting)
-    groups = _deal(params, stage, stages, rounds)
-
-    def apply_group(groups, turn, carried, constant):
-        turn = jnp.clip(turn, 0, rounds - 1) if rounds > 1 else 0
-        chosen = jax.tree.map(lambda leaf: leaf[turn], groups)
+    def apply_group(params, turn, carried, constant):
+        if rounds > 1:
+            params = jax.tree.map(lambda leaf: leaf.reshape(rounds, -1, *leaf.shape[1:]), params)
+            params = jax.tree.map(lambda leaf: leaf[jnp.clip(turn, 0, rounds - 1)], params)
 
         def one(carried, params):
             carried = checkpoint_name(carried, 'layer_input')
             return jax.checkpoint(layer, policy=policy)(params, carried, constant), None
 
-        return jax.lax.scan(one, carried, chosen)[0]
+        return jax.lax.scan(one, carried, params)[0]
 
-    if rounds > 1:
-        # The group of a turn is looked up again in the backward pass, not kept every tick.
-        inputs = jax.checkpoint_policies.save_only_these_names('layer_input')
-        kept = jax.checkpoint_policies.save_from_both_policies(policy, inputs)
-        apply_group = jax.checkpoint(apply_group, policy=kept)
+    if rounds == 1:
+        return apply_group
+    # The group of a turn is looked up again in the backward pass, not kept every tick.
+    inputs = jax.checkpoint_policies.save_only_these_names('layer_input')
+    kept = jax.checkpoint_policies.save_from_both_policies(policy, inputs)
+    return jax.checkpoint(apply_group, policy=kept)
+
+
+def _run(apply_group, params, inputs, constant, stages: int, rounds: int):
+    """All stages at once, along a first axis that is split over `stage`.
+
+    At tick t stage s works on item t - s; item i is microbatch i % M in round i // M. `waiting`
+    holds what the first stage takes next: the inputs, then what came round to it. Leaves: params
+    [S, layers, ...], inputs and constant [M, rows, ...].
+    """
+    count = len(jax.tree.leaves(inputs)[0])
+    stage = jnp.arange(stages)
+    spread = lambda leaf: sharding.constrain(
+        jnp.broadcast_to(leaf, (stages, *leaf.shape)), ('stage', None, sharding.BATCH_AXES)
+    )
 
     def keep(waiting, arrived, item):
         """Stores what came out of the last stage, once that is no longer the idle start."""
@@ -122,37 +139,39 @@ def _run_stage(layer, params, waiting, constant, *, stages: int, rounds: int, po
             lambda w, a: w.at[slot].set(jnp.where(item >= 0, a, w[slot])), waiting, arrived
         )
 
-    def tick(state, t):
-        waiting, arrived = state
+    def work(stage, params, waiting, arrived, t):
         waiting = keep(waiting, arrived, t - stages)
         item = t - stage
         slot = item % count
         taken = jax.tree.map(lambda w, a: jnp.where(stage == 0, w[slot], a), waiting, arrived)
         seen = jax.tree.map(lambda leaf: leaf[slot], constant)
-        out = apply_group(groups, item // count, taken, seen)
-        return (waiting, jax.lax.ppermute(out, 'stage', _ring(stages))), None
+        return waiting, apply_group(params, item // count, taken, seen)
 
-    # A device that idles computes on the first microbatch, whose numbers are as good as any.
-    start = (waiting, jax.tree.map(lambda leaf: leaf[0], waiting))
+    def tick(state, t):
+        on_all = jax.vmap(work, in_axes=(0, 0, 0, 0, None), spmd_axis_name='stage')
+        waiting, out = on_all(stage, params, *state, t)
+        return (waiting, jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=0), out)), None
+
+    # A stage that idles computes on the first microbatch, whose numbers are as good as any.
+    waiting = jax.tree.map(spread, inputs)
+    start = (waiting, jax.tree.map(lambda leaf: leaf[:, 0], waiting))
     ticks = rounds * count + stages - 1
     (waiting, arrived), _ = jax.lax.scan(tick, start, jnp.arange(ticks))
-    done = keep(waiting, arrived, ticks - stages)
-    return jax.lax.psum(jax.tree.map(lambda leaf: jnp.where(stage == 0, leaf, 0), done), 'stage')
+    done = jax.vmap(keep, in_axes=(0, 0, None))(waiting, arrived, ticks - stages)
+    first = lambda leaf: stage.reshape(-1, *[1] * (leaf.ndim - 1)) == 0
+    return jax.tree.map(lambda leaf: jnp.where(first(leaf), leaf, 0).sum(0), done)
 
 
-def _ring(stages: int) -> list[tuple[int, int]]:
-    return [(i, (i + 1) % stages) for i in range(stages)]
-
-
-def _deal(params: Any, stage: jax.Array, stages: int, rounds: int) -> Any:
-    """Leaves [layers, ...] of consecutive layers -> [rounds, layers / rounds, ...] by turns.
+def _deal(params: Any, stages: int, rounds: int) -> Any:
+    """One device's leaves [layers, ...] of consecutive layers -> those of its turns, in order.
 
     Group g of all is stored by device g // rounds, and applied by device g % stages in round
     g // stages. Each of `rounds` permutations moves one group from and to every device.
     """
-    groups = jax.tree.map(lambda leaf: leaf.reshape(rounds, -1, *leaf.shape[1:]), params)
     if rounds == 1:
-        return groups
+        return params
+    stage = jax.lax.axis_index('stage')
+    groups = jax.tree.map(lambda leaf: leaf.reshape(rounds, -1, *leaf.shape[1:]), params)
     numbers = np.arange(stages * rounds)
     # Distinct among the groups of one source, and among those of one destination.
     permutation = (numbers + numbers // np.lcm(stages, rounds)) % rounds
@@ -170,4 +189,4 @@ def _deal(params: Any, stage: jax.Array, stages: int, rounds: int) -> Any:
             dealt,
             groups,
         )
-    return dealt
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), dealt)
