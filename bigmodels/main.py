@@ -34,6 +34,13 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
         help='this process is one of several, which find each other by '
         'jax.distributed.initialize()',
     )
+    return parse_with_overrides(parser, arguments)
+
+
+def parse_with_overrides(
+    parser: argparse.ArgumentParser, arguments: list[str] | None
+) -> tuple[argparse.Namespace, list[str]]:
+    """The parser's options, and each --config.KEY=VALUE beside them as 'KEY=VALUE'."""
     options, rest = parser.parse_known_args(arguments)
     for argument in rest:
         if not argument.startswith('--config.') or '=' not in argument:
