@@ -144,7 +144,7 @@ def _watch(settings, run: program.Program, data: _Data, workdir) -> guard_lib.Wa
         ids = experiment.batch_ids(settings, data.parts(), step - 1)
         options = f'--workdir={shlex.quote(str(workdir))} --steps={step}:{step + 1}'
         return (
-            f'Its examples are {errors.some(ids, 16)}: python -m bigmodels.data.inspect {options} '
+            f'Its examples are {errors.some(ids, 64)}: python -m bigmodels.data.inspect {options} '
             f'shows them.'
         )
 
