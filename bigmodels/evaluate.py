@@ -51,7 +51,8 @@ def main() -> None:
     arguments = parser.parse_args()
     runs.configure_process()
     step = int(arguments.step) if arguments.step.isdigit() else arguments.step
-    mesh = sharding.make_mesh(sharding.MeshShape())
+    # Split over all devices: what fitted them in training fits them here.
+    mesh = sharding.make_mesh(sharding.MeshShape(data=1, fsdp=-1))
     run = runs.open_run(arguments.workdir, step, mesh, arguments.trust)
     size = -(-run.experiment.batch_size // mesh.size) * mesh.size
     settings = dataclasses.replace(run.experiment, batch_size=size)

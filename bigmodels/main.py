@@ -34,6 +34,12 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
         help='this process is one of several, which find each other by '
         'jax.distributed.initialize()',
     )
+    parser.add_argument(
+        '--explain',
+        metavar='NAME',
+        help='tell what the config would do and train nothing; sharding: where each parameter '
+        'lies and what a device holds, also for more devices than there are here',
+    )
     return parse_with_overrides(parser, arguments)
 
 
@@ -56,7 +62,7 @@ def main() -> None:
     options, overrides = parse()
     import jax  # with the rest of what --help does not need
 
-    from bigmodels import config, runs, train
+    from bigmodels import config, explain, runs, train
 
     if options.distributed:
         try:
@@ -64,6 +70,9 @@ def main() -> None:
         except (ValueError, RuntimeError) as error:
             raise errors.UserError(f'--distributed finds no cluster here: {error}') from error
     runs.configure_process()
+    if options.explain is not None:
+        print(explain.explain(options.explain, config.load(options.config, overrides)))
+        return
     path, _, variant = options.config.partition(':')
     name = pathlib.Path(path).stem
     if variant and '/' not in variant:

@@ -54,8 +54,7 @@ class Program:
     def init_state(self, seed: int) -> state_lib.TrainState:
         """The state before the first step, every array made where it belongs."""
         placed = jax.tree.map(lambda shape: shape.sharding, self.state_shapes)
-        with jax.set_mesh(self.mesh):
-            return jax.jit(self.init, out_shardings=placed)(jax.random.key(seed))
+        return jax.jit(self.init, out_shardings=placed)(jax.random.key(seed))
 
 
 def make_program(

@@ -5,6 +5,7 @@ data.json        fingerprints of the training sources, and the shapes of a batch
 preprocessing/   what preprocessing learnt from the training data, such as a tokenizer
 checkpoints/     see `checkpoint`
 metrics.jsonl    a row per logged step and evaluation; tensorboard/ holds the same
+average.json     in an average of checkpoints only: what it was made of
 curves.png, summary.json, and what the task demonstrates, such as sample.txt
 """
 
@@ -21,6 +22,7 @@ from bigmodels import checkpoint, errors, experiment
 from bigmodels import config as config_lib
 
 CONFIG, DATA, SUMMARY = 'config.json', 'data.json', 'summary.json'
+AVERAGE = 'average.json'
 PREPROCESSING, CHECKPOINTS = 'preprocessing', 'checkpoints'
 Resume = Literal['same', 'changed', 'restart']
 RESUME_RULES = (
@@ -75,6 +77,12 @@ def _prepare(workdir: pathlib.Path, config: Mapping, resume: Resume) -> int | No
             number += 1
         workdir.rename(aside)
         workdir.mkdir()
+    if (workdir / AVERAGE).exists():
+        raise errors.UserError(
+            f'{workdir} holds an average of checkpoints, which has no optimiser state to go on '
+            f'from. Evaluate it, or generate from it; --resume=restart moves it aside and starts '
+            f'anew; --workdir=... trains elsewhere.'
+        )
     checkpoints = workdir / CHECKPOINTS
     if checkpoint.steps(checkpoints) and resume == 'same':
         changes = experiment.blocking_differences(config_lib.read(workdir / CONFIG), config)

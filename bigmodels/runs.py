@@ -17,7 +17,7 @@ from bigmodels import config as config_lib
 from bigmodels.data import pipeline
 
 # What a checkpoint must hold undamaged for a model to be used.
-_PARTS = ('params', 'model_state', 'ema_params')
+EVALUATION_PARTS = ('params', 'model_state', 'ema_params')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def open_run(
     directory = pathlib.Path(directory)
     config, settings, task = open_task(directory, trust)
     mesh = mesh or sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
-    step = _good_step(directory / rundir.CHECKPOINTS, step, settings.checkpoint)
+    step = good_step(directory / rundir.CHECKPOINTS, step, settings.checkpoint)
     params, model_state = _restore_for_evaluation(directory, step, settings, task, mesh)
     return Run(directory, config.to_dict(), settings, task, mesh, params, model_state, step)
 
@@ -89,11 +89,13 @@ def open_run(
 def open_task(
     directory: str | os.PathLike, trust: Sequence[str] = ()
 ) -> tuple[ml_collections.ConfigDict, experiment.Experiment, Any]:
-    """The config, its experiment and its fitted task, of a run that may have no checkpoint yet."""
+    """The config, its experiment and its fitted task, of a run that may have no checkpoint yet.
+
+    Raises:
+      UserError: if there is no such run, or its config names code that is not trusted.
+    """
     directory = pathlib.Path(directory)
-    if not (directory / rundir.CONFIG).is_file():
-        raise errors.UserError(f'{directory} holds no run: {rundir.CONFIG} is missing.')
-    config = config_lib.read(directory / rundir.CONFIG)
+    config = read_config(directory)
     config_lib.check_trusted(config, trust, str(directory / rundir.CONFIG))
     settings = experiment.from_config(config)
     task = experiment.make_task(settings).restored(directory / rundir.PREPROCESSING)
@@ -111,10 +113,33 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _good_step(directory: pathlib.Path, step, settings: checkpoint.Settings) -> int:
-    """The number of the step that is meant, whose parts for evaluation are undamaged."""
-    if step == 'last':
-        step, _ = checkpoint.newest_good(directory, _PARTS)
+def read_config(directory: pathlib.Path) -> ml_collections.ConfigDict:
+    """The config of a run, as data: pass it to `config.check_trusted` before building from it.
+
+    Raises:
+      UserError: if the directory holds no run.
+    """
+    if not (directory / rundir.CONFIG).is_file():
+        raise errors.UserError(f'{directory} holds no run: {rundir.CONFIG} is missing.')
+    return config_lib.read(directory / rundir.CONFIG)
+
+
+def good_step(
+    directory: pathlib.Path, step: int | Literal['last', 'best'], settings: checkpoint.Settings
+) -> int:
+    """The number of the step that is meant, whose parts for evaluation are undamaged.
+
+    Args:
+      directory: of the run's checkpoints.
+      step: see `open_run`.
+      settings: the run's, which say what is best.
+
+    Raises:
+      UserError: if there is no such step, or it is damaged.
+    """
+    last = step == 'last'
+    if last:
+        step, _ = checkpoint.newest_good(directory, EVALUATION_PARTS)
     elif step == 'best':
         step = checkpoint.best_step(directory, settings)
     saved = checkpoint.steps(directory)
@@ -122,6 +147,12 @@ def _good_step(directory: pathlib.Path, step, settings: checkpoint.Settings) -> 
         raise errors.UserError(
             f'{directory} has no such checkpoint; it has steps: '
             f'{", ".join(map(str, saved)) or "none"}.'
+        )
+    problem = None if last else checkpoint.damage(directory, step, EVALUATION_PARTS)
+    if problem is not None:
+        raise errors.UserError(
+            f'Checkpoint {step} in {directory} is damaged: {problem}. Choose another step; there '
+            f'are: {", ".join(map(str, saved))}.'
         )
     return step
 

@@ -7,20 +7,37 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bigmodels import errors, trees
 
-AXES = ('data', 'fsdp', 'tensor')
-BATCH_AXES = ('data', 'fsdp')  # the axes that a batch's leading dimension is split over
+# Slowest network first: neighbours along the last axes talk most.
+AXES = ('replica', 'data', 'stage', 'fsdp', 'expert', 'sequence', 'tensor')
+# The axes that a batch's leading dimension is split over.
+BATCH_AXES = ('replica', 'data', 'fsdp', 'expert')
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
-    """Devices along each axis; -1, at most once, takes all that are left."""
+    """Devices along each axis; -1, at most once, takes all that are left.
 
+    Fields:
+      replica: copies of everything else, one a slice of TPUs; only gradients cross.
+      data: data parallelism.
+      stage: pipeline parallelism: consecutive layers on each device (scanned layers only).
+      fsdp: parameters and optimiser are split, and gathered where they are used.
+      expert: experts of a mixture are split; elsewhere the same as data.
+      sequence: each sequence is split; attention goes round in a ring.
+      tensor: heads and hidden units of each layer are split.
+    """
+
+    replica: int = 1
     data: int = -1
+    stage: int = 1
     fsdp: int = 1
+    expert: int = 1
+    sequence: int = 1
     tensor: int = 1
 
 
@@ -42,9 +59,20 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
             f'config.mesh asks for {wanted} devices (fixed sizes multiply to {fixed}), but there '
             f'are {len(devices)}. Set one axis to -1 to take what is left.'
         )
-    return jax.make_mesh(
-        sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=list(devices)
-    )
+    axis_types = (AxisType.Auto,) * len(AXES)
+    num_slices = len({getattr(device, 'slice_index', 0) for device in devices})
+    if num_slices == 1:
+        return jax.make_mesh(sizes, AXES, axis_types=axis_types, devices=list(devices))
+    replicas, rest = sizes[0], sizes[1:]
+    if replicas % num_slices:
+        raise errors.UserError(
+            f'These devices are in {num_slices} slices, between which only gradients should '
+            f'travel: set config.mesh.replica to a multiple of {num_slices}, not {replicas}.'
+        )
+    within = (replicas // num_slices, *rest)
+    across = (num_slices, *(1 for _ in rest))
+    arranged = mesh_utils.create_hybrid_device_mesh(within, across, devices)
+    return jax.sharding.Mesh(arranged, AXES, axis_types=axis_types)
 
 
 def describe(mesh: jax.sharding.Mesh) -> str:
@@ -58,8 +86,10 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def num_batch_shards(mesh: jax.sharding.Mesh) -> int:
-    """Into how many parts a batch is split."""
+def num_batch_shards(mesh: jax.sharding.Mesh | None = None) -> int:
+    """Into how many parts a batch is split, by default on the mesh that is set while tracing."""
+    if mesh is None:
+        return math.prod(axis_size(axis) for axis in BATCH_AXES)
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
@@ -99,15 +129,44 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> Mappi
     }
 
 
-def constrain_activations(x: jax.Array) -> jax.Array:
-    """Keeps x [B, ...] split over the batch axes and whole otherwise; needs `jax.set_mesh`.
+def axis_size(axis: str) -> int:
+    """Devices along an axis of the mesh that is set while tracing; 1 where there is none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape.get(axis, 1)
+
+
+def constrain_activations(
+    x: jax.Array, *features: str | None, rows: Sequence[str] = BATCH_AXES
+) -> jax.Array:
+    """Keeps x [B, L, ...] split by rows and by position; needs `jax.set_mesh`.
 
     Without a mesh, as in a notebook, x is returned as it is.
+
+    Args:
+      features: the mesh axes of the dimensions after L; whole where none is named.
+      rows: the mesh axes of B.
     """
+    return _constrain(x, tuple(rows), 'sequence', *features)
+
+
+def gathered(param: jax.Array, *axes: str | None) -> jax.Array:
+    """A parameter as it is used: split over `axes` only, and gathered over those it is stored by.
+
+    The compiler finds this by itself where matrices are multiplied, but not where rows are looked
+    up.
+    """
+    return _constrain(param, *axes)
+
+
+def _constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or set(BATCH_AXES) - set(mesh.axis_names):
+    if mesh.empty or set(AXES) - set(mesh.axis_names):
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+    fitting = [
+        axis if isinstance(axis, str) and size % mesh.shape[axis] == 0 else None
+        for size, axis in zip(x.shape[2:], axes[2:], strict=False)
+    ]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes[:2], *fitting))
 
 
 def param_specs(
@@ -115,7 +174,8 @@ def param_specs(
 ) -> tuple[Any, list[str]]:
     """A PartitionSpec for each parameter, and notes on what could not be split as ruled.
 
-    A rule names the axes of a parameter's trailing dimensions. Without rules, the largest
+    A rule names the axes of a parameter's trailing dimensions; the leading one of stacked layers is
+    split over `stage`. Without rules, the largest
     dimension that divides is split over `fsdp`.
 
     Raises:
@@ -138,7 +198,9 @@ def param_specs(
             )
         if len(set(used)) < len(used):
             raise errors.UserError(f'Sharding rule {axes} of {name} names an axis twice.')
-        axes = (None,) * (len(leaf.shape) - len(axes)) + tuple(axes)
+        leading = ['stage' if trees.is_stacked(name) and i == 0 else None
+                   for i in range(len(leaf.shape) - len(axes))]  # fmt: skip
+        axes = (*leading, *axes)
         fitting = []
         for size, axis in zip(leaf.shape, axes, strict=True):
             if axis and size % mesh.shape[axis]:

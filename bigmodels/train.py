@@ -192,13 +192,15 @@ def _fold(
 def _facts(settings, run: program.Program, workdir, start, data: _Data, speed) -> dict[str, str]:
     """The start screen: what runs where, on what."""
     params = run.state_shapes.params
+    with jax.set_mesh(run.mesh):  # what runs depends on it
+        facts = data.task.facts()
     devices, kind = run.mesh.size, run.mesh.devices.flat[0].device_kind
     parts = f' in {settings.accumulate} parts' if settings.accumulate > 1 else ''
     return {
         'run': f'{workdir}, ' + (f'resumed at step {start}' if start else 'new'),
         'devices': f'{devices} x {kind}, mesh {sharding.describe(run.mesh)}, '
         f'by {settings.parallel}',
-        **data.task.facts(),
+        **facts,
         'parameters': f'{trees.count(params):,} ({trees.size_bytes(params) / 1e6:.1f} MB)',
         'batch': f'{speed.items:,} {speed.unit}{parts}',
         'data': data.described,

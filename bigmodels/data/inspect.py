@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bigmodels import config as config_lib
-from bigmodels import errors, experiment, runs, writers
+from bigmodels import errors, experiment, runs, tables, writers
 from bigmodels import main as main_lib
 from bigmodels.data import pictures, pipeline
 
@@ -53,7 +53,8 @@ def show(
         for name, kind in kinds.items()
         if kind == 'column'
     }
-    shown = [table({'example': list(ids), **columns})]
+    rows = [('example', *columns), *zip(ids, *columns.values(), strict=True)]
+    shown = [tables.aligned(rows, '<' * len(rows[0]))]
     captions = list(ids)
     if 'targets' in columns:
         captions = [f'{id}: {target}' for id, target in zip(ids, columns['targets'], strict=True)]
@@ -78,15 +79,6 @@ def summary(value: np.ndarray) -> str:
     if value.size <= 8:
         return ' '.join(map(number, np.ravel(value)))
     return f'{list(value.shape)} {number(value.min())} to {number(value.max())}'
-
-
-def table(columns: Mapping[str, Sequence[str]]) -> str:
-    """Columns of text under their names, aligned."""
-    padded = []
-    for name, values in columns.items():
-        width = max(map(len, [name, *values]))
-        padded.append([text.ljust(width) for text in [name, *values]])
-    return '\n'.join('  '.join(row).rstrip() for row in zip(*padded, strict=True))
 
 
 def _steps(text: str) -> range:

@@ -5,20 +5,30 @@ K head_dim.
 """
 
 import functools
-import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from bigmodels import errors
-from bigmodels.models import layers
+from bigmodels import errors, sharding
+from bigmodels.models import balanced, ring
+from bigmodels.models.scores import (
+    bounded,
+    empty_sums,
+    fold,
+    fold_in,
+    heads_first,
+    products,
+    scaled,
+    unfold,
+    visible,
+    weighted_values,
+)
 
 Array = jax.Array
-Implementation = Literal['auto', 'xla', 'blockwise', 'cudnn']
+Implementation = Literal['auto', 'xla', 'blockwise', 'cudnn', 'ring']
 # From this many keys on, the score matrix costs more memory traffic than recomputing it.
 BLOCKWISE_FROM = 4096
-_MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: a fully masked row gives no NaN
 
 
 def attend(
@@ -34,6 +44,9 @@ def attend(
     implementation: Implementation = 'auto',
 ) -> Array:
     """softmax(query key^T / sqrt(K) + mask) value, softmax in float32.
+
+    On a mesh that splits the sequence, without a cache, all arrays of length L are in the layout
+    of `balanced`; see `ring.ring_attend`.
 
     Args:
       query: [B, L, H, K].
@@ -56,6 +69,16 @@ def attend(
         softcap,
         cached=query_slots is not None,
     )
+    if chosen == 'ring':
+        return ring.ring_attend(
+            query,
+            key,
+            value,
+            causal=causal,
+            window=window,
+            segment_ids=segment_ids,
+            softcap=softcap,
+        )
     mask = functools.partial(
         visible, causal=causal, window=window, segment_ids=segment_ids, query_slots=query_slots
     )
@@ -72,9 +95,9 @@ def attend(
         )
     function = _blockwise if chosen == 'blockwise' else _plain
     folded = function(
-        _fold_query(query, key.shape[2]), _heads_first(key), _heads_first(value), mask, softcap
+        fold(scaled(query), key.shape[2]), heads_first(key), heads_first(value), mask, softcap
     )
-    return _unfold(folded, query.shape)
+    return unfold(folded)
 
 
 def choose_implementation(
@@ -88,9 +111,21 @@ def choose_implementation(
 ) -> tuple[str, str]:
     """The implementation that will run and, in words, why.
 
+    It depends on the mesh that is set: see `jax.set_mesh`.
+
     Raises:
-      UserError: if an explicit request cannot run here.
+      UserError: if an explicit request cannot run here, or the length does not divide.
     """
+    num_parts = 1 if cached else sharding.axis_size('sequence')
+    if num_parts > 1:
+        return _choose_ring(requested, length, num_parts)
+    if requested == 'ring':
+        if not cached and not jax.sharding.get_abstract_mesh().empty:
+            raise errors.UserError(
+                'attention = "ring" needs a sequence that is split over devices: set '
+                'config.mesh.sequence to more than 1, or use "auto".'
+            )
+        requested = 'auto'  # the same model decodes, and is initialised, without a mesh
     platform = platform or jax.default_backend()
     obstacle = None
     if platform not in ('gpu', 'cuda'):
@@ -119,70 +154,23 @@ def choose_implementation(
     return 'xla', f'auto: {length} keys fit a full score matrix; no cudnn: {obstacle}'
 
 
-def visible(
-    rows: Array,
-    columns: Array,
-    *,
-    causal: bool,
-    window: int | None,
-    segment_ids: Array | None,
-    query_slots: Array | None,
-) -> Array | None:
-    """Which key slots `columns` [S'] the queries `rows` [L'] see: bool [B or 1, L', S'] or None."""
-    slots = rows[None, :, None] if query_slots is None else query_slots[:, rows, None]
-    masks = []
-    if causal:
-        masks.append(columns <= slots)
-    if window is not None:
-        masks.append(columns > slots - window)
-    if segment_ids is not None:
-        masks.append(segment_ids[:, rows, None] == segment_ids[:, None, columns])
-    return functools.reduce(jnp.logical_and, masks) if masks else None
-
-
-def _fold_query(query: Array, num_kv_heads: int) -> Array:
-    """[B, L, H, K] -> [B, N, G, L, K], scaled by 1/sqrt(K)."""
-    b, l, h, k = query.shape
-    grouped = query.reshape(b, l, num_kv_heads, h // num_kv_heads, k).transpose(0, 2, 3, 1, 4)
-    return grouped * jnp.asarray(1 / math.sqrt(k), query.dtype)
-
-
-def _heads_first(x: Array) -> Array:
-    return x.transpose(0, 2, 1, 3)  # [B, S, N, K] -> [B, N, S, K]
-
-
-def _unfold(folded: Array, shape: tuple[int, ...]) -> Array:
-    return folded.transpose(0, 3, 1, 2, 4).reshape(shape)  # [B, N, G, L, K] -> [B, L, H, K]
-
-
-def _scores(query: Array, key: Array, mask: Array | None, softcap: float | None) -> Array:
-    """query [B, N, G, L, K], key [B, N, S, K] -> masked float32 scores [B, N, G, L, S]."""
-    b, n, g, l, k = query.shape
-    # Groups are folded into the rows: keys are read once and never repeated.
-    scores = jnp.einsum(
-        'bnlk,bnsk->bnls', query.reshape(b, n, g * l, k), key, preferred_element_type=jnp.float32
-    ).reshape(b, n, g, l, -1)
-    scores = layers.soft_cap(scores, softcap)
-    return scores if mask is None else jnp.where(mask[:, None, None], scores, _MASKED)
-
-
-def _weighted_values(weights: Array, value: Array) -> Array:
-    """weights [B, N, G, L, S], value [B, N, S, K] -> float32 [B, N, G, L, K]."""
-    b, n, g, l, s = weights.shape
-    out = jnp.einsum(
-        'bnls,bnsk->bnlk',
-        weights.reshape(b, n, g * l, s).astype(value.dtype),
-        value,
-        preferred_element_type=jnp.float32,
-    )
-    return out.reshape(b, n, g, l, -1)
+def _choose_ring(requested: Implementation, length: int, num_parts: int) -> tuple[str, str]:
+    """The ring, which alone computes attention over a split sequence; raises as above."""
+    if requested not in ('auto', 'ring'):
+        raise errors.UserError(
+            f'attention = "{requested}" needs whole sequences, but the mesh axis sequence splits '
+            f'them over {num_parts} devices: use "auto", or set config.mesh.sequence to 1.'
+        )
+    balanced.check_length(length, num_parts)
+    asked = 'asked for' if requested == 'ring' else 'auto'
+    return 'ring', f'{asked}: the sequence is split over {num_parts} devices'
 
 
 def _plain(query: Array, key: Array, value: Array, mask, softcap: float | None) -> Array:
     """The whole score matrix at once; its backward pass reuses the saved softmax."""
     full = mask(jnp.arange(query.shape[3]), jnp.arange(key.shape[2]))
-    weights = jax.nn.softmax(_scores(query, key, full, softcap), axis=-1)
-    return _weighted_values(weights, value).astype(query.dtype)
+    weights = jax.nn.softmax(bounded(products(query, key), full, softcap), axis=-1)
+    return weighted_values(weights, value).astype(query.dtype)
 
 
 def _blockwise(
@@ -203,36 +191,16 @@ def _blockwise(
         q = jax.lax.dynamic_slice_in_dim(query, start, rows, axis=3)
         row_ids = jnp.minimum(start + jnp.arange(rows), length - 1)
 
-        def key_block(carry, column):
-            total, peak, out = carry
+        def key_block(sums, column):
             column_ids = column + jnp.arange(columns)
             seen = mask(row_ids, jnp.minimum(column_ids, num_keys - 1))
             real = jnp.broadcast_to(column_ids < num_keys, (1, rows, columns))
-            scores = _scores(
-                q,
-                jax.lax.dynamic_slice_in_dim(key, column, columns, axis=2),
-                real if seen is None else seen & real,
-                softcap,
-            )
-            new_peak = jnp.maximum(peak, scores.max(-1))
-            weights = jnp.exp(scores - new_peak[..., None])
-            shrink = jnp.exp(peak - new_peak)
-            block_out = _weighted_values(
-                weights, jax.lax.dynamic_slice_in_dim(value, column, columns, axis=2)
-            )
-            return (
-                total * shrink + weights.sum(-1),
-                new_peak,
-                out * shrink[..., None] + block_out,
-            ), None
+            k, v = (jax.lax.dynamic_slice_in_dim(x, column, columns, axis=2) for x in (key, value))
+            scores = bounded(products(q, k), real if seen is None else seen & real, softcap)
+            return fold_in(sums, scores, v), None
 
-        start_carry = (
-            jnp.zeros((b, n, g, rows)),
-            jnp.full((b, n, g, rows), _MASKED),
-            jnp.zeros((b, n, g, rows, k)),
-        )
         (total, _, out), _ = jax.lax.scan(
-            key_block, start_carry, jnp.arange(0, key.shape[2], columns)
+            key_block, empty_sums(q), jnp.arange(0, key.shape[2], columns)
         )
         return (out / total[..., None]).astype(query.dtype)
 

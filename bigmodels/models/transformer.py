@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from bigmodels import errors, sharding, trees
-from bigmodels.models import layers
+from bigmodels.models import balanced, layers, pipeline
 from bigmodels.models.attention import Implementation, attend
 
 Array = jax.Array
@@ -29,7 +29,7 @@ REMAT_POLICIES = {
     'attention': jax.checkpoint_policies.save_only_these_names('attended'),
 }
 
-# Parameter name -> mesh axes of its trailing dimensions; a stacked leading axis is not sharded.
+# Parameter name -> mesh axes of its trailing dimensions.
 SHARDING_RULES = (
     (r'^embed/embedding$', ('tensor', 'fsdp')),  # [V, D]
     (r'^position_embed/embedding$', (None, 'fsdp')),  # [S, D]
@@ -62,6 +62,7 @@ class Settings:
       scan_layers: one compiled block scanned over stacked parameters: compiles large models in
         constant time. `stack_layers` and `unstack_layers` convert.
       remat: 'none' or a key of REMAT_POLICIES.
+      microbatches, pipeline_rounds: see `pipeline`; used where the mesh has stages.
       dtype: of the computation; parameters, norms, softmax and logits are float32.
     """
 
@@ -94,6 +95,8 @@ class Settings:
     attention: Implementation = 'auto'
     scan_layers: bool = False
     remat: Literal['none', 'full', 'dots', 'attention'] = 'none'
+    microbatches: int = 0
+    pipeline_rounds: int = 1
     dtype: layers.Dtype = 'float32'
 
     def __post_init__(self):
@@ -144,9 +147,15 @@ class Attention(nn.Module):
         project = functools.partial(
             layers.Linear, use_bias=c.use_bias or c.qkv_bias, kernel_init=_scaled_normal(1 / d)
         )
-        query = project(heads * head_dim, name='query')(x).reshape(b, l, heads, head_dim)
-        key = project(kv_heads * head_dim, name='key')(x).reshape(b, l, kv_heads, head_dim)
-        value = project(kv_heads * head_dim, name='value')(x).reshape(b, l, kv_heads, head_dim)
+
+        def split_heads(projected, count):
+            return sharding.constrain_activations(
+                projected.reshape(b, l, count, head_dim), 'tensor'
+            )
+
+        query = split_heads(project(heads * head_dim, name='query')(x), heads)
+        key = split_heads(project(kv_heads * head_dim, name='key')(x), kv_heads)
+        value = split_heads(project(kv_heads * head_dim, name='value')(x), kv_heads)
         if c.qk_norm:
             query = layers.Norm('rms_norm', c.norm_epsilon, name='query_norm')(query)
             key = layers.Norm('rms_norm', c.norm_epsilon, name='key_norm')(key)
@@ -174,7 +183,7 @@ class Attention(nn.Module):
         out = layers.Linear(
             d, use_bias=c.use_bias, name='out', kernel_init=c.residual_init(heads * head_dim)
         )(attended.reshape(b, l, heads * head_dim))
-        return out, cache
+        return sharding.constrain_activations(out), cache
 
 
 class FeedForward(nn.Module):
@@ -194,8 +203,11 @@ class FeedForward(nn.Module):
             hidden *= layers.GATED_ACTIVATIONS[c.activation](project(name='gate')(x))
         else:
             hidden = layers.ACTIVATIONS[c.activation](hidden)
-        return layers.Linear(d, use_bias=c.use_bias, kernel_init=c.residual_init(f), name='down')(
-            hidden
+        hidden = sharding.constrain_activations(hidden, 'tensor')
+        return sharding.constrain_activations(
+            layers.Linear(d, use_bias=c.use_bias, kernel_init=c.residual_init(f), name='down')(
+                hidden
+            )
         )
 
 
@@ -264,9 +276,14 @@ class Transformer(nn.Module, Settings):
         """
         if positions is None:
             positions = jnp.arange(inputs.shape[1])[None]
+        split = cache is None and sharding.axis_size('sequence') > 1
+        if split:  # nothing but attention sees the order, and that sees `balanced.slots`
+            inputs, positions, segment_ids = jax.tree.map(
+                balanced.to_balanced, (inputs, positions, segment_ids)
+            )
         normal = nn.initializers.normal(0.02)
         embed = nn.Embed(self.vocab_size, self.embed_dim, embedding_init=normal, name='embed')
-        x = embed(inputs)
+        x = jnp.take(sharding.gathered(embed.embedding, 'tensor', None), inputs, axis=0)
         if self.scale_embeddings:
             x *= math.sqrt(self.embed_dim)
         if self.positions == 'learned':
@@ -278,6 +295,8 @@ class Transformer(nn.Module, Settings):
             sharding.constrain_activations(x), positions, segment_ids, cache, train
         )
         x = layers.Norm(self.norm, self.norm_epsilon, self.use_bias, name='final_norm')(x)
+        if split:
+            x = balanced.from_balanced(x)
         if self.tie_embeddings:
             kernel = embed.embedding.T
         else:
@@ -292,6 +311,8 @@ class Transformer(nn.Module, Settings):
         settings = Settings(
             **{field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
         )
+        if sharding.axis_size('stage') > 1:
+            return self._run_stages(settings, x, positions, segment_ids, train), None
         block = Block
         if self.remat != 'none':
             # Unrolled, the compiler would merge the recomputation with the first computation.
@@ -316,6 +337,31 @@ class Transformer(nn.Module, Settings):
             )
             caches.append(layer_cache)
         return x, None if cache is None else tuple(caches)
+
+    def _run_stages(self, settings, x, positions, segment_ids, train):
+        """The scanned layers on the devices of the mesh axis `stage`."""
+        if not self.scan_layers:
+            raise errors.UserError('config.mesh.stage needs model.scan_layers = True.')
+        if train and self.dropout_rate:
+            raise errors.UserError(
+                'config.mesh.stage does not go with model.dropout_rate: a microbatch would drop '
+                'other units than the whole batch does.'
+            )
+
+        def layer(params, x, constant):
+            return Block(settings, train, parent=None).apply({'params': params}, x, *constant, None)[0]
+
+        x = pipeline.pipelined(
+            layer,
+            self.variables['params']['layers'],
+            x,
+            (jnp.broadcast_to(positions, x.shape[:2]), segment_ids),
+            microbatches=pipeline.num_microbatches(self.microbatches, len(x)),
+            rounds=self.pipeline_rounds,
+            policy=REMAT_POLICIES.get(self.remat, pipeline.KEEP_ALL),
+        )
+        # What follows is shared out among the stages, not done by each of them.
+        return sharding.constrain_activations(x, rows=(*sharding.BATCH_AXES, 'stage'))
 
     def logits(self, params: Mapping, hidden: Array) -> Array:
         """hidden [..., D], as from `return_hidden`, -> float32 logits [..., V]."""

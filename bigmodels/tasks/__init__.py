@@ -15,6 +15,9 @@ evaluation and the server know nothing else about it. Its methods are pure:
     demonstrate(params, model_state) -> {file name: text}
     facts() -> {name: text}           what the start screen says of the model
 
+A task may also have `example_shapes() -> {name: shape}`, of one example, where they are known
+without its data: a config is then explained without opening any.
+
 `metrics` maps names to (sum, count) pairs; 'loss' is one of them, and the returned loss is its
 mean. To add a task, put it in a file of its own and its class here.
 """

@@ -100,6 +100,16 @@ class LanguageModeling:
             return text.Packed(corpus, self.sequence_length)
         return text.Chunks(corpus, self.sequence_length, drop_remainder=train)
 
+    def example_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of one of `examples`, which do not depend on the text."""
+        names = ['inputs', 'targets']
+        if self.packing == 'documents':
+            names += ['positions', 'segment_ids']
+        shape = (self.sequence_length,)
+        return {name: jax.ShapeDtypeStruct(shape, 'int32') for name in names} | {
+            'weights': jax.ShapeDtypeStruct(shape, 'float32')
+        }
+
     def init(self, rng: jax.Array, batch: Mapping[str, jax.Array]) -> Mapping:
         """Variables of the model."""
         return self.model.init(rng, batch['inputs'][:1])

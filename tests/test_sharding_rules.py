@@ -1,0 +1,55 @@
+"""Every model's sharding table, against variants of the model that together use all of it."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from bigmodels import sharding, trees
+from bigmodels.models import MODELS
+
+TRANSFORMER = dict(vocab_size=32, num_layers=2, embed_dim=16, num_heads=2, max_length=8)
+# Per model with a table: what differs between variants that together have every parameter.
+VARIANTS = {
+    'transformer': [
+        TRANSFORMER | dict(positions='learned', qk_norm=True, norm_placement='both'),
+        TRANSFORMER | dict(tie_embeddings=False, activation='swiglu', use_bias=False),
+        TRANSFORMER | dict(scan_layers=True, use_bias=False, qkv_bias=True, num_kv_heads=1),
+    ],
+}
+TABLES = {
+    name: model.sharding_rules
+    for name, model in MODELS.items()
+    if getattr(model, 'sharding_rules', ())
+}
+
+
+def parameters(name: str, fields: dict):
+    """The shapes of a model's parameters."""
+    model = MODELS[name](**fields)
+    tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    return jax.eval_shape(model.init, jax.random.key(0), tokens)['params']
+
+
+def test_every_table_has_its_variants_here():
+    assert TABLES.keys() == VARIANTS.keys()
+
+
+@pytest.mark.parametrize('name', TABLES)
+def test_every_parameter_has_a_rule_and_every_rule_a_parameter(name):
+    numbered = [(pattern, number) for number, (pattern, _) in enumerate(TABLES[name])]
+    used = set()
+    for fields in VARIANTS[name]:
+        used |= set(jax.tree.leaves(trees.match_rules(numbered, parameters(name, fields), name)))
+    unused = [rule for number, rule in enumerate(TABLES[name]) if number not in used]
+    assert unused == []
+
+
+@pytest.mark.parametrize('name', TABLES)
+def test_every_rule_fits_its_parameters_and_names_an_axis_once(name):
+    """As `param_specs` checks it, on a mesh of every axis with two devices on each."""
+    count = len(sharding.AXES)
+    mesh = AbstractMesh((2,) * count, sharding.AXES, axis_types=(AxisType.Auto,) * count)
+    for fields in VARIANTS[name]:
+        _, notes = sharding.param_specs(parameters(name, fields), TABLES[name], mesh)
+        assert notes == []
