@@ -122,13 +122,16 @@ class Watch:
         skipped = values.get('skipped', 0.0) > 0
         if not skipped and math.isfinite(values['loss']) and math.isfinite(values['param_norm']):
             return None
-        in_a_row = values.get('skips_in_a_row', 0.0)
+        grad_norm = values.get('grad_norm', math.nan)
+        in_a_row, skips = values.get('skips_in_a_row', 0.0), values.get('skips', 0.0)
         # A good gradient's update that is not finite has already been made, whatever the policy.
         goes_on = self.settings.policy == 'skip' and skipped and in_a_row <= self.settings.max_skips
-        outcome = f'skipped, {in_a_row:.0f} in a row' if goes_on else 'stopped'
+        outcome = f'skipped, {in_a_row:.0f} in a row, {skips:.0f} in all' if goes_on else 'stopped'
+        if skipped and math.isfinite(values['loss']) and math.isfinite(grad_norm):
+            outcome = f'a spike, {outcome}'
         told = [
             f'At step {step} (batch {step - 1}) the loss is {values["loss"]:.6g}, the norm of the '
-            f'gradient {values.get("grad_norm", math.nan):.6g} and that of the parameters '
+            f'gradient {grad_norm:.6g} and that of the parameters '
             f'{values["param_norm"]:.6g}: {outcome}.',
             self._gradients(grad_squares),
             self.describe_batch(step),
@@ -151,7 +154,9 @@ class Watch:
         )
         if self.settings.policy == 'stop':
             return f'{advice}, or --config.guard.policy=skip --resume=changed to skip such steps.'
-        return f'{advice}; config.guard.max_skips = {self.settings.max_skips}.'
+        return (
+            f'{advice}; config.guard.max_skips = {self.settings.max_skips} was not enough.'
+        )
 
 
 UNNAMED = Watch()

@@ -165,6 +165,22 @@ def test_spikes_are_those_of_a_plain_computation(sigma):
     assert (memory.losses < 20).all()  # the early peak, before the window was full, has left it
 
 
+def test_a_spike_is_told_as_one():
+    watch = guard_lib.Watch(
+        guard_lib.Guard(policy='skip', spike_sigma=4.0), ['w'], 'step {}'.format
+    )
+    values = {'loss': 9.0, 'grad_norm': 1.0, 'param_norm': 1.0, 'skipped': 0.0}
+    assert watch.check(3, values, np.ones(1)) is None
+    values |= {'skipped': 1.0, 'skips_in_a_row': 2.0, 'skips': 5.0}
+    said = watch.check(3, values, np.ones(1))
+    assert said.endswith('of the parameters 1: a spike, skipped, 2 in a row, 5 in all. step 3')
+    with pytest.raises(errors.UserError, match='a spike, stopped'):
+        guard_lib.Watch().check(3, values, np.ones(0))
+    # An update that overflowed has been made: it cannot be skipped.
+    with pytest.raises(errors.UserError, match='the parameters inf: stopped'):
+        watch.check(3, values | {'skipped': 0.0, 'param_norm': np.inf}, np.ones(1))
+
+
 def digits_with(tmp_path, bad_rows, **values):
     """Digits from an .npz whose `bad_rows` hold NaN."""
     images = np.float32(np.random.default_rng(0).integers(0, 17, size=(96, 8, 8)))
@@ -208,7 +224,7 @@ def test_skips_are_warned_of_and_end_at_their_number(tmp_path, capsys):
         train_lib.train(config, tmp_path / 'run')
     said = capsys.readouterr().err
     assert 'WARNING: At step 3 (batch 2) the loss is nan' in said
-    assert 'skipped, 3 in a row' in said
+    assert 'skipped, 3 in a row, 3 in all' in said
     assert checkpoint.steps(tmp_path / 'run' / rundir.CHECKPOINTS) == [1, 2, 3]
 
 
