@@ -15,7 +15,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -173,6 +173,39 @@ def lookup(choices: Mapping[str, Callable], name: str, path: str) -> Callable:
         except (ImportError, AttributeError) as error:
             raise errors.UserError(f'config.{path}.name = {name!r}: {error}.') from error
     raise errors.unknown(f'config.{path}.name', name, choices)
+
+
+def check_trusted(config: Mapping, trust: Sequence[str], origin: str) -> None:
+    """Refuses a config that is data but names code: `lookup` would import and call it.
+
+    Args:
+      trust: top-level packages that may be named nevertheless.
+      origin: where the config was found, for the message.
+
+    Raises:
+      UserError: if a name at any depth has a dot, and its package is not trusted.
+    """
+    if isinstance(trust, str):
+        trust = (trust,)  # else each part of the word would be trusted
+    for key, name in _names(to_plain(config), ''):
+        package = str(name).partition('.')[0]
+        if '.' in str(name) and package not in trust:
+            raise errors.UserError(
+                f'{origin}: config.{key} = {name!r} would import and run code. If you know and '
+                f'trust the package {package}, allow it: --trust={package}, in Python '
+                f'open_run(..., trust=({package!r},)).'
+            )
+
+
+def _names(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Each entry `name` in plain data, with its dotted key."""
+    entries = value.items() if isinstance(value, dict) else ()
+    if isinstance(value, list):
+        entries = enumerate(value)
+    for key, item in entries:
+        if key == 'name':
+            yield f'{path}{key}', item
+        yield from _names(item, f'{path}{key}.')
 
 
 def build(factory: Callable, section: Mapping, path: str, **given) -> Any:

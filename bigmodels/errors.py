@@ -2,7 +2,7 @@
 
 import difflib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 
 class UserError(Exception):
@@ -15,6 +15,12 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
     close = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.5)
     hint = f' Did you mean {close[0]!r}?' if close else ''
     return UserError(f'Unknown {kind} {name!r}.{hint} Allowed: {", ".join(allowed) or "none"}.')
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first `most` names, and how many more there are."""
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(names[:most]) + more
 
 
 def exit_on_user_error(command: Callable[[], None]) -> None:

@@ -11,6 +11,7 @@ import grain
 from bigmodels import checkpoint as checkpoint_lib
 from bigmodels import config as config_lib
 from bigmodels import errors, optimizers, sharding
+from bigmodels import guard as guard_lib
 from bigmodels.data import SOURCES, pipeline, tokenizers
 from bigmodels.models import MODELS
 from bigmodels.tasks import TASKS
@@ -60,6 +61,7 @@ class Experiment:
       model, task, optimizer: sections with a name and its arguments.
       mesh: devices per axis, see `sharding.MeshShape`.
       parallel: 'jit' over the mesh, or 'pmap' over its data axis.
+      guard: what to do at a step that is not finite or a spike, see `guard.Guard`.
       eval_every: steps between evaluations; 0 for one at the end only.
       log_every: steps between lines of metrics.
     """
@@ -75,6 +77,7 @@ class Experiment:
     ema_decay: float = 0.0
     mesh: sharding.MeshShape = dataclasses.field(default_factory=sharding.MeshShape)
     parallel: Literal['jit', 'pmap'] = 'jit'
+    guard: guard_lib.Guard = dataclasses.field(default_factory=guard_lib.Guard)
     checkpoint: checkpoint_lib.Settings = dataclasses.field(default_factory=checkpoint_lib.Settings)
     eval_every: int = 0
     log_every: int = 10
@@ -87,13 +90,21 @@ MINIMUMS = {
     'log_every': 1,
     'eval_every': 0,
     'seed': 0,
+    'guard.max_skips': 1,
+    'guard.spike_sigma': 0,
+    'guard.spike_window': 2,
     'checkpoint.every': 1,
     'checkpoint.keep_last': 1,
     'data.threads': 0,
     'data.workers': 0,
     'data.buffer': 1,
 }
-SECTIONS = {'data': Data, 'mesh': sharding.MeshShape, 'checkpoint': checkpoint_lib.Settings}
+SECTIONS = {
+    'data': Data,
+    'mesh': sharding.MeshShape,
+    'guard': guard_lib.Guard,
+    'checkpoint': checkpoint_lib.Settings,
+}
 
 
 def from_config(config: Mapping) -> Experiment:
@@ -214,8 +225,24 @@ def training_sources(settings: Experiment) -> list[tuple[Sequence, float]]:
     ]
 
 
+def part_names(settings: Experiment) -> list[str]:
+    """What to call the sources of config.data.train, in the order of `training_sources`."""
+    section = settings.data.train
+    return [section['name']] if section['name'] != 'mixture' else sorted(section['sources'])
+
+
 def _mixture(sources: Mapping, weights: Mapping) -> tuple[Mapping, Mapping]:
     return sources, weights
+
+
+def training_parts(
+    task: Any, sources: Sequence[tuple[Sequence, float]]
+) -> list[tuple[Sequence, float]]:
+    """The training examples of a fitted task from each source, with its weight."""
+    return [
+        (task.examples(source, pipeline.cache_dir(), train=True), weight)
+        for source, weight in sources
+    ]
 
 
 def training_batches(
@@ -225,16 +252,23 @@ def training_batches(
     shard: pipeline.Shard = (0, 1),
 ) -> tuple[grain.MapDataset, str]:
     """batch(t) of a run with its fitted task, and what it is made from in words."""
-    parts = [
-        (task.examples(source, pipeline.cache_dir(), train=True), weight)
-        for source, weight in sources
-    ]
+    parts = training_parts(task, sources)
     described = '; '.join(
         f'{source.describe()}, {len(examples):,} examples'
         for (source, _), (examples, _) in zip(sources, parts, strict=True)
     )
     batches = pipeline.training_batches(parts, settings.batch_size, settings.seed, shard)
     return batches, described
+
+
+def batch_ids(settings: Experiment, parts: Sequence[tuple[Sequence, float]], t: int) -> list[str]:
+    """The examples in global batch t of `parts`, each as 'source[index]'."""
+    ids = pipeline.training_ids(parts, settings.batch_size, settings.seed)[t]
+    names = part_names(settings)
+    return [
+        f'{names[part]}[{example}]'
+        for part, example in zip(ids['part'], ids['example'], strict=True)
+    ]
 
 
 def evaluation_sets(

@@ -40,6 +40,13 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
         help='tell what the config would do and train nothing; sharding: where each parameter '
         'lies and what a device holds, also for more devices than there are here',
     )
+    return parse_with_overrides(parser, arguments)
+
+
+def parse_with_overrides(
+    parser: argparse.ArgumentParser, arguments: list[str] | None
+) -> tuple[argparse.Namespace, list[str]]:
+    """The parser's options, and each --config.KEY=VALUE beside them as 'KEY=VALUE'."""
     options, rest = parser.parse_known_args(arguments)
     for argument in rest:
         if not argument.startswith('--config.') or '=' not in argument:

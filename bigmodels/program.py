@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from bigmodels import config as config_lib
+from bigmodels import guard as guard_lib
 from bigmodels import optimizers, sharding, steps
 from bigmodels import state as state_lib
 from bigmodels.experiment import Experiment
@@ -68,7 +69,12 @@ def make_program(
     def init(rng):
         batch = jax.tree.map(lambda shape: jax.numpy.zeros(shape.shape, shape.dtype), example)
         return state_lib.init_state(
-            rng, batch, init=task.init, tx=tx, use_ema=settings.ema_decay > 0
+            rng,
+            batch,
+            init=task.init,
+            tx=tx,
+            use_ema=settings.ema_decay > 0,
+            guard=guard_lib.init_memory(settings.guard),
         )
 
     variables = jax.eval_shape(task.init, jax.random.key(0), example)
@@ -92,6 +98,7 @@ def make_program(
             seed=settings.seed,
             accumulate=settings.accumulate,
             ema_decay=settings.ema_decay,
+            guard=settings.guard,
         ),
         eval_step=functools.partial(steps.eval_step, loss_fn=task.loss_fn),
         schedule=schedule,

@@ -1,9 +1,10 @@
 """Opening a run for notebooks, evaluation and generation."""
 
+import argparse
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import grain
@@ -64,28 +65,56 @@ def open_run(
     directory: str | os.PathLike,
     step: int | Literal['last', 'best'] = 'last',
     mesh: jax.sharding.Mesh | None = None,
+    trust: Sequence[str] = (),
 ) -> Run:
-    """Opens a run; reads its config as data and executes no config file.
+    """Opens a run; reads its config as data, which can execute nothing.
 
     Args:
       step: a saved step; 'best' is by config.checkpoint.best_metric.
       mesh: where its arrays go, by default the first device alone.
+      trust: packages whose code the config may name, as in `model.name = 'my_models.Wide'`.
 
     Raises:
-      UserError: if there is no such run or step, or the checkpoint is damaged.
+      UserError: if there is no such run or step, the checkpoint is damaged, or the config names
+        code that is not trusted.
     """
     directory = pathlib.Path(directory)
-    config = read_config(directory)
-    settings = experiment.from_config(config)
-    task = experiment.make_task(settings).restored(directory / rundir.PREPROCESSING)
+    config, settings, task = open_task(directory, trust)
     mesh = mesh or sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
     step = good_step(directory / rundir.CHECKPOINTS, step, settings.checkpoint)
     params, model_state = _restore_for_evaluation(directory, step, settings, task, mesh)
     return Run(directory, config.to_dict(), settings, task, mesh, params, model_state, step)
 
 
+def open_task(
+    directory: str | os.PathLike, trust: Sequence[str] = ()
+) -> tuple[ml_collections.ConfigDict, experiment.Experiment, Any]:
+    """The config, its experiment and its fitted task, of a run that may have no checkpoint yet.
+
+    Raises:
+      UserError: if there is no such run, or its config names code that is not trusted.
+    """
+    directory = pathlib.Path(directory)
+    config = read_config(directory)
+    config_lib.check_trusted(config, trust, str(directory / rundir.CONFIG))
+    settings = experiment.from_config(config)
+    task = experiment.make_task(settings).restored(directory / rundir.PREPROCESSING)
+    return config, settings, task
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """The option --trust of a command that opens a run."""
+    parser.add_argument(
+        '--trust',
+        action='append',
+        default=[],
+        metavar='PACKAGE',
+        help="a package whose code the run's config may name; may be given repeatedly",
+    )
+
+
 def read_config(directory: pathlib.Path) -> ml_collections.ConfigDict:
-    """The config of a run.
+    """The config of a run, as data: pass it to `config.check_trusted` before building from it.
 
     Raises:
       UserError: if the directory holds no run.

@@ -18,6 +18,7 @@ class TrainState(flax.struct.PyTreeNode):
       model_state: the model's other collections, such as BatchNorm's averages.
       opt_state: of the optax chain.
       ema_params: moving average of params, used in evaluation; None where it is off.
+      guard: a `guard.Memory`, or None where the guard needs none.
     """
 
     step: jax.Array
@@ -25,6 +26,7 @@ class TrainState(flax.struct.PyTreeNode):
     model_state: Any
     opt_state: Any
     ema_params: Any = None
+    guard: Any = None
 
     @property
     def eval_params(self) -> Any:
@@ -39,12 +41,14 @@ def init_state(
     init: Callable[[jax.Array, Any], Any],
     tx: optax.GradientTransformation,
     use_ema: bool,
+    guard: Any = None,
 ) -> TrainState:
     """The state before the first step. Pure, so `jax.eval_shape` gives its shapes.
 
     Args:
       init: (rng, batch) -> variables, a dict with 'params'.
       tx: the optimiser.
+      guard: the memory before the first step, see `guard.init_memory`.
     """
     variables = dict(init(rng, batch))
     params = variables.pop('params')
@@ -54,4 +58,5 @@ def init_state(
         model_state=variables,
         opt_state=tx.init(params),
         ema_params=jax.tree.map(jnp.copy, params) if use_ema else None,
+        guard=guard,
     )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bigmodels import guard as guard_lib
 from bigmodels import metrics as metrics_lib
 from bigmodels.state import TrainState
 
@@ -29,9 +30,10 @@ def train_step(
     schedule: optax.Schedule,
     accumulate: int = 1,
     ema_decay: float = 0.0,
+    guard: guard_lib.Guard = guard_lib.STOP,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Mapping[str, Any]]:
-    """One update.
+    """One update, or at a bad step none: then only `step` and the guard's memory change.
 
     Args:
       state: before the update.
@@ -40,11 +42,13 @@ def train_step(
       accumulate: the gradient is taken over this many parts of the batch, one after the other;
         it equals the gradient of the whole.
       ema_decay: of the parameters' moving average; smaller in the first steps.
+      guard: what makes a step bad, and how `state.guard` remembers.
       axis_name: under pmap, the mapped axis.
 
     Returns:
-      The state after the update, and metrics: pairs from the task, and float32 scalars
-      'learning_rate', 'grad_norm' and 'param_norm'.
+      The state after the update, and metrics: pairs from the task; float32 scalars
+      'learning_rate', 'grad_norm', 'param_norm' and those of `guard.judge`; and 'grad_squares'
+      float32 [number of parameter arrays], the squared norm of each one's gradient.
     """
     rng = step_rng(seed, state.step)
     if axis_name is not None:
@@ -57,18 +61,37 @@ def train_step(
         grads = jax.lax.psum(jax.tree.map(lambda g: g * share, grads), axis_name)
         metrics = jax.lax.psum(metrics, axis_name)
         model_state = jax.lax.pmean(model_state, axis_name)
+    squares = [jnp.square(g).sum() for g in jax.tree.leaves(grads)]
+    grad_norm = jnp.sqrt(sum(squares))
+    loss = metrics_lib.mean(metrics['loss'])
+    good, memory, judged = guard_lib.judge(guard, state.guard, loss, grad_norm)
+    # Not a select: that needs the old optimiser state beside the new, so XLA copies it.
+    updated = lambda: _updated(state, grads, model_state, tx, ema_decay)
+    kept = jax.lax.cond(good, updated, lambda: state)
+    metrics = {
+        **metrics,
+        **judged,
+        'learning_rate': schedule(state.step),
+        'grad_norm': grad_norm,
+        'grad_squares': jnp.stack(squares),
+        'param_norm': optax.tree.norm(kept.params),
+    }
+    return kept.replace(step=state.step + 1, guard=memory), metrics
+
+
+def _updated(
+    state: TrainState, grads: Any, model_state: Any, tx: optax.GradientTransformation, decay: float
+) -> TrainState:
+    """The state with its params, optimiser state, averages and model state updated."""
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params
     if ema_params is not None:
-        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        decay = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
         ema_params = optax.incremental_update(params, ema_params, 1 - decay)
-    metrics = dict(metrics) | {
-        'learning_rate': schedule(state.step),
-        'grad_norm': optax.tree.norm(grads),
-        'param_norm': optax.tree.norm(params),
-    }
-    return TrainState(state.step + 1, params, model_state, opt_state, ema_params), metrics
+    return state.replace(
+        params=params, model_state=model_state, opt_state=opt_state, ema_params=ema_params
+    )
 
 
 def accumulated_gradients(

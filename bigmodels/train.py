@@ -5,9 +5,11 @@ state, metrics = train_step(state, batch(t))        for t = 0, 1, 2, ...
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
+import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grain
@@ -25,6 +27,7 @@ from bigmodels import (
     trees,
     writers,
 )
+from bigmodels import guard as guard_lib
 from bigmodels.data import pipeline
 
 
@@ -65,7 +68,7 @@ def train(config: Mapping, workdir: str | pathlib.Path, resume: rundir.Resume = 
     )
     reporter = writers.Reporter(
         workdir, start or 0, settings.total_steps, settings.log_every, speed,
-        active=jax.process_index() == 0,
+        active=jax.process_index() == 0, watch=_watch(settings, run, data, workdir),
     )  # fmt: skip
     with contextlib.closing(reporter):
         reporter.start_screen(_facts(settings, run, workdir, start, data, speed))
@@ -76,7 +79,7 @@ def train(config: Mapping, workdir: str | pathlib.Path, resume: rundir.Resume = 
         if start is None:
             state = run.init_state(settings.seed)
         else:
-            state = checkpoint.restore(workdir / rundir.CHECKPOINTS, start, run.state_shapes)
+            state = _restored(workdir, start, run, settings, resume)
         rundir.record(workdir, resolved, data.fingerprints, data.shapes)
         ready = time.perf_counter() - began
         reporter.start_screen({'compiled': f'in {compiled:.1f} s, {ready:.1f} s after start'})
@@ -111,6 +114,7 @@ class _Data:
     described: str
     fingerprints: list[str]
     shapes: program.Shapes
+    parts: Callable[[], list]  # see `experiment.training_parts`
 
 
 def _open_data(settings, task, workdir: pathlib.Path, start, resume, shard) -> _Data:
@@ -129,7 +133,35 @@ def _open_data(settings, task, workdir: pathlib.Path, start, resume, shard) -> _
     batches, described = experiment.training_batches(settings, task, sources, shard)
     eval_sets = experiment.evaluation_sets(settings, task, shard)
     shapes = program.shapes_of_batch(batches[0], settings.batch_size)
-    return _Data(task, batches, eval_sets, described, fingerprints, shapes)
+    parts = functools.cache(functools.partial(experiment.training_parts, task, sources))
+    return _Data(task, batches, eval_sets, described, fingerprints, shapes, parts)
+
+
+def _watch(settings, run: program.Program, data: _Data, workdir) -> guard_lib.Watch:
+    """Tells of bad steps by the names of parameters and examples."""
+
+    def describe_batch(step: int) -> str:
+        ids = experiment.batch_ids(settings, data.parts(), step - 1)
+        options = f'--workdir={shlex.quote(str(workdir))} --steps={step}:{step + 1}'
+        return (
+            f'Its examples are {errors.some(ids, 64)}: python -m bigmodels.data.inspect {options} '
+            f'shows them.'
+        )
+
+    names = list(trees.flatten_named(run.state_shapes.params))
+    return guard_lib.Watch(settings.guard, names, describe_batch)
+
+
+def _restored(workdir: pathlib.Path, step: int, run: program.Program, settings, resume):
+    """The state of a checkpoint; a changed config's guard begins with an empty memory."""
+    wanted = run.state_shapes
+    if resume == 'changed':
+        wanted = wanted.replace(guard=None)
+    state = checkpoint.restore(workdir / rundir.CHECKPOINTS, step, wanted)
+    if state.guard is None:
+        placed = jax.tree.map(lambda shape: shape.sharding, run.state_shapes.guard)
+        state = state.replace(guard=jax.device_put(guard_lib.init_memory(settings.guard), placed))
+    return state
 
 
 def _fold(

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 import jax
 import tqdm
 
-from bigmodels import errors
+from bigmodels import guard as guard_lib
 
 
 class Progress:
@@ -169,8 +169,10 @@ class Reporter:
 
     def __init__(
         self, workdir: pathlib.Path, start: int, total: int, log_every: int, speed: Speed,
-        active: bool,
+        active: bool, watch: guard_lib.Watch = guard_lib.UNNAMED,
     ):  # fmt: skip
+        """`watch` reads every step's figures, and may stop the run."""
+        self._watch = watch
         self._writer = MetricWriter(workdir, start, active)
         self._progress = Progress(total, start, active)
         self._total, self._log_every, self._speed = total, log_every, speed
@@ -209,28 +211,27 @@ class Reporter:
 
     def _read(self, step: int, metrics: Mapping[str, Any]) -> None:
         # Fetched whole and divided here: an operation on the device would queue behind newer steps.
+        fetched = jax.device_get(dict(metrics))
+        grad_squares = fetched.pop('grad_squares', ())
         values = {
             name: float(value[0] / max(value[1], 1e-9) if isinstance(value, tuple) else value)
-            for name, value in jax.device_get(dict(metrics)).items()
+            for name, value in fetched.items()
         }
-        loss, norm = values['loss'], values['param_norm']
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise errors.UserError(
-                f'At step {step} (batch {step - 1}) the loss is {loss} and the norm of the updated '
-                f'parameters {norm}: stopped. Checkpoints of earlier steps are good. A lower '
-                f'learning rate, longer warm-up or a clip_norm may help.'
-            )
-        facts = {'loss': f'{loss:.4f}'}
+        skipped = self._watch.check(step, values, grad_squares)
+        self.warn(skipped)
+        facts = {'loss': f'{values["loss"]:.4f}'}
         report = step % self._log_every == 0 or step == self._total
+        row = {
+            f'train/{name}' if isinstance(metrics[name], tuple) else name: value
+            for name, value in values.items()
+            if math.isfinite(value)  # JSON has no other numbers
+        }
         if report:
             speed = self._measure(step)
             facts |= {name.split('_')[-1]: text for name, (_, text) in speed.items()}
-            row = {
-                f'train/{name}' if isinstance(metrics[name], tuple) else name: value
-                for name, value in values.items()
-            }
-            perf = {f'perf/{name}': number for name, (number, _) in speed.items()}
-            self.warn(self._writer.write(step, row | perf))
+            row |= {f'perf/{name}': number for name, (number, _) in speed.items()}
+        if report or skipped:
+            self.warn(self._writer.write(step, row))
         self._progress.update(step, facts, report)
 
     def _measure(self, step: int) -> dict[str, tuple[float, str]]:

@@ -52,6 +52,8 @@ MISTAKES = {
     'unknown dtype': ([TINY, '--config.model.dtype=bf16'], ["'bfloat16'"]),
     'unknown activation': ([DIGITS, '--config.model.activation=gleu'], ["'gelu'"]),
     'negative interval': ([DIGITS, '--config.eval_every=-3'], ['eval_every = -3']),
+    'misspelt policy': ([DIGITS, '--config.guard.policy=skp'], ['guard.policy', "'skip'"]),
+    'a window of one': ([DIGITS, '--config.guard.spike_window=1'], ['spike_window = 1', '2']),
     'no layers': ([TINY, '--config.model.num_layers=0'], ['at least 1']),
     'a choice without a name': (
         [TINY, '--config.optimizer.schedule.nme=linear'],

@@ -21,7 +21,7 @@ from bigmodels.state import TrainState
 
 MANIFEST = 'manifest.json'
 UNSEALED = (MANIFEST, '_CHECKPOINT_METADATA')  # orbax stamps times in the latter after the rename
-PARTS = ('params', 'model_state', 'opt_state', 'ema_params')  # one orbax item each
+PARTS = ('params', 'model_state', 'opt_state', 'ema_params', 'guard')  # one orbax item each
 
 
 @dataclasses.dataclass(frozen=True)

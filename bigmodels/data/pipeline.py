@@ -44,6 +44,30 @@ def training_batches(
     Returns:
       A dataset whose element t is a dict of arrays [batch_size / count, ...].
     """
+    weighted = [(Weighted(examples), weight) for examples, weight in parts]
+    return _sharded(_mixed(weighted, seed), batch_size, shard)
+
+
+def training_ids(
+    parts: Sequence[tuple[Sequence, float]], batch_size: int, seed: int
+) -> grain.MapDataset:
+    """Which examples the global batches of `training_batches` hold, computed without reading them.
+
+    Args:
+      parts, batch_size, seed: as there; of the examples only their number counts.
+
+    Returns:
+      A dataset whose element t is {'part', 'example' int64 [batch_size]}: row i of batch t is
+      parts[part[i]][0][example[i]].
+    """
+    numbered = [
+        (Numbered(part, len(examples)), weight) for part, (examples, weight) in enumerate(parts)
+    ]
+    return _sharded(_mixed(numbered, seed), batch_size, (0, 1))
+
+
+def _mixed(parts: Sequence[tuple[Sequence, float]], seed: int) -> grain.MapDataset:
+    """The endless sequence of the parts' elements, in the order of training."""
     if any(weight <= 0 for _, weight in parts):
         raise errors.UserError('The weights of a mixture must be positive.')
     datasets = []
@@ -52,12 +76,10 @@ def training_batches(
             raise errors.UserError('There are no training examples in the source.')
         # Hashed: epoch e is shuffled with seed + e, which must not be another run's or part's seed.
         [hashed] = np.random.SeedSequence([seed % 2**32, i]).generate_state(1)
-        dataset = grain.MapDataset.source(Weighted(examples))
-        datasets.append(dataset.shuffle(seed=int(hashed)).repeat())
-    mixed = datasets[0]
-    if len(parts) > 1:
-        mixed = grain.MapDataset.mix(datasets, weights=[weight for _, weight in parts])
-    return _sharded(mixed, batch_size, shard)
+        datasets.append(grain.MapDataset.source(examples).shuffle(seed=int(hashed)).repeat())
+    if len(parts) == 1:
+        return datasets[0]
+    return grain.MapDataset.mix(datasets, weights=[weight for _, weight in parts])
 
 
 def evaluation_batches(
@@ -95,6 +117,20 @@ class Weighted:
         example = dict(self.examples[index if real else 0])
         weights = np.asarray(example.get('weights', np.float32(1)), np.float32)
         return example | {'weights': weights if real else np.zeros_like(weights)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbered:
+    """In place of a part's examples: element i says that it is example i of this part."""
+
+    part: int
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {'part': np.int64(self.part), 'example': np.int64(index)}
 
 
 def prefetched(

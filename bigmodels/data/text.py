@@ -42,7 +42,9 @@ class TokenCorpus:
         self.tokens = np.memmap(
             pathlib.Path(directory, 'tokens.bin'), description['dtype'], mode='r'
         )
-        self.offsets = np.load(pathlib.Path(directory, 'offsets.npy'), mmap_mode='r')
+        self.offsets = np.load(
+            pathlib.Path(directory, 'offsets.npy'), mmap_mode='r', allow_pickle=False
+        )
 
     def __reduce__(self):
         return TokenCorpus, (self._directory,)

@@ -118,6 +118,12 @@ def _find_builder(dataset: str, data_dir: str | None):
 
     for package in _PACKAGES:
         importlib.import_module(f'tensorflow_datasets.{package}')
+    name, _ = tfds.core.naming.parse_builder_name_kwargs(dataset)
+    if name.namespace:
+        raise errors.UserError(
+            f'{dataset!r} is of the collection {name.namespace!r}, whose data sets run code of '
+            'their own. Name one that TFDS itself has, or convert this one to files.'
+        )
     try:
         return tfds.builder(dataset, data_dir=data_dir)
     except tfds.core.registered.DatasetNotFoundError as error:

@@ -24,10 +24,11 @@ def main() -> None:
     parser.add_argument('--min_p', type=float, default=0.0)
     parser.add_argument('--stop', action='append', default=[], help='a string that ends the text')
     parser.add_argument('--seed', type=int, default=0)
+    runs.add_trust(parser)
     a = parser.parse_args()
     runs.configure_process()
     sampling = Sampling(a.temperature, a.top_k, a.top_p, a.min_p)
-    run = runs.open_run(a.workdir, int(a.step) if a.step.isdigit() else a.step)
+    run = runs.open_run(a.workdir, int(a.step) if a.step.isdigit() else a.step, trust=a.trust)
     if not isinstance(run.model, transformer.Transformer):
         raise errors.UserError(
             f'{a.workdir} holds a {type(run.model).__name__}; only a Transformer generates text.'

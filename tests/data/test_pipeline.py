@@ -145,6 +145,25 @@ def test_mixture_keeps_its_proportions():
         np.testing.assert_array_equal(joined, batches[t]['id'])
 
 
+@pytest.mark.parametrize('counts', [(7,), (5, 30, 11)], ids=['one source', 'a mixture'])
+def test_ids_lead_to_the_examples_of_the_batch(counts):
+    """Over several epochs of each part, with the numbers of parts and of examples distinct."""
+    parts = [(Numbers(count, first=1000 * i), i + 1.0) for i, count in enumerate(counts)]
+    batches = pipeline.training_batches(parts, 8, 3)
+    numbered = pipeline.training_ids(parts, 8, 3)
+    seen = collections.Counter()
+    for t in range(40):
+        named = numbered[t]
+        examples = [
+            parts[part][0][index]['id']
+            for part, index in zip(named['part'], named['example'], strict=True)
+        ]
+        assert batches[t]['id'].tolist() == examples
+        seen.update(examples)
+    assert len(seen) == sum(counts)
+    assert min(seen.values()) >= 2
+
+
 @pytest.mark.parametrize('count', [1, 7, 8, 9, 16, 21])
 @pytest.mark.parametrize('hosts', [1, 2, 4])
 def test_evaluation_covers_each_example_once(count, hosts):
