@@ -125,11 +125,11 @@ def _whole(params: Any) -> str:
 
 
 def _axes(leaf: jax.ShapeDtypeStruct) -> str:
-    """The mesh axes of each dimension, as 'fsdp, -, data+tensor'."""
-    spec = tuple(leaf.sharding.spec)
-    axes = [(axis,) if isinstance(axis, str) else axis or ('-',) for axis in spec]
-    axes += [('-',)] * (len(leaf.shape) - len(spec))
-    return ', '.join(map('+'.join, axes))
+    """The mesh axes that split each dimension, as 'fsdp, -, data+tensor'."""
+    sizes = leaf.sharding.mesh.shape
+    spec = (*leaf.sharding.spec, *(None,) * (len(leaf.shape) - len(leaf.sharding.spec)))
+    named = [(axes,) if isinstance(axes, str) else axes or () for axes in spec]
+    return ', '.join('+'.join(axis for axis in axes if sizes[axis] > 1) or '-' for axes in named)
 
 
 # By the name that --explain gives; each makes a text from a checked experiment.

@@ -15,6 +15,8 @@ VARIANTS = {
         TRANSFORMER | dict(positions='learned', qk_norm=True, norm_placement='both'),
         TRANSFORMER | dict(tie_embeddings=False, activation='swiglu', use_bias=False),
         TRANSFORMER | dict(scan_layers=True, use_bias=False, qkv_bias=True, num_kv_heads=1),
+        TRANSFORMER | dict(moe=dict(num_experts=4), activation='swiglu', scan_layers=True),
+        TRANSFORMER | dict(moe=dict(num_experts=2, num_shared_experts=1)),
     ],
 }
 TABLES = {
