@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from bigmodels import config, sharding
 
@@ -65,6 +66,20 @@ def _wide_dot(a, b):
 
 
 _low_precision_matmul.defvjp(_low_precision_forward, _low_precision_backward)
+
+
+def look_up(embed: nn.Embed, ids: Array, rows: str | None) -> Array:
+    """embed(ids) [B, L, D], for a table [V, D] whose rows are split over the mesh axis `rows`.
+
+    Where the mesh splits sequences, the table's columns are gathered over `fsdp` first: otherwise
+    XLA gathers the looked-up columns over all positions.
+    """
+    if sharding.axis_size('sequence') == 1:
+        return embed(ids)
+    if rows and embed.num_embeddings % sharding.axis_size(rows):
+        rows = None
+    table = jax.lax.with_sharding_constraint(embed.embedding, PartitionSpec(rows))
+    return jnp.take(table, ids, axis=0)
 
 
 def layer_norm(x: Array, scale: Array, bias: Array | None, epsilon: float) -> Array:
