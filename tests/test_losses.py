@@ -88,13 +88,13 @@ def test_chunked_is_unchunked(chunk):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('chunk', [1, 24, 1000])
+@pytest.mark.parametrize('chunk', [1, 32, 1000])
 def test_chunked_within_split_sequences(chunk):
     """Three positions of each device do not divide into chunks of two."""
     hidden, targets = jnp.float32(rng.normal(size=(4, 12, 5))), jnp.arange(48).reshape(4, 12)
 
     def figures(hidden):
-        values = {'a': lambda h, t: jnp.sin(h).sum(-1) * t, 'b': lambda h, t: t}
+        values = {'a': lambda h, t: jnp.sin(h).sum(-1) * t / 48, 'b': lambda h, t: t}
         return losses.chunked_over_tokens(
             lambda h, t: {name: value(h, t) for name, value in values.items()},
             hidden,
@@ -106,7 +106,7 @@ def test_chunked_within_split_sequences(chunk):
     expected, expected_gradient = figures(hidden), gradient(hidden)
     with jax.set_mesh(sharding.make_mesh(sharding.MeshShape(data=2, sequence=4))):
         given, given_gradient = jax.jit(lambda h: (figures(h), gradient(h)))(hidden)
-    np.testing.assert_allclose(given['a'], expected['a'], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(given['a'], expected['a'], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(given['b'], targets)
     np.testing.assert_allclose(given_gradient, expected_gradient, rtol=1e-5, atol=1e-5)
 
