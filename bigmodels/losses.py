@@ -5,6 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from bigmodels import sharding
+
 Array = jax.Array
 
 
@@ -40,22 +42,51 @@ def chunked_over_tokens(
     """`loss_of_hidden(hidden, targets)`, computed for `chunk` tokens at a time.
 
     The logits of a large vocabulary are never held for more than one chunk; the backward pass
-    computes each chunk's again.
+    computes each chunk's again. On a mesh that splits sequences a chunk is of each device's tokens,
+    and so of as many of every row: at least one of each row and device.
 
     Args:
-      loss_of_hidden: ([N, D], int [N]) -> pytree of [N].
+      loss_of_hidden: ([..., D], int [...]) -> pytree of [...].
       hidden: [..., D].
       targets: int [...].
 
     Returns:
       The pytree of [...] that the unchunked call gives.
     """
+    num_parts = sharding.axis_size('sequence')
+    if num_parts > 1:
+        return _chunked_within_parts(loss_of_hidden, hidden, targets, chunk, num_parts)
     shape = targets.shape
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     count = len(targets)
     padding = -count % chunk
     hidden = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(-1, chunk, hidden.shape[-1])
     targets = jnp.pad(targets, (0, padding)).reshape(-1, chunk)
-    one_chunk = jax.checkpoint(lambda pair: loss_of_hidden(*pair))
-    values = jax.lax.map(one_chunk, (hidden, targets))
+    values = _one_by_one(loss_of_hidden, hidden, targets)
     return jax.tree.map(lambda value: value.reshape(-1)[:count].reshape(shape), values)
+
+
+def _chunked_within_parts(
+    loss_of_hidden: Callable, hidden: Array, targets: Array, chunk: int, num_parts: int
+) -> Array:
+    """The same for hidden [B, L, D] of which a mesh splits both B and L: they are never merged."""
+    rows, length = targets.shape
+    share = length // num_parts
+    size = min(max(chunk // (rows * num_parts), 1), share)
+    padding = -share % size
+
+    def chunks(x):
+        x = x.reshape(rows, num_parts, share, *x.shape[2:])
+        x = jnp.pad(x, [(0, 0), (0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 3))
+        return jnp.moveaxis(x.reshape(rows, num_parts, -1, size, *x.shape[3:]), 2, 0)
+
+    def whole(values):  # [chunks, B, parts, size] -> [B, L]
+        values = jnp.moveaxis(values, 0, 2).reshape(rows, num_parts, -1)
+        return values[:, :, :share].reshape(rows, length)
+
+    return jax.tree.map(whole, _one_by_one(loss_of_hidden, chunks(hidden), chunks(targets)))
+
+
+def _one_by_one(loss_of_hidden: Callable, hidden: Array, targets: Array) -> Array:
+    """loss_of_hidden of each slice, one after the other; computed again in the backward pass."""
+    return jax.lax.map(jax.checkpoint(lambda pair: loss_of_hidden(*pair)), (hidden, targets))

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from bigmodels import losses, metrics
+from bigmodels import losses, metrics, sharding
 
 rng = np.random.default_rng(0)
 LOGITS, TARGETS = 3 * rng.normal(size=(2, 5, 11)), rng.integers(0, 11, (2, 5))
@@ -86,6 +86,29 @@ def test_chunked_is_unchunked(chunk):
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
     for a, b in zip(one_grads, other_grads, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('chunk', [1, 32, 1000])
+def test_chunked_within_split_sequences(chunk):
+    """Three positions of each device do not divide into chunks of two."""
+    hidden, targets = jnp.float32(rng.normal(size=(4, 12, 5))), jnp.arange(48).reshape(4, 12)
+
+    def figures(hidden):
+        values = {'a': lambda h, t: jnp.sin(h).sum(-1) * t / 48, 'b': lambda h, t: t}
+        return losses.chunked_over_tokens(
+            lambda h, t: {name: value(h, t) for name, value in values.items()},
+            hidden,
+            targets,
+            chunk,
+        )
+
+    gradient = jax.grad(lambda hidden: jnp.sin(figures(hidden)['a']).sum())
+    expected, expected_gradient = figures(hidden), gradient(hidden)
+    with jax.set_mesh(sharding.make_mesh(sharding.MeshShape(data=2, sequence=4))):
+        given, given_gradient = jax.jit(lambda h: (figures(h), gradient(h)))(hidden)
+    np.testing.assert_allclose(given['a'], expected['a'], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(given['b'], targets)
+    np.testing.assert_allclose(given_gradient, expected_gradient, rtol=1e-5, atol=1e-5)
 
 
 def test_chunked_takes_several_figures():

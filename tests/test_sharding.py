@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ MESHES = [
     dict(fsdp=8),
     dict(tensor=4, data=2),
     dict(data=2, fsdp=2, tensor=2),
+    dict(sequence=8),
+    dict(sequence=2, fsdp=2, tensor=2),
 ]
 STEPS, ROWS = 3, 16
 
@@ -176,6 +179,36 @@ def test_pmap_of_a_batch_without_weight_stays_finite():
     batch = batches[0] | {'weights': np.zeros(ROWS, np.float32)}
     _, state, _ = train(task, [batch], 'pmap', data=8)
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
+def test_split_sequences_with_packing_remat_scan_and_chunks():
+    task, batches = language_model(
+        scan_layers=True, remat='full', num_kv_heads=2, positions='learned'
+    )
+    task = dataclasses.replace(task, loss_chunk=32)
+    for batch in batches:
+        batch['segment_ids'] = np.cumsum(rng.random((ROWS, 16)) < 0.2, axis=1).astype(np.int32)
+        batch['positions'] = np.tile(np.arange(16, dtype=np.int32), (ROWS, 1))
+    one, _, _ = train(task, batches, num_devices=1)
+    other, _, _ = train(task, batches, sequence=4, data=2)
+    np.testing.assert_allclose(one, other, rtol=2e-5)
+
+
+@pytest.mark.parametrize('mesh', [dict(sequence=4, data=2), dict(sequence=4, fsdp=2)], ids=str)
+def test_split_sequences_are_never_gathered(mesh):
+    """Parameters are, over fsdp; nothing with a dimension for the rows or the positions."""
+    task, batches = language_model(embed_dim=24)
+    run = make_program(dataclasses.replace(task, loss_chunk=64), batches[0], **mesh)
+    text = run.compile_train_step('jit').as_text()
+    assert ' collective-permute(' in text
+    assert ' all-to-all(' not in text
+    gathered = [
+        tuple(int(size) for size in shape.split(','))
+        for shape in re.findall(r'\[([\d,]+)\]\S* all-gather\(', text)
+    ]
+    shapes = {leaf.shape for leaf in jax.tree.leaves(run.state_shapes.params)}
+    assert set(gathered) <= shapes | {shape[::-1] for shape in shapes}
+    assert bool(gathered) == ('fsdp' in mesh)
 
 
 def test_pmap_splits_only_the_batch():

@@ -208,6 +208,20 @@ def test_any_step_can_be_computed_alone(tmp_path):
     assert json.loads((tmp_path / 'summary.json').read_text())['step'] == 20
 
 
+def test_a_sequence_split_over_devices(tmp_path, capsys):
+    overrides = ['total_steps=4', 'mesh.data=2', 'mesh.sequence=4']
+    config = commands.tiny_text_config(tmp_path, overrides)
+    split = train_lib.train(config, tmp_path / 'split')
+    words = 'attention ring (auto: the sequence is split over 4 devices)'
+    assert words in ' '.join(capsys.readouterr().out.split())
+    config.mesh.data, config.mesh.sequence = -1, 1
+    whole = train_lib.train(config, tmp_path / 'whole')
+    np.testing.assert_allclose(split['valid/loss'], whole['valid/loss'], rtol=1e-5)
+    config.mesh.sequence, config.task.sequence_length = 4, 36
+    with pytest.raises(errors.UserError, match='A sequence of 36 tokens does not split'):
+        train_lib.train(config, tmp_path / 'uneven')
+
+
 def test_a_mistake_leaves_no_run_behind(tmp_path):
     """A key that only the optimiser would miss, mended, starts as if nothing had been."""
     with pytest.raises(errors.UserError, match='clip_nrm'):

@@ -67,6 +67,15 @@ def _wide_dot(a, b):
 _low_precision_matmul.defvjp(_low_precision_forward, _low_precision_backward)
 
 
+def look_up(embed: nn.Embed, ids: Array, rows: str | None) -> Array:
+    """embed(ids) [B, L, D], for a table [V, D] whose rows are split over the mesh axis `rows`.
+
+    The table's columns are gathered first: otherwise XLA looks up a part of them for all positions
+    and gathers that.
+    """
+    return jnp.take(sharding.constrain(embed.embedding, (rows, None)), ids, axis=0)
+
+
 def layer_norm(x: Array, scale: Array, bias: Array | None, epsilon: float) -> Array:
     """Layer normalisation over the last axis (Ba et al. 2016), in float32, back in x's dtype."""
     wide = x.astype(jnp.float32)

@@ -308,13 +308,14 @@ class Transformer(nn.Module, Settings):
             )
         normal = nn.initializers.normal(0.02)
         embed = nn.Embed(self.vocab_size, self.embed_dim, embedding_init=normal, name='embed')
-        x = jnp.take(sharding.constrain(embed.embedding, ('tensor', None)), inputs, axis=0)
+        x = layers.look_up(embed, inputs, 'tensor')
         if self.scale_embeddings:
             x *= math.sqrt(self.embed_dim)
         if self.positions == 'learned':
-            x += nn.Embed(
+            position_embed = nn.Embed(
                 self.max_length, self.embed_dim, embedding_init=normal, name='position_embed'
-            )(positions)
+            )
+            x += layers.look_up(position_embed, positions, None)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x.astype(self.dtype))
         x, cache = self._run_blocks(
             sharding.constrain_activations(x), positions, segment_ids, cache, train

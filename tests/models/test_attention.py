@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigmodels import errors
+from bigmodels import errors, sharding
 from bigmodels.models import attention
 
 B, L, H, K = 2, 13, 4, 8
@@ -221,3 +221,25 @@ def test_an_explicit_kernel_that_cannot_run_is_an_error():
     q, k, v, _ = (jnp.float32(x) for x in inputs(2))
     with pytest.raises(errors.UserError, match=r'"cudnn" cannot run: it needs an NVIDIA GPU'):
         attention.attend(q, k, v, implementation='cudnn')
+
+
+def test_a_split_sequence_is_attended_in_a_ring():
+    choose = functools.partial(
+        attention.choose_implementation, dtype=jnp.float32, head_dim=8, length=32
+    )
+    assert choose('ring', cached=True)[0] == 'xla'
+    assert choose('ring')[0] == 'xla'  # without a mesh, as where a model is initialised
+    with jax.set_mesh(sharding.make_mesh(sharding.MeshShape(sequence=4))):
+        assert choose('auto') == ('ring', 'auto: the sequence is split over 4 devices')
+        assert choose('ring') == ('ring', 'asked for: the sequence is split over 4 devices')
+        assert choose('auto', cached=True)[0] == 'xla'
+        for name in ('xla', 'blockwise', 'cudnn'):
+            with pytest.raises(errors.UserError, match=f'"{name}" needs whole sequences'):
+                choose(name)
+        with pytest.raises(errors.UserError, match='must be a multiple of 8'):
+            choose('auto', length=36)
+    with (
+        jax.set_mesh(sharding.make_mesh(sharding.MeshShape())),
+        pytest.raises(errors.UserError, match=r'"ring" needs a sequence that is split'),
+    ):
+        choose('ring')

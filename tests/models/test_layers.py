@@ -2,11 +2,13 @@
 
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bigmodels import sharding
 from bigmodels.models import layers
 
 rng = np.random.default_rng(0)
@@ -154,6 +156,41 @@ def test_all_three_products_have_narrow_operands_and_wide_sums(out_dtype):
     for dot in dots:
         assert {v.aval.dtype for v in dot.invars} == {jnp.dtype(jnp.bfloat16)}
         assert dot.outvars[0].aval.dtype == jnp.float32
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_split_rows_and_positions_are_not_merged(dtype):
+    """The products have all dimensions of x, and are those of merged ones."""
+    x, kernel, g = (jnp.asarray(normal(*shape), dtype) for shape in ((2, 4, 8), (8, 3), (2, 4, 3)))
+    kernel = kernel.astype(jnp.float32)
+
+    def products(x, kernel, g):
+        y, pull = jax.vjp(layers.matmul, x, kernel)
+        return y, *pull(g)
+
+    expected = jax.jit(products)(x, kernel, g)
+    jax.clear_caches()
+    with jax.set_mesh(sharding.make_mesh(sharding.MeshShape(data=2, sequence=4))):
+        given = jax.jit(products)(x, kernel, g)
+        dots = list(_dots(jax.make_jaxpr(products)(x, kernel, g).jaxpr))
+    assert [max(v.aval.ndim for v in dot.invars) for dot in dots] == [3, 3, 3]
+    for one, other in zip(given, expected, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(np.float64(one), np.float64(other), rtol=1e-2, atol=1e-5)
+
+
+def test_look_up_on_every_mesh():
+    embed = nn.Embed(6, 4)
+    ids = jnp.arange(8).reshape(2, 4) % 6
+    variables = embed.init(jax.random.key(0), ids)
+    expected = variables['params']['embedding'][ids]
+    for shape in (dict(), dict(sequence=2, fsdp=2, tensor=2), dict(sequence=2, tensor=4)):
+        with jax.set_mesh(sharding.make_mesh(sharding.MeshShape(**shape))):
+            for rows in ('tensor', None):  # 6 rows do not divide by tensor 4
+                look_up = lambda variables, ids, rows=rows: embed.apply(
+                    variables, ids, method=lambda embed, ids: layers.look_up(embed, ids, rows)
+                )
+                np.testing.assert_array_equal(jax.jit(look_up)(variables, ids), expected)
 
 
 def test_float32_matmul():
