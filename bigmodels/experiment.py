@@ -222,7 +222,7 @@ def training_batches(
     settings: Experiment,
     task: Any,
     sources: Sequence[tuple[Sequence, float]],
-    shard: pipeline.Shard = (0, 1),
+    shard: pipeline.Shard = pipeline.WHOLE,
 ) -> tuple[grain.MapDataset, str]:
     """batch(t) of a run with its fitted task, and what it is made from in words."""
     parts = [
@@ -238,7 +238,7 @@ def training_batches(
 
 
 def evaluation_sets(
-    settings: Experiment, task: Any, shard: pipeline.Shard = (0, 1)
+    settings: Experiment, task: Any, shard: pipeline.Shard = pipeline.WHOLE
 ) -> dict[str, grain.MapDataset]:
     """The batches of every set in config.data.evals."""
     sets = {}
