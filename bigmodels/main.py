@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import pathlib
 
 from bigmodels import errors
@@ -34,7 +35,16 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
         help='this process is one of several, which find each other by '
         'jax.distributed.initialize()',
     )
+    parser.add_argument(
+        '--timeout',
+        type=float,
+        default=100,
+        metavar='SECONDS',
+        help='with --distributed: how long another process may give no sign of life',
+    )
     options, rest = parser.parse_known_args(arguments)
+    if options.timeout < 1:
+        parser.error(f'--timeout={options.timeout:g} must be at least 1 second')
     for argument in rest:
         if not argument.startswith('--config.') or '=' not in argument:
             parser.error(
@@ -47,22 +57,20 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
 def main() -> None:
     """Trains the experiment that the command line describes."""
     options, overrides = parse()
-    import jax  # with the rest of what --help does not need
+    from bigmodels import config, processes, rundir, runs, train  # what --help does not need
 
-    from bigmodels import config, runs, train
-
-    if options.distributed:
-        try:
-            jax.distributed.initialize()
-        except (ValueError, RuntimeError) as error:
-            raise errors.UserError(f'--distributed finds no cluster here: {error}') from error
     runs.configure_process()
     path, _, variant = options.config.partition(':')
     name = pathlib.Path(path).stem
     if variant and '/' not in variant:
         name += f'_{variant}'
     workdir = options.workdir or pathlib.Path('runs', name)
-    train.train(config.load(options.config, overrides), workdir, options.resume)
+    with contextlib.ExitStack() as stack:
+        if options.distributed:
+            stack.enter_context(
+                processes.together(options.timeout, lambda: rundir.how_to_go_on(workdir))
+            )
+        train.train(config.load(options.config, overrides), workdir, options.resume)
 
 
 if __name__ == '__main__':
