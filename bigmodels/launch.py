@@ -38,19 +38,16 @@ def run(command: Sequence[str], processes: int, devices: int, grace: float = GRA
       for one that a signal ended.
     """
     port = _free_port()
-    children = []
-    for index in range(processes):
-        place = {ADDRESS: f'localhost:{port}', COUNT: str(processes), INDEX: str(index)}
-        children.append(_start(command, place | _cpu(devices)))
-        print(f'launch: process {index} is pid {children[index].pid}', file=sys.stderr, flush=True)
-    printers = [
-        threading.Thread(target=_print_lines, args=(index, stream, target))
-        for index, child in enumerate(children)
-        for stream, target in ((child.stdout, sys.stdout), (child.stderr, sys.stderr))
-    ]
-    for printer in printers:
-        printer.start()
+    children, printers = [], []
     with _passed_on(children):
+        for index in range(processes):
+            place = {ADDRESS: f'localhost:{port}', COUNT: str(processes), INDEX: str(index)}
+            child = _start(command, place | _cpu(devices))
+            children.append(child)
+            print(f'launch: process {index} is pid {child.pid}', file=sys.stderr, flush=True)
+            for stream, target in ((child.stdout, sys.stdout), (child.stderr, sys.stderr)):
+                printers.append(threading.Thread(target=_print_lines, args=(index, stream, target)))
+                printers[-1].start()
         status = _wait(children, grace)
     for printer in printers:
         printer.join()

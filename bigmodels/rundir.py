@@ -41,7 +41,10 @@ def prepare(workdir: pathlib.Path, config: Mapping, resume: Resume) -> int | Non
 
 def how_to_go_on(workdir: pathlib.Path) -> str:
     """What the same command will do with a run that ends now, in a sentence."""
-    saved = checkpoint.steps(workdir / CHECKPOINTS)
+    try:
+        saved = checkpoint.steps(workdir / CHECKPOINTS)
+    except OSError as error:  # it may be moved aside right now, or its disk may be what failed
+        return f'The checkpoints in {workdir} cannot be listed: {error}.'
     if not saved:
         return f'There is no checkpoint in {workdir} yet: the same command starts anew.'
     return f'The last checkpoint in {workdir} is step {saved[-1]}; the same command resumes there.'
