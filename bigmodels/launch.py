@@ -7,6 +7,7 @@ Each process simulates a host with CPU devices. docs/launch.md has the commands 
 
 import argparse
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TextIO
 
-from bigmodels.processes import ADDRESS, COUNT, INDEX
+from bigmodels.processes import ADDRESS, COUNT, EXIT_STATUS, INDEX
 
 GRACE = 150.0  # seconds: more than processes take to find out that another one ended
 
@@ -34,8 +35,8 @@ def run(command: Sequence[str], processes: int, devices: int, grace: float = GRA
         are killed.
 
     Returns:
-      0, or the exit status of the first process that failed; as in a shell, 128 + the signal
-      for one that a signal ended.
+      0, or the exit status of the first process that failed, where possible of one that did not
+      end because of another; as in a shell, 128 + the signal for one that a signal ended.
     """
     port = _free_port()
     children, printers = [], []
@@ -101,22 +102,24 @@ def _passed_on(children: Sequence[subprocess.Popen]) -> Iterator[None]:
 def _wait(children: Sequence[subprocess.Popen], grace: float) -> int:
     """The exit status of the first child that fails, once all have ended."""
     running = dict(enumerate(children))
-    first, deadline = 0, float('inf')
+    first, deadline, killed = 0, math.inf, False
     while running:
         for index, child in list(running.items()):
             code = child.poll()
             if code is None:
                 continue
             del running[index]
-            if code and not first:
-                first, deadline = code if code > 0 else 128 - code, time.monotonic() + grace
+            if code:
+                deadline = min(deadline, time.monotonic() + grace)
+                if first in (0, EXIT_STATUS):
+                    first = code if code > 0 else 128 - code
                 how = f'by {signal.Signals(-code).name}' if code < 0 else f'with status {code}'
                 print(f'launch: process {index} ended {how}', file=sys.stderr, flush=True)
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline and not killed:
+            killed = True
             print(f'launch: killing processes {list(running)}', file=sys.stderr, flush=True)
             for child in running.values():
                 child.kill()
-            deadline = float('inf')
         time.sleep(0.05)
     return first
 

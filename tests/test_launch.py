@@ -41,6 +41,16 @@ def test_the_status_is_that_of_the_first_failure(capfd):
     assert 'launch: process 1 ended with status 7' in capfd.readouterr().err
 
 
+def test_a_process_that_ended_because_of_another_is_not_the_failure():
+    program = """if True:
+        import os, time
+        index = int(os.environ['JAX_PROCESS_ID'])
+        time.sleep(2 - 2 * index)
+        os._exit([7, 75][index])
+    """
+    assert run(program) == 7
+
+
 def test_a_process_that_outlives_a_failure_is_killed(capfd):
     program = """if True:
         import os, time
