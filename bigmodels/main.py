@@ -38,9 +38,9 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
     parser.add_argument(
         '--timeout',
         type=float,
-        default=100,
+        default=100,  # as JAX's own heartbeats
         metavar='SECONDS',
-        help='with --distributed: how long another process may give no sign of life',
+        help='with --distributed: how long another process may give no sign of life; default 100',
     )
     options, rest = parser.parse_known_args(arguments)
     if options.timeout < 1:

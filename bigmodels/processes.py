@@ -32,7 +32,6 @@ from jax.experimental import multihost_utils
 from bigmodels import errors, peers
 from bigmodels.herald import Herald
 
-TIMEOUT = 100.0  # seconds of silence; also the default of JAX's own heartbeats
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong here, the same command may succeed
 # What tells a process its place where no cluster does; JAX itself reads only the first.
 ADDRESS, COUNT, INDEX = 'JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'

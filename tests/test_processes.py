@@ -10,7 +10,17 @@ import time
 
 import pytest
 
-from bigmodels import checkpoint, config, errors, experiment, launch, processes, rundir, writers
+from bigmodels import (
+    checkpoint,
+    config,
+    errors,
+    experiment,
+    launch,
+    main,
+    processes,
+    rundir,
+    writers,
+)
 from bigmodels import train as train_lib
 from bigmodels.herald import Herald
 from tests import commands
@@ -181,6 +191,12 @@ def test_a_place_that_cannot_be(monkeypatch, address, count, index):
         processes.together(10, lambda: ''),
     ):
         raise AssertionError('it joined')
+
+
+def test_a_timeout_is_at_least_a_second(capsys):
+    with pytest.raises(SystemExit):
+        main.parse([DIGITS, '--timeout=0.5'])
+    assert '--timeout=0.5 must be at least 1 second' in capsys.readouterr().err
 
 
 def test_one_process_acts_for_itself():
