@@ -199,6 +199,14 @@ def test_a_timeout_is_at_least_a_second(capsys):
     assert '--timeout=0.5 must be at least 1 second' in capsys.readouterr().err
 
 
+def test_where_no_cluster_is_found_the_command_says_so(tmp_path):
+    status, _, err = commands.train(DIGITS, f'--workdir={tmp_path}/run', '--distributed')
+    assert status == 2
+    assert 'error: --distributed finds no cluster here: coordinator_address should' in err
+    assert 'JAX_PROCESS_ID' in err
+    assert not (tmp_path / 'run').exists()
+
+
 def test_one_process_acts_for_itself():
     assert processes.on_first(lambda: [1, None]) == [1, None]
 
