@@ -249,7 +249,7 @@ def training_batches(
     settings: Experiment,
     task: Any,
     sources: Sequence[tuple[Sequence, float]],
-    shard: pipeline.Shard = (0, 1),
+    shard: pipeline.Shard = pipeline.WHOLE,
 ) -> tuple[grain.MapDataset, str]:
     """batch(t) of a run with its fitted task, and what it is made from in words."""
     parts = training_parts(task, sources)
@@ -272,7 +272,7 @@ def batch_ids(settings: Experiment, parts: Sequence[tuple[Sequence, float]], t: 
 
 
 def evaluation_sets(
-    settings: Experiment, task: Any, shard: pipeline.Shard = (0, 1)
+    settings: Experiment, task: Any, shard: pipeline.Shard = pipeline.WHOLE
 ) -> dict[str, grain.MapDataset]:
     """The batches of every set in config.data.evals."""
     sets = {}

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import pathlib
 
 from bigmodels import errors
@@ -35,12 +36,22 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
         'jax.distributed.initialize()',
     )
     parser.add_argument(
+        '--timeout',
+        type=float,
+        default=100,  # as JAX's own heartbeats
+        metavar='SECONDS',
+        help='with --distributed: how long another process may give no sign of life; default 100',
+    )
+    parser.add_argument(
         '--explain',
         metavar='NAME',
         help='tell what the config would do and train nothing; sharding: where each parameter '
         'lies and what a device holds, also for more devices than there are here',
     )
-    return parse_with_overrides(parser, arguments)
+    options, overrides = parse_with_overrides(parser, arguments)
+    if options.timeout < 1:
+        parser.error(f'--timeout={options.timeout:g} must be at least 1 second')
+    return options, overrides
 
 
 def parse_with_overrides(
@@ -60,15 +71,8 @@ def parse_with_overrides(
 def main() -> None:
     """Trains the experiment that the command line describes."""
     options, overrides = parse()
-    import jax  # with the rest of what --help does not need
+    from bigmodels import config, explain, processes, rundir, runs, train  # what --help does not need
 
-    from bigmodels import config, explain, runs, train
-
-    if options.distributed:
-        try:
-            jax.distributed.initialize()
-        except (ValueError, RuntimeError) as error:
-            raise errors.UserError(f'--distributed finds no cluster here: {error}') from error
     runs.configure_process()
     if options.explain is not None:
         print(explain.explain(options.explain, config.load(options.config, overrides)))
@@ -78,7 +82,12 @@ def main() -> None:
     if variant and '/' not in variant:
         name += f'_{variant}'
     workdir = options.workdir or pathlib.Path('runs', name)
-    train.train(config.load(options.config, overrides), workdir, options.resume)
+    with contextlib.ExitStack() as stack:
+        if options.distributed:
+            stack.enter_context(
+                processes.together(options.timeout, lambda: rundir.how_to_go_on(workdir))
+            )
+        train.train(config.load(options.config, overrides), workdir, options.resume)
 
 
 if __name__ == '__main__':

@@ -11,14 +11,12 @@ curves.png, summary.json, and what the task demonstrates, such as sample.txt
 
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
-from bigmodels import checkpoint, errors, experiment
+from bigmodels import checkpoint, errors, experiment, processes
 from bigmodels import config as config_lib
 
 CONFIG, DATA, SUMMARY = 'config.json', 'data.json', 'summary.json'
@@ -40,26 +38,18 @@ def prepare(workdir: pathlib.Path, config: Mapping, resume: Resume) -> int | Non
       UserError: if it cannot be written, or holds a run of another config that `resume` does not
         allow to go on.
     """
-    return _on_first_process(lambda: _prepare(workdir, config, resume))
+    return processes.on_first(lambda: _prepare(workdir, config, resume))
 
 
-def _on_first_process(action: Callable[[], int | None]) -> int | None:
-    """The first process's result, on all; a UserError there stops the others too."""
-    failed, result = None, None
-    if jax.process_index() == 0:
-        try:
-            result = action()
-        except errors.UserError as error:
-            failed = error
-    if jax.process_count() > 1:
-        code = -2 if failed else -1 if result is None else result
-        code = int(multihost_utils.broadcast_one_to_all(np.int32(code)))
-        result = None if code < 0 else code
-        if code == -2 and failed is None:
-            raise errors.UserError('The first process stopped; its message says why.')
-    if failed:
-        raise failed
-    return result
+def how_to_go_on(workdir: pathlib.Path) -> str:
+    """What the same command will do with a run that ends now, in a sentence."""
+    try:
+        saved = checkpoint.steps(workdir / CHECKPOINTS)
+    except OSError as error:  # it may be moved aside right now, or its disk may be what failed
+        return f'The checkpoints in {workdir} cannot be listed: {error}.'
+    if not saved:
+        return f'There is no checkpoint in {workdir} yet: the same command starts anew.'
+    return f'The last checkpoint in {workdir} is step {saved[-1]}; the same command resumes there.'
 
 
 def _prepare(workdir: pathlib.Path, config: Mapping, resume: Resume) -> int | None:

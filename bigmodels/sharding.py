@@ -93,22 +93,15 @@ def num_batch_shards(mesh: jax.sharding.Mesh | None = None) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def batch_shard(mesh: jax.sharding.Mesh) -> tuple[int, int]:
-    """(index, count): which contiguous part of each global batch this process feeds.
+def batch_shard(mesh: jax.sharding.Mesh) -> tuple[tuple[int, ...], int]:
+    """(blocks, count): of the `count` equal blocks of a global batch's rows, those fed here.
 
-    Raises:
-      UserError: if the mesh gives this process rows that are no such part.
+    They are the blocks that this process's devices hold, ascending: in one piece or not, and
+    perhaps held by other processes too, as the mesh has it.
     """
-    num_rows = num_batch_shards(mesh)
-    slices = batch_sharding(mesh).addressable_devices_indices_map((num_rows,)).values()
-    rows = sorted({index[0].start or 0 for index in slices})
-    index, count = rows[0] // len(rows), num_rows // len(rows)
-    if rows != list(range(index * len(rows), (index + 1) * len(rows))) or num_rows % len(rows):
-        raise errors.UserError(
-            f'On this mesh process {jax.process_index()} would feed rows {rows} of {num_rows}, '
-            f'which are not one part of a batch: choose another config.mesh.'
-        )
-    return index, count
+    count = num_batch_shards(mesh)
+    held = batch_sharding(mesh).addressable_devices_indices_map((count,)).values()
+    return tuple(sorted({rows.start or 0 for (rows,) in held})), count
 
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:
@@ -121,12 +114,28 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> Mapping[str, jax.Array]:
-    """This process's part of a batch -> the global batch, split over the batch axes."""
+    """The rows of `batch_shard` -> the global batch, each device taking the block it is to hold.
+
+    Args:
+      batch: arrays [rows of this process, ...], in the order of their blocks.
+
+    Returns:
+      Arrays [rows of all processes, ...], split over the batch axes.
+    """
     placed = batch_sharding(mesh)
-    return {
-        key: jax.make_array_from_process_local_data(placed, np.asarray(value))
-        for key, value in batch.items()
-    }
+    blocks, count = batch_shard(mesh)
+
+    def put(value: np.ndarray) -> jax.Array:
+        size = len(value) // len(blocks)
+
+        def held(index: tuple[slice, ...]) -> np.ndarray:
+            rows, *others = index
+            start = blocks.index((rows.start or 0) // size) * size
+            return value[(slice(start, start + size), *others)]
+
+        return jax.make_array_from_callback((count * size, *value.shape[1:]), placed, held)
+
+    return {key: put(np.asarray(value)) for key, value in batch.items()}
 
 
 def axis_size(axis: str) -> int:

@@ -37,25 +37,27 @@ def train(*arguments: str, **options) -> tuple[int, str, str]:
     return run('bigmodels.main', *arguments, **options)
 
 
-def tiny_text_config(directory: pathlib.Path, overrides: tuple[str, ...] | list[str] = ()):
-    """A byte-level Transformer on a little text: 20 steps in a second."""
+def tiny_text(directory: pathlib.Path) -> tuple[str, list[str]]:
+    """A byte-level Transformer on a little text, 20 steps in a second: (config file, overrides)."""
     path = directory / 'input.txt'
     path.write_text((ROOT / 'bigmodels' / 'steps.py').read_text())
-    return config.load(
-        f'{ROOT}/configs/shakespeare.py:{path}',
-        [
-            'model.vocab_size=256',
-            'model.num_layers=2',
-            'model.embed_dim=32',
-            'model.max_length=128',
-            'task.sequence_length=32',
-            'task.tokenizer.name=bytes',
-            'task.sample_tokens=16',
-            'batch_size=8',
-            'total_steps=20',
-            'log_every=5',
-            'checkpoint.every=10',
-            'optimizer.schedule.warmup_steps=2',
-            *overrides,
-        ],
-    )
+    return f'{ROOT}/configs/shakespeare.py:{path}', [
+        'model.vocab_size=256',
+        'model.num_layers=2',
+        'model.embed_dim=32',
+        'model.max_length=128',
+        'task.sequence_length=32',
+        'task.tokenizer.name=bytes',
+        'task.sample_tokens=16',
+        'batch_size=8',
+        'total_steps=20',
+        'log_every=5',
+        'checkpoint.every=10',
+        'optimizer.schedule.warmup_steps=2',
+    ]
+
+
+def tiny_text_config(directory: pathlib.Path, overrides: tuple[str, ...] | list[str] = ()):
+    """The config of `tiny_text`."""
+    path, values = tiny_text(directory)
+    return config.load(path, [*values, *overrides])

@@ -292,7 +292,7 @@ def test_mesh_shapes():
 
 def test_batches_are_split_by_rows():
     mesh = sharding.make_mesh(sharding.MeshShape(data=2, fsdp=2, tensor=2))
-    assert sharding.batch_shard(mesh) == (0, 1)  # one process feeds everything
+    assert sharding.batch_shard(mesh) == ((0, 1, 2, 3), 4)  # one process feeds everything
     batch = {'x': np.arange(24).reshape(8, 3), 'weights': np.ones(8, np.float32)}
     placed = sharding.put_batch(batch, mesh)
     np.testing.assert_array_equal(placed['x'], batch['x'])
@@ -314,14 +314,11 @@ class FewerDevices:
         return {row: (slice(row * size, (row + 1) * size),) for row in self.rows}
 
 
-@pytest.mark.parametrize(
-    ('rows', 'expected'),
-    [((0, 1, 2, 3), (0, 2)), ((4, 5, 6, 7), (1, 2)), ((6, 7), (3, 4)), ((5,), (5, 8))],
-)
-def test_each_host_feeds_its_part(monkeypatch, rows, expected):
+@pytest.mark.parametrize('rows', [(0, 1, 2, 3), (5,), (0, 1, 4, 5)])
+def test_each_host_feeds_the_rows_of_its_devices(monkeypatch, rows):
     mesh = sharding.make_mesh(sharding.MeshShape())
     monkeypatch.setattr(sharding, 'batch_sharding', lambda _: FewerDevices(rows))
-    assert sharding.batch_shard(mesh) == expected
+    assert sharding.batch_shard(mesh) == (rows, 8)
 
 
 def test_activations_are_constrained_inside_a_mesh_only():

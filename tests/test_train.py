@@ -298,28 +298,3 @@ def _stop_at_12(read):
         read(self, step, metrics if step < 12 else metrics | {'param_norm': np.float32(np.nan)})
 
     return reading
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one(tmp_path):
-    """Four devices of two processes: the same batches, losses and figures as one device."""
-    overrides = ['mesh.fsdp=2', 'log_every=1', 'eval_every=10']
-    one, two = tmp_path / 'one', tmp_path / 'two'
-    workers = [
-        commands.start(
-            'tests.two_processes', str(index), str(two), str(tmp_path), *overrides, devices=2
-        )
-        for index in range(2)
-    ]
-    said = [worker.communicate(timeout=200) for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], said
-    assert 'step 20/20' in said[0][1]
-    assert not any(text in said[1][0] + said[1][1] for text in ('step 20', 'devices ', 'loss '))
-    config = commands.tiny_text_config(tmp_path, overrides[1:])
-    train_lib.train(config, one)
-    rows = [writers.read_metrics(workdir / 'metrics.jsonl') for workdir in (one, two)]
-    assert [row['step'] for row in rows[0]] == [row['step'] for row in rows[1]]
-    for mine, theirs in zip(*rows, strict=True):
-        for name in ('train/loss', 'eval/valid/loss'):
-            assert mine.get(name, 0) == pytest.approx(theirs.get(name, 0), rel=1e-4)
-    assert runs.open_run(two).step == 20

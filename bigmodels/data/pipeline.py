@@ -27,11 +27,14 @@ def cache_dir() -> pathlib.Path:
     return pathlib.Path(os.environ.get('BIGMODELS_CACHE') or pathlib.Path(base) / 'bigmodels')
 
 
-Shard = tuple[int, int]  # (index, count) of the part of each batch that this host feeds
+# (blocks, count): of each global batch's `count` equal blocks of rows, those that a host feeds,
+# ascending. Hosts may feed the same ones, as where a mesh splits layers and not the batch.
+Shard = tuple[Sequence[int], int]
+WHOLE: Shard = ((0,), 1)
 
 
 def training_batches(
-    parts: Sequence[tuple[Sequence, float]], batch_size: int, seed: int, shard: Shard = (0, 1)
+    parts: Sequence[tuple[Sequence, float]], batch_size: int, seed: int, shard: Shard = WHOLE
 ) -> grain.MapDataset:
     """Endless batches: each part shuffled anew in every epoch, mixed by weight.
 
@@ -42,7 +45,8 @@ def training_batches(
       shard: this host's part.
 
     Returns:
-      A dataset whose element t is a dict of arrays [batch_size / count, ...].
+      A dataset whose element t is a dict of arrays [batch_size / count * len(blocks), ...], the
+      host's rows of global batch t in their order.
     """
     weighted = [(Weighted(examples), weight) for examples, weight in parts]
     return _sharded(_mixed(weighted, seed), batch_size, shard)
@@ -83,7 +87,7 @@ def _mixed(parts: Sequence[tuple[Sequence, float]], seed: int) -> grain.MapDatas
 
 
 def evaluation_batches(
-    examples: Sequence, batch_size: int, shard: Shard = (0, 1)
+    examples: Sequence, batch_size: int, shard: Shard = WHOLE
 ) -> grain.MapDataset:
     """Every example once, in order; the last batch is filled up with examples of weight 0."""
     if not len(examples):
@@ -93,13 +97,30 @@ def evaluation_batches(
 
 
 def _sharded(dataset: grain.MapDataset, batch_size: int, shard: Shard) -> grain.MapDataset:
-    """Contiguous parts of the global batch: host h's part t is local batch t * count + h."""
-    index, count = shard
+    """Batches of this host's rows of each global batch; the other rows are not read."""
+    blocks, count = shard
     if batch_size % count:
         raise errors.UserError(
-            f'config.batch_size = {batch_size} does not divide over {count} hosts.'
+            f'config.batch_size = {batch_size} does not divide over {count} parts.'
         )
-    return dataset.batch(batch_size // count, drop_remainder=True)[index::count]
+    parts = dataset.batch(batch_size // count, drop_remainder=True)
+    return grain.MapDataset.source(_Blocks(parts, tuple(blocks), count))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Blocks:
+    """Element t joins the given ones of the `count` parts that global batch t comes in."""
+
+    parts: grain.MapDataset
+    blocks: tuple[int, ...]
+    count: int
+
+    def __len__(self) -> int:
+        return len(self.parts) // self.count
+
+    def __getitem__(self, t: int) -> dict[str, np.ndarray]:
+        mine = [self.parts[t * self.count + block] for block in self.blocks]
+        return {key: np.concatenate([part[key] for part in mine]) for key in mine[0]}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Feed:
     workers: int = 0
 
 
-def training(count=10, batch_size=4, seed=3, shard=(0, 1)):
+def training(count=10, batch_size=4, seed=3, shard=pipeline.WHOLE):
     return pipeline.training_batches([(Numbers(count), 1.0)], batch_size, seed, shard)
 
 
@@ -96,12 +96,28 @@ def test_processes_change_nothing():
 
 @pytest.mark.parametrize('hosts', [1, 2, 4])
 def test_hosts_share_the_same_global_batches(hosts):
-    parts = [training(shard=(host, hosts)) for host in range(hosts)]
+    parts = [training(shard=((host,), hosts)) for host in range(hosts)]
     for t in range(8):
         joined = np.concatenate([part[t]['id'] for part in parts])
         np.testing.assert_array_equal(joined, training()[t]['id'])
         feeds = [pipeline.prefetched(part, t, Feed()) for part in parts]
         assert sum((next(feed)['id'].tolist() for feed in feeds), []) == joined.tolist()
+
+
+def test_a_host_may_feed_any_blocks_of_rows():
+    """In the order of the global batch; two hosts may feed the same ones."""
+    whole, one, other = (
+        training(batch_size=8, shard=(blocks, 4)) for blocks in ((0, 1, 2, 3), (0, 2), (2, 3))
+    )
+    for t in range(8):
+        rows = training(batch_size=8)[t]['id'].tolist()
+        assert whole[t]['id'].tolist() == rows
+        assert one[t]['id'].tolist() == rows[0:2] + rows[4:6]
+        assert other[t]['id'].tolist() == rows[4:8]
+    assert one[3]['x'].shape == (4, 3)
+    held_out = pipeline.evaluation_batches(Numbers(13), 8, ((0, 3), 4))
+    assert ids(held_out, 0, 2) == [[0, 1, 6, 7], [8, 9, 0, 0]]
+    assert held_out[1]['weights'].tolist() == [1, 1, 0, 0]
 
 
 def test_each_epoch_is_another_permutation():
@@ -139,7 +155,7 @@ def test_mixture_keeps_its_proportions():
     assert sorted(large[:30]) == list(range(100, 130))
     assert small[:30].tolist() != (large[:30] - 100).tolist()
     assert ids(batches, 3, 5) == [batches[3]['id'].tolist(), batches[4]['id'].tolist()]
-    halves = [pipeline.training_batches(parts, 8, 0, (host, 2)) for host in range(2)]
+    halves = [pipeline.training_batches(parts, 8, 0, ((host,), 2)) for host in range(2)]
     for t in range(5):
         joined = np.concatenate([half[t]['id'] for half in halves])
         np.testing.assert_array_equal(joined, batches[t]['id'])
@@ -169,7 +185,7 @@ def test_ids_lead_to_the_examples_of_the_batch(counts):
 def test_evaluation_covers_each_example_once(count, hosts):
     counted, steps = [], set()
     for host in range(hosts):
-        batches = pipeline.evaluation_batches(Numbers(count), 8, (host, hosts))
+        batches = pipeline.evaluation_batches(Numbers(count), 8, ((host,), hosts))
         steps.add(len(batches))
         for t in range(len(batches)):
             batch = batches[t]
@@ -192,7 +208,7 @@ def test_mistakes():
     for build, message in (
         (lambda: training(count=0), 'no training examples'),
         (lambda: pipeline.evaluation_batches(Numbers(0), 4), 'no examples in the evaluation'),
-        (lambda: training(batch_size=4, shard=(0, 3)), 'batch_size = 4 does not divide over 3'),
+        (lambda: training(batch_size=4, shard=((0,), 3)), 'batch_size = 4 does not divide over 3'),
         (lambda: pipeline.training_batches([(Numbers(3), 0.0)], 1, 0), 'must be positive'),
     ):
         with pytest.raises(errors.UserError, match=message):
