@@ -6,18 +6,20 @@ preprocessing/   what preprocessing learnt from the training data, such as a tok
 checkpoints/     see `checkpoint`
 metrics.jsonl    a row per logged step and evaluation; tensorboard/ holds the same
 curves.png, summary.json, and what the task demonstrates, such as sample.txt
+.lock            held while a run is under way, see `lock`
 """
 
+import contextlib
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from bigmodels import checkpoint, errors, experiment
+from bigmodels import checkpoint, errors, experiment, lock
 from bigmodels import config as config_lib
 
 CONFIG, DATA, SUMMARY = 'config.json', 'data.json', 'summary.json'
@@ -29,14 +31,52 @@ RESUME_RULES = (
 )
 
 
-def prepare(workdir: pathlib.Path, config: Mapping, resume: Resume) -> int | None:
-    """Makes or checks the directory of a run; returns the step to go on from, None for a new run.
+@contextlib.contextmanager
+def held(workdir: pathlib.Path, resume: Resume) -> Iterator[None]:
+    """Makes the directory and keeps other runs out of it; 'restart' moves what it holds aside.
 
     With several processes the first one acts, in a directory that all share.
 
     Raises:
-      UserError: if it cannot be written, or holds a run of another config that `resume` does not
-        allow to go on.
+      UserError: if it cannot be written, or another run is under way in it.
+    """
+    locks = []
+    _on_first_process(lambda: locks.append(_taken(workdir, resume)))
+    try:
+        yield
+    finally:
+        for held_lock in locks:
+            held_lock.release()
+
+
+def _taken(workdir: pathlib.Path, resume: Resume) -> lock.Lock:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / '.writable').touch()
+        (workdir / '.writable').unlink()
+        taken = lock.Lock(workdir)
+    except OSError as error:
+        raise errors.UserError(
+            f'The work directory {workdir} cannot be written: {error.strerror}.'
+        ) from error
+    if resume == 'restart' and any(path.name != lock.NAME for path in workdir.iterdir()):
+        number = 1
+        while (aside := workdir.with_name(f'{workdir.name}.{number}')).exists():
+            number += 1
+        workdir.rename(aside)  # the old lock goes with it
+        workdir.mkdir()
+        taken.release()
+        taken = lock.Lock(workdir)
+    return taken
+
+
+def prepare(workdir: pathlib.Path, config: Mapping, resume: Resume) -> int | None:
+    """Checks a directory that is `held`; returns the step to go on from, None for a new run.
+
+    With several processes the first one acts, in a directory that all share.
+
+    Raises:
+      UserError: if it holds a run of another config that `resume` does not allow to go on.
     """
     return _on_first_process(lambda: _prepare(workdir, config, resume))
 
@@ -61,20 +101,6 @@ def _on_first_process(action: Callable[[], int | None]) -> int | None:
 
 
 def _prepare(workdir: pathlib.Path, config: Mapping, resume: Resume) -> int | None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / '.writable').touch()
-        (workdir / '.writable').unlink()
-    except OSError as error:
-        raise errors.UserError(
-            f'The work directory {workdir} cannot be written: {error.strerror}.'
-        ) from error
-    if resume == 'restart' and any(workdir.iterdir()):
-        number = 1
-        while (aside := workdir.with_name(f'{workdir.name}.{number}')).exists():
-            number += 1
-        workdir.rename(aside)
-        workdir.mkdir()
     checkpoints = workdir / CHECKPOINTS
     if checkpoint.steps(checkpoints) and resume == 'same':
         changes = experiment.blocking_differences(config_lib.read(workdir / CONFIG), config)

@@ -34,12 +34,17 @@ class Settings:
       best_metric: a figure of the evaluation, such as 'valid/loss': every evaluated step is saved
         too, and the one with its best value is kept. '' for none.
       best_mode: whether its smallest or largest value is best.
+      timeout: seconds after which a save that has not ended has failed.
+      deadline: seconds in which a run that is asked to stop must have saved its step, see
+        `preemption`. Clusters commonly give 30 to 120 before they kill.
     """
 
     every: int = 1000
     keep_last: int = 2
     best_metric: str = ''
     best_mode: Literal['min', 'max'] = 'min'
+    timeout: int = 1200
+    deadline: float = 60.0
 
 
 def steps(directory: pathlib.Path) -> list[int]:
@@ -108,6 +113,22 @@ def best_step(directory: pathlib.Path, settings: Settings) -> int | None:
     return (min if settings.best_mode == 'min' else max)(values, key=values.get, default=None)
 
 
+def figures(directory: pathlib.Path, step: int) -> dict[str, float]:
+    """The figures of the evaluation that a saved step was saved with; {} if there was none."""
+    return _manifest(directory, step)['metrics']
+
+
+def add_figures(directory: pathlib.Path, step: int, values: Mapping[str, float]) -> None:
+    """Notes an evaluation that was made after its step had been saved."""
+    if jax.process_index() != 0:
+        return
+    path = directory / str(step) / MANIFEST
+    manifest = _manifest(directory, step) | {'metrics': dict(values)}
+    temporary = path.with_name(MANIFEST + '.tmp')
+    temporary.write_text(json.dumps(manifest, indent=1))
+    temporary.replace(path)
+
+
 def set_aside(directory: pathlib.Path, step: int) -> None:
     """Renames a damaged step, so that its number can be saved again."""
     (directory / str(step)).rename(directory / f'{step}.damaged')
@@ -132,6 +153,16 @@ def restore(directory: pathlib.Path, step: int, abstract: TrainState) -> TrainSt
     return abstract.replace(step=number, **restored)
 
 
+class _Manager(ocp.CheckpointManager):
+    """Leaves preemption to the loop: orbax would ask JAX about the steps of saves long begun,
+
+    and JAX takes the step that it was last asked about for the one that this process is at.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Saver:
     """Saves states in the background, keeping the latest ones and the best one.
 
@@ -139,20 +170,22 @@ class Saver:
     """
 
     def __init__(self, directory: pathlib.Path, settings: Settings):
-        self._directory = directory.absolute()
+        self.directory = directory.absolute()
         self._settings = settings
         self._saving: tuple[int, Mapping[str, float]] | None = None
-        self._manager = ocp.CheckpointManager(
-            self._directory,
+        self._manager = _Manager(
+            self.directory,
             options=ocp.CheckpointManagerOptions(
                 cleanup_tmp_directories=True,
-                async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+                async_options=ocp.options.AsyncOptions(
+                    timeout_secs=settings.timeout, post_finalization_callback=self._seal
+                ),
             ),
         )
 
     def save(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> str | None:
         """Starts saving; returns what went wrong with the save before, or None."""
-        problem = self.wait()
+        problem = self.wait() or self._prune()
         self._saving = (step, dict(metrics))
         items = {
             name: ocp.args.StandardSave(tree)
@@ -165,27 +198,31 @@ class Saver:
             problem = self._failed(error)
         return problem
 
+    def poll(self) -> str | None:
+        """What went wrong with a save that has ended since the last call, or None; never waits."""
+        if self._saving is None or self._manager.is_saving_in_progress():
+            return None
+        return self.wait()
+
     def wait(self) -> str | None:
         """Waits for the save under way; returns what went wrong, or None."""
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:  # what tensorstore and orbax raise
             return self._failed(error)
-        if self._saving is not None:
-            self._saving = None
-            self._prune()
+        self._saving = None
         return None
 
     def close(self) -> str | None:
         """Waits and lets go of the directory; returns what went wrong, or None."""
-        problem = self.wait()
+        problem = self.wait() or self._prune()
         self._manager.close()
         return problem
 
     def _failed(self, error: Exception) -> str:
         step, _ = self._saving
         self._saving = None
-        for half_written in self._directory.glob(f'{step}.orbax-checkpoint-tmp*'):
+        for half_written in self.directory.glob(f'{step}.orbax-checkpoint-tmp*'):
             shutil.rmtree(half_written, ignore_errors=True)  # room for the next one
         return f'step {step} was not saved: {type(error).__name__}: {str(error)[:500]}'
 
@@ -196,7 +233,7 @@ class Saver:
         step, metrics = self._saving
         [root] = [
             path
-            for path in self._directory.iterdir()
+            for path in self.directory.iterdir()
             if path.name.split('.')[0] == str(step) and not path.name.endswith('.damaged')
         ]
         sums = {
@@ -207,12 +244,16 @@ class Saver:
         manifest = {'step': step, 'metrics': metrics, 'files': sums}
         (root / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
-    def _prune(self) -> None:
-        saved = steps(self._directory)
-        keep = {*saved[-self._settings.keep_last :], best_step(self._directory, self._settings)}
+    def _prune(self) -> str | None:
+        saved = steps(self.directory)
+        keep = {*saved[-self._settings.keep_last :], best_step(self.directory, self._settings)}
         for step in saved:
             if step not in keep:
-                self._manager.delete(step)
+                try:
+                    self._manager.delete(step)
+                except OSError as error:
+                    return f'step {step} could not be deleted to make room: {error}'
+        return None
 
 
 def _sha256(path: pathlib.Path) -> str:
