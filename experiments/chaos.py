@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 
 from bigmodels import checkpoint, rundir, trees, writers
 
-TOTAL_STEPS, EVAL_EVERY, SAVE_EVERY = 240, 60, 7
+TOTAL_STEPS, EVAL_EVERY, SAVE_EVERY = 160, 40, 5
 CONFIG = (  # small and slow to finish: every kind of state, many saves, some evaluations
     '--config=configs/transformer.py:tiny',
     f'--config.total_steps={TOTAL_STEPS}',
@@ -180,9 +180,7 @@ def run(workdir: pathlib.Path) -> float:
     """Goes on with a run to its end; the seconds that it took."""
     log, began = workdir.with_suffix('.log'), time.perf_counter()
     if status := start(workdir, log).wait():
-        raise SystemExit(
-            f'a run that was not killed ended with status {status}:\n{log.read_text()}'
-        )
+        raise SystemExit(f'a run that was not killed failed, {status}:\n{log.read_text()}')
     return time.perf_counter() - began
 
 
