@@ -10,6 +10,7 @@ curves.png, summary.json, and what the task demonstrates, such as sample.txt
 """
 
 import contextlib
+import errno
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ from bigmodels import config as config_lib
 
 CONFIG, DATA, SUMMARY = 'config.json', 'data.json', 'summary.json'
 PREPROCESSING, CHECKPOINTS = 'preprocessing', 'checkpoints'
+OPENED_WITH = (CONFIG, DATA, PREPROCESSING)  # beside the checkpoints
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 Resume = Literal['same', 'changed', 'restart']
 RESUME_RULES = (
     '--resume=changed goes on from its last checkpoint under what is given now; --resume=restart '
@@ -68,6 +71,23 @@ def _taken(workdir: pathlib.Path, resume: Resume) -> lock.Lock:
         taken.release()
         taken = lock.Lock(workdir)
     return taken
+
+
+@contextlib.contextmanager
+def storage_errors(workdir: pathlib.Path) -> Iterator[None]:
+    """What a full or read-only disk refuses in here is a UserError that says what is safe."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in STORAGE_ERRORS:
+            raise
+        saved = checkpoint.steps(workdir / CHECKPOINTS)
+        file = f' ({error.filename})' if error.filename else ''
+        raise errors.UserError(
+            f'{workdir} cannot be written: {error.strerror}{file}. '
+            + (f'Nothing that was saved is lost, step {saved[-1]} is the last. ' if saved else '')
+            + 'Make room, and the same command goes on.'
+        ) from error
 
 
 def prepare(workdir: pathlib.Path, config: Mapping, resume: Resume) -> int | None:

@@ -53,7 +53,11 @@ def train(config: Mapping, workdir: str | pathlib.Path, resume: rundir.Resume = 
     task = experiment.make_task(settings)
     resolved = experiment.resolved(config)
     deadline, checkpoints = settings.checkpoint.deadline, workdir / rundir.CHECKPOINTS
-    with preemption.Signals(deadline, checkpoints) as signals, rundir.held(workdir, resume):
+    with (
+        preemption.Signals(deadline, checkpoints) as signals,
+        rundir.held(workdir, resume),
+        rundir.storage_errors(workdir),
+    ):
         return _train(settings, mesh, task, resolved, workdir, resume, signals, began)
 
 
@@ -96,6 +100,7 @@ def _train(
         )
     if signals.requested:
         raise signals.stopped(int(state.step))
+    _check_saved(workdir, settings.total_steps)
     _finish(workdir, data.task, state, figures, reporter.seconds)
     return figures
 
@@ -146,14 +151,18 @@ def _loop(
 
     with signals.deferred():
         feed = pipeline.prefetched(data.batches, start, settings.data)
-        saver = checkpoint.Saver(workdir / rundir.CHECKPOINTS, settings.checkpoint)
+        saver = checkpoint.Saver(
+            workdir / rundir.CHECKPOINTS, settings.checkpoint, beside=rundir.OPENED_WITH
+        )
         try:
-            return _fold(
+            last = _fold(
                 settings, run.mesh, train_step, state, start, feed, evaluate_now, saver, reporter,
                 signals,
             )  # fmt: skip
         finally:
             reporter.warn(saver.close())
+    reporter.warn(saver.finish_copies(settings.checkpoint.deadline if signals.requested else None))
+    return last
 
 
 def _fold(
@@ -172,6 +181,7 @@ def _fold(
         state, metrics = train_step(state, batch)
         reporter.add(step, metrics)
         reporter.warn(saver.poll())
+        reporter.note(saver.cost())
 
         stops = signals.reached(step)
         evaluates = _evaluates(settings, step)
@@ -221,6 +231,16 @@ def _check_best_metric(metric: str, run: program.Program, data: _Data) -> None:
     figures = [f'{name}/{key}' for name in data.eval_sets for key in means]
     if metric and metric not in figures:
         raise errors.unknown('figure config.checkpoint.best_metric =', metric, figures)
+
+
+def _check_saved(workdir: pathlib.Path, step: int) -> None:
+    """Raises UserError if the last step is not there: the run is not complete."""
+    saved = checkpoint.steps(workdir / rundir.CHECKPOINTS)
+    if step not in saved:
+        raise errors.UserError(
+            f'The last step, {step}, was not saved, as the warning above says; the last one that '
+            f'was is {saved[-1] if saved else "none"}. Mend this, and the same command goes on.'
+        )
 
 
 def _say_complete(workdir: pathlib.Path, step: int, figures: Mapping[str, float]) -> None:
