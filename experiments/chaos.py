@@ -4,12 +4,13 @@
 
 SIGKILL, so that nothing in the process can react. Two thirds of the kills fall uniformly over the
 wall-clock life of an uninterrupted process, start-up and finishing included; one third is aimed at
-saves: a random save is awaited and the kill follows within milliseconds. A run that completes is
-compared bit for bit and the next one begins, until the kills are made.
+saves: a random save is awaited, or its manifest, and the kill follows within milliseconds. A run
+that completes is compared bit for bit and the next one begins, until the kills are made.
 """
 
 import argparse
 import collections
+import contextlib
 import os
 import pathlib
 import random
@@ -40,8 +41,8 @@ CONFIG = (  # small and slow to finish: every kind of state, many saves, some ev
     '--config.task.sequence_length=64',
     '--config.task.sample_tokens=32',
 )
-AIMED = 1 / 3
-AIM_SECONDS = 0.1  # a save lasts about as long
+AIMS, WEIGHTS = ('life', 'save', 'manifest'), (4, 1, 1)
+SAVE_SECONDS, RENAME_SECONDS = 0.1, 0.003  # about as long as each lasts
 PHASES = (
     'before the first step',
     'in steps, nothing being saved',
@@ -69,21 +70,30 @@ def start(workdir: pathlib.Path, log: pathlib.Path) -> subprocess.Popen:
 
 def temporary(workdir: pathlib.Path) -> dict[int, pathlib.Path]:
     """The directories of saves under way, or left by a kill, by inode."""
-    found = (workdir / rundir.CHECKPOINTS).glob('*.orbax-checkpoint-tmp*')
-    return {path.stat().st_ino: path for path in found}
+    found = {}
+    for path in (workdir / rundir.CHECKPOINTS).glob('*.orbax-checkpoint-tmp*'):
+        with contextlib.suppress(FileNotFoundError):  # renamed since it was listed
+            found[path.stat().st_ino] = path
+    return found
 
 
 def wait_for_save(process: subprocess.Popen, workdir: pathlib.Path, count: int) -> None:
     """Returns when the process has begun its `count`-th save, or has ended."""
     seen = set(temporary(workdir))
     while count and process.poll() is None:
-        try:
-            new = temporary(workdir).keys() - seen
-        except FileNotFoundError:
-            continue  # renamed between being listed and being looked at
+        new = temporary(workdir).keys() - seen
         seen |= new
         count -= len(new)
         time.sleep(0.0005)
+
+
+def wait_for_manifest(process: subprocess.Popen, workdir: pathlib.Path) -> None:
+    """Returns when a save has written its manifest and is to be renamed, or just was."""
+    saves = list(temporary(workdir).values())
+    while process.poll() is None and any(path.exists() for path in saves):
+        if any((path / checkpoint.MANIFEST).exists() for path in saves):
+            return
+        time.sleep(0.0002)
 
 
 def phase(workdir: pathlib.Path, log: pathlib.Path, stale: set[int]) -> str:
@@ -107,16 +117,18 @@ def last_step(log: pathlib.Path) -> int | None:
 
 def kill_once(workdir: pathlib.Path, life: float, chance: random.Random) -> dict | None:
     """Goes on with a run and kills it; what was found then, or None if it completed before."""
-    aimed = chance.random() < AIMED
+    [aim] = chance.choices(AIMS, WEIGHTS)
     stale = set(temporary(workdir)) if workdir.exists() else set()
     log = workdir.with_suffix('.log')
     process = start(workdir, log)
     try:
-        if aimed:
-            wait_for_save(process, workdir, count=chance.randint(1, 12))
-            time.sleep(chance.uniform(0, AIM_SECONDS))
-        else:
+        if aim == 'life':
             process.wait(chance.uniform(0, life))
+        else:
+            wait_for_save(process, workdir, count=chance.randint(1, 12))
+            if aim == 'manifest':
+                wait_for_manifest(process, workdir)
+            time.sleep(chance.uniform(0, SAVE_SECONDS if aim == 'save' else RENAME_SECONDS))
     except subprocess.TimeoutExpired:
         pass  # it lives, to be killed
     ended = process.poll()
@@ -129,7 +141,7 @@ def kill_once(workdir: pathlib.Path, life: float, chance: random.Random) -> dict
     good, damaged = checkpoint.newest_good(workdir / rundir.CHECKPOINTS)
     made = last_step(log)
     return {
-        'aim': 'save' if aimed else 'uniform',
+        'aim': aim,
         'phase': phase(workdir, log, stale),
         'lost_steps': 0 if made is None else made - (good or 0),
         'damaged': len(damaged),
@@ -163,10 +175,12 @@ def differences(whole: pathlib.Path, other: pathlib.Path) -> list[str]:
     return [name for name, equal in same.items() if not equal]
 
 
-def finish(workdir: pathlib.Path, most: int, life: float, chance: random.Random) -> list[dict]:
+def finish(
+    workdir: pathlib.Path, most: int, until: float, life: float, chance: random.Random
+) -> list[dict]:
     """Goes on with a run until it completes, killing it `most` times at most."""
     outcomes = []
-    while len(outcomes) < most:
+    while len(outcomes) < most and time.perf_counter() < until:
         outcome = kill_once(workdir, life, chance)
         if outcome is None:
             return outcomes
@@ -184,21 +198,24 @@ def run(workdir: pathlib.Path) -> float:
     return time.perf_counter() - began
 
 
-def chaos(directory: pathlib.Path, kills: int, chance: random.Random) -> dict:
+def chaos(directory: pathlib.Path, kills: int, minutes: float, chance: random.Random) -> dict:
     """Makes the kills; returns the report."""
     began = time.perf_counter()
+    until = began + 60 * minutes
     whole = directory / 'whole'
     run(directory / 'fills_the_caches')
     life = run(whole)
     outcomes, different, completed = [], [], 0
-    while len(outcomes) < kills:
+    while len(outcomes) < kills and time.perf_counter() < until:
         workdir = directory / f'run_{completed}'
-        outcomes += finish(workdir, kills - len(outcomes), life, chance)
-        different += [f'{workdir.name}: {what}' for what in differences(whole, workdir)]
+        outcomes += finish(workdir, kills - len(outcomes), until, life, chance)
+        found = differences(whole, workdir)
+        print(f'{workdir.name} completed, differences: {found or "none"}', flush=True)
+        different += [f'{workdir.name}: {what}' for what in found]
         completed += 1
     lost = [outcome['lost_steps'] for outcome in outcomes]
     return {
-        'kills': kills,
+        'kills': len(outcomes),
         'aimed': collections.Counter(outcome['aim'] for outcome in outcomes),
         'fell': {name: sum(outcome['phase'] == name for outcome in outcomes) for name in PHASES},
         'runs_completed': completed,
@@ -221,11 +238,13 @@ def show(report: dict) -> None:
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--kills', type=int, default=100)
+    parser.add_argument('--minutes', type=float, default=120, help='after which no kill is made')
     parser.add_argument('--seed', type=int, default=0, help='of the instants')
     parser.add_argument('--results', type=pathlib.Path, default=measure.RESULTS)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        report = chaos(pathlib.Path(directory), options.kills, random.Random(options.seed))
+        chance = random.Random(options.seed)
+        report = chaos(pathlib.Path(directory), options.kills, options.minutes, chance)
     measure.write('chaos', report, options.results)
     show(report)
     if report['differences_from_the_uninterrupted_run'] or report['damaged_checkpoints_found']:

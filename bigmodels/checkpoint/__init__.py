@@ -159,9 +159,10 @@ def restore(directory: pathlib.Path, step: int, abstract: TrainState) -> TrainSt
 
 
 class _Manager(ocp.CheckpointManager):
-    """Leaves preemption to the loop: orbax would ask JAX about the steps of saves long begun,
+    """Leaves preemption to the loop.
 
-    and JAX takes the step that it was last asked about for the one that this process is at.
+    Orbax would ask JAX about the steps of saves begun earlier, and JAX takes the step that it was
+    last asked about for the one that this process is at.
     """
 
     def reached_preemption(self, step: int) -> bool:
