@@ -3,7 +3,8 @@
 Within the loop a signal is only noted; the loop asks after every step, saves that step and ends.
 A watching thread ends the process if this takes longer than the deadline, since a machine that is
 taken away does not wait, and a save that hangs in the storage cannot be interrupted otherwise.
-Before and after the loop nothing is lost by stopping at once, so there a signal does.
+Before and after the loop nothing is lost by stopping at once, so there a signal does; while a
+command still imports its modules, SIGTERM has its usual effect.
 
 With several processes JAX's own notifier catches SIGTERM, tells all processes, and names the
 step after which all of them stop.

@@ -85,6 +85,18 @@ def test_a_directory_that_nobody_can_write():
         train_lib.train(test_train.digits_config(), '/proc/run')
 
 
+def test_every_save_has_a_time_limit(tmp_path, monkeypatch):
+    real, given = checkpoint.ocp.options.AsyncOptions, []
+
+    def recorded(**options):
+        given.append(options)
+        return real(**options)
+
+    monkeypatch.setattr(checkpoint.ocp.options, 'AsyncOptions', recorded)
+    checkpoint.Saver(tmp_path, checkpoint.Settings(timeout=7)).close()
+    assert [options['timeout_secs'] for options in given] == [7]
+
+
 def test_a_failed_save_is_told_at_the_next_step(tmp_path, monkeypatch, capsys):
     def full(path):
         raise OSError(28, 'No space left on device')
