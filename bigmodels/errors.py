@@ -9,6 +9,17 @@ class UserError(Exception):
     """A mistake in what a user gave us. Says what came, what was allowed and what to do."""
 
 
+class Stopped(SystemExit):
+    """A run that ended because it was asked to. Says what was saved; `code` is the exit status."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(status)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
 def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
     """The error for a name that is not among `allowed`; names the nearest one that is."""
     allowed = sorted(allowed)
@@ -26,13 +37,16 @@ def some(names: Sequence[str], most: int = 5) -> str:
 def exit_on_user_error(command: Callable[[], None]) -> None:
     """Runs `command`; a UserError is printed as one paragraph and ends with exit status 2.
 
-    An interrupt from the keyboard ends with status 130.
+    An interrupt from the keyboard ends with status 130, a run that was asked to stop with its own.
     """
     try:
         command()
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         raise SystemExit(2) from None
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        raise SystemExit(stopped.code) from None
     except KeyboardInterrupt:
         print('interrupted: the same command resumes a run', file=sys.stderr)
         raise SystemExit(130) from None  # what shells report for SIGINT

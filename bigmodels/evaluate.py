@@ -26,13 +26,19 @@ def evaluate(
     model_state: Any,
     sets: Mapping[str, grain.MapDataset],
     mesh: jax.sharding.Mesh,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
-    """The means over each whole set, as {'set/metric': value}; other hosts get the same."""
+    """The means over each whole set, as {'set/metric': value}; other hosts get the same.
+
+    Once `stop()` is true there are none, {}: an evaluation counts whole or not at all.
+    """
     results = {}
     with jax.set_mesh(mesh):
         for name, batches in sets.items():
             pairs, pending = [], collections.deque()
             for i in range(len(batches)):
+                if stop():
+                    return {}
                 batch = sharding.put_batch(batches[i], mesh)
                 pending.append(eval_step(params, model_state, batch))
                 if len(pending) > LAG:  # bounds what waits on the device

@@ -95,6 +95,8 @@ MINIMUMS = {
     'guard.spike_window': 2,
     'checkpoint.every': 1,
     'checkpoint.keep_last': 1,
+    'checkpoint.timeout': 1,
+    'checkpoint.deadline': 0,
     'data.threads': 0,
     'data.workers': 0,
     'data.buffer': 1,

@@ -154,9 +154,7 @@ class Watch:
         )
         if self.settings.policy == 'stop':
             return f'{advice}, or --config.guard.policy=skip --resume=changed to skip such steps.'
-        return (
-            f'{advice}; config.guard.max_skips = {self.settings.max_skips} was not enough.'
-        )
+        return f'{advice}; config.guard.max_skips = {self.settings.max_skips} was not enough.'
 
 
 UNNAMED = Watch()

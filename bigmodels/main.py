@@ -71,7 +71,14 @@ def parse_with_overrides(
 def main() -> None:
     """Trains the experiment that the command line describes."""
     options, overrides = parse()
-    from bigmodels import config, explain, processes, rundir, runs, train  # what --help does not need
+    from bigmodels import (  # what --help does not need
+        config,
+        explain,
+        processes,
+        rundir,
+        runs,
+        train,
+    )
 
     runs.configure_process()
     if options.explain is not None:

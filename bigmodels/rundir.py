@@ -7,21 +7,26 @@ checkpoints/     see `checkpoint`
 metrics.jsonl    a row per logged step and evaluation; tensorboard/ holds the same
 average.json     in an average of checkpoints only: what it was made of
 curves.png, summary.json, and what the task demonstrates, such as sample.txt
+.lock            held while a run is under way, see `lock`
 """
 
+import contextlib
+import errno
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 
-from bigmodels import checkpoint, errors, experiment, processes
+from bigmodels import checkpoint, errors, experiment, lock, processes
 from bigmodels import config as config_lib
 
 CONFIG, DATA, SUMMARY = 'config.json', 'data.json', 'summary.json'
 AVERAGE = 'average.json'
 PREPROCESSING, CHECKPOINTS = 'preprocessing', 'checkpoints'
+OPENED_WITH = (CONFIG, DATA, PREPROCESSING)  # beside the checkpoints
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 Resume = Literal['same', 'changed', 'restart']
 RESUME_RULES = (
     '--resume=changed goes on from its last checkpoint under what is given now; --resume=restart '
@@ -29,14 +34,69 @@ RESUME_RULES = (
 )
 
 
-def prepare(workdir: pathlib.Path, config: Mapping, resume: Resume) -> int | None:
-    """Makes or checks the directory of a run; returns the step to go on from, None for a new run.
+@contextlib.contextmanager
+def held(workdir: pathlib.Path, resume: Resume) -> Iterator[None]:
+    """Makes the directory and keeps other runs out of it; 'restart' moves what it holds aside.
 
     With several processes the first one acts, in a directory that all share.
 
     Raises:
-      UserError: if it cannot be written, or holds a run of another config that `resume` does not
-        allow to go on.
+      UserError: if it cannot be written, or another run is under way in it.
+    """
+    locks = []
+    processes.on_first(lambda: locks.append(_taken(workdir, resume)))
+    try:
+        yield
+    finally:
+        for held_lock in locks:
+            held_lock.release()
+
+
+def _taken(workdir: pathlib.Path, resume: Resume) -> lock.Lock:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / '.writable').touch()
+        (workdir / '.writable').unlink()
+        taken = lock.Lock(workdir)
+    except OSError as error:
+        raise errors.UserError(
+            f'The work directory {workdir} cannot be written: {error.strerror}.'
+        ) from error
+    if resume == 'restart' and any(path.name != lock.NAME for path in workdir.iterdir()):
+        number = 1
+        while (aside := workdir.with_name(f'{workdir.name}.{number}')).exists():
+            number += 1
+        workdir.rename(aside)  # the old lock goes with it
+        workdir.mkdir()
+        taken.release()
+        taken = lock.Lock(workdir)
+    return taken
+
+
+@contextlib.contextmanager
+def storage_errors(workdir: pathlib.Path) -> Iterator[None]:
+    """What a full or read-only disk refuses in here is a UserError that says what is safe."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in STORAGE_ERRORS:
+            raise
+        saved = checkpoint.steps(workdir / CHECKPOINTS)
+        file = f' ({error.filename})' if error.filename else ''
+        raise errors.UserError(
+            f'{workdir} cannot be written: {error.strerror}{file}. '
+            + (f'Nothing that was saved is lost, step {saved[-1]} is the last. ' if saved else '')
+            + 'Make room, and the same command goes on.'
+        ) from error
+
+
+def prepare(workdir: pathlib.Path, config: Mapping, resume: Resume) -> int | None:
+    """Checks a directory that is `held`; returns the step to go on from, None for a new run.
+
+    With several processes the first one acts, in a directory that all share.
+
+    Raises:
+      UserError: if it holds a run of another config that `resume` does not allow to go on.
     """
     return processes.on_first(lambda: _prepare(workdir, config, resume))
 
@@ -53,20 +113,6 @@ def how_to_go_on(workdir: pathlib.Path) -> str:
 
 
 def _prepare(workdir: pathlib.Path, config: Mapping, resume: Resume) -> int | None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / '.writable').touch()
-        (workdir / '.writable').unlink()
-    except OSError as error:
-        raise errors.UserError(
-            f'The work directory {workdir} cannot be written: {error.strerror}.'
-        ) from error
-    if resume == 'restart' and any(workdir.iterdir()):
-        number = 1
-        while (aside := workdir.with_name(f'{workdir.name}.{number}')).exists():
-            number += 1
-        workdir.rename(aside)
-        workdir.mkdir()
     if (workdir / AVERAGE).exists():
         raise errors.UserError(
             f'{workdir} holds an average of checkpoints, which has no optimiser state to go on '

@@ -2,8 +2,10 @@
 
 import argparse
 import dataclasses
+import logging as stdlib_logging
 import os
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -174,7 +176,20 @@ def _restore_for_evaluation(directory, step: int, settings, task, mesh) -> tuple
 def configure_process() -> None:
     """For commands, once: compiled programs persist between processes; libraries keep quiet."""
     logging.set_verbosity(logging.FATAL)  # orbax's errors reach us as exceptions, told once
+    stdlib_logging.getLogger('asyncio').setLevel(stdlib_logging.CRITICAL)  # the same again
+    sys.unraisablehook = _without_closed_loops
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update('jax_compilation_cache_dir', str(pipeline.cache_dir() / 'jax'))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
         jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+
+def _without_closed_loops(unraisable: Any) -> None:
+    """Shows what could not be raised, but for the echoes of a save that failed.
+
+    Orbax closes its event loop at a save's first error, which we are told; the writes that were
+    still under way then cannot report to the loop, and tensorstore prints that for each of them.
+    """
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'):
+        sys.__unraisablehook__(unraisable)

@@ -21,6 +21,7 @@ from bigmodels import (
     evaluate,
     experiment,
     hardware,
+    preemption,
     program,
     rundir,
     sharding,
@@ -45,6 +46,7 @@ def train(config: Mapping, workdir: str | pathlib.Path, resume: rundir.Resume = 
     Raises:
       UserError: for a mistake in the config, the data or the directory, and for a loss that is
         not finite. The last good checkpoint stays.
+      Stopped: after SIGTERM or Ctrl-C, with the step saved, see `preemption`.
     """
     began = time.perf_counter()
     workdir = pathlib.Path(workdir)
@@ -53,6 +55,19 @@ def train(config: Mapping, workdir: str | pathlib.Path, resume: rundir.Resume = 
     experiment.check_batch(settings, sharding.num_batch_shards(mesh))
     task = experiment.make_task(settings)
     resolved = experiment.resolved(config)
+    deadline, checkpoints = settings.checkpoint.deadline, workdir / rundir.CHECKPOINTS
+    with (
+        preemption.Signals(deadline, checkpoints) as signals,
+        rundir.held(workdir, resume),
+        rundir.storage_errors(workdir),
+    ):
+        return _train(settings, mesh, task, resolved, workdir, resume, signals, began)
+
+
+def _train(
+    settings, mesh, task, resolved, workdir: pathlib.Path, resume, signals, began: float
+) -> dict:
+    """`train` once its config is known to be right, in a directory that no other run uses."""
     start = rundir.prepare(workdir, resolved, resume)
     figures = rundir.final_figures(workdir, start, settings.total_steps)
     if figures is not None:
@@ -83,23 +98,12 @@ def train(config: Mapping, workdir: str | pathlib.Path, resume: rundir.Resume = 
         rundir.record(workdir, resolved, data.fingerprints, data.shapes)
         ready = time.perf_counter() - began
         reporter.start_screen({'compiled': f'in {compiled:.1f} s, {ready:.1f} s after start'})
-
-        eval_step = jax.jit(run.eval_step)
-
-        def evaluate_now(state):
-            params, model_state = state.eval_params, state.model_state
-            return evaluate.evaluate(
-                eval_step, data.task, params, model_state, data.eval_sets, mesh
-            )
-
-        feed = pipeline.prefetched(data.batches, start or 0, settings.data)
-        saver = checkpoint.Saver(workdir / rundir.CHECKPOINTS, settings.checkpoint)
-        try:
-            state, figures = _fold(
-                settings, mesh, train_step, state, start or 0, feed, evaluate_now, saver, reporter
-            )
-        finally:
-            reporter.warn(saver.close())
+        state, figures = _loop(
+            settings, run, data, workdir, state, train_step, start or 0, reporter, signals
+        )
+    if signals.requested:
+        raise signals.stopped(int(state.step))
+    _check_saved(workdir, settings.total_steps)
     _finish(workdir, data.task, state, figures, reporter.seconds)
     return figures
 
@@ -164,29 +168,74 @@ def _restored(workdir: pathlib.Path, step: int, run: program.Program, settings, 
     return state
 
 
+def _loop(
+    settings, run, data: _Data, workdir, state, train_step, start, reporter, signals
+) -> tuple[Any, dict[str, float]]:
+    """`_fold` with what it needs around it; everything is saved when it returns."""
+    eval_step = jax.jit(run.eval_step)
+
+    def evaluate_now(state):
+        params, model_state = state.eval_params, state.model_state
+        return evaluate.evaluate(
+            eval_step, data.task, params, model_state, data.eval_sets, run.mesh,
+            stop=lambda: signals.requested,
+        )  # fmt: skip
+
+    with signals.deferred():
+        feed = pipeline.prefetched(data.batches, start, settings.data)
+        saver = checkpoint.Saver(
+            workdir / rundir.CHECKPOINTS, settings.checkpoint, beside=rundir.OPENED_WITH
+        )
+        try:
+            last = _fold(
+                settings, run.mesh, train_step, state, start, feed, evaluate_now, saver, reporter,
+                signals,
+            )  # fmt: skip
+        finally:
+            reporter.warn(saver.close())
+    reporter.warn(saver.finish_copies(settings.checkpoint.deadline if signals.requested else None))
+    return last
+
+
 def _fold(
-    settings, mesh, train_step, state, start, feed, evaluate_now, saver, reporter
+    settings, mesh, train_step, state, start, feed, evaluate_now, saver, reporter, signals
 ) -> tuple[Any, dict[str, float]]:
     """The loop: the state after the last step, and the figures of its evaluation."""
     figures = {}
+    if start and _evaluates(settings, start) and not checkpoint.figures(saver.directory, start):
+        figures = evaluate_now(state)  # a stop had cut it short
+        if signals.requested:
+            return state, {}
+        reporter.evaluated(start, figures)
+        checkpoint.add_figures(saver.directory, start, figures)
     for step in range(start + 1, settings.total_steps + 1):
         batch = sharding.put_batch(reporter.timed_wait(feed), mesh)
         state, metrics = train_step(state, batch)
         reporter.add(step, metrics)
+        reporter.warn(saver.poll())
+        reporter.note(saver.cost())
 
-        last = step == settings.total_steps
-        evaluates = last or (settings.eval_every and step % settings.eval_every == 0)
+        stops = signals.reached(step)
+        evaluates = _evaluates(settings, step)
         best = settings.checkpoint.best_metric
-        saves = last or step % settings.checkpoint.every == 0 or (evaluates and best)
-        if not (evaluates or saves):
+        saves = step == settings.total_steps or step % settings.checkpoint.every == 0
+        if not (evaluates or saves or stops):
             continue
         reporter.flush()  # a state counts only when its metrics are known to be finite
         with reporter.pause():
-            figures = evaluate_now(state) if evaluates else {}
+            figures = evaluate_now(state) if evaluates and not stops else {}
             reporter.evaluated(step, figures)
-            if saves:
+            stops = stops or signals.requested  # which cuts an evaluation short
+            if saves or stops or (evaluates and best):
                 reporter.warn(saver.save(step, state, figures))
+        if stops:
+            return state, figures
     return state, figures or evaluate_now(state)  # the latter if resumed after the last step
+
+
+def _evaluates(settings, step: int) -> bool:
+    every = settings.eval_every
+    return step == settings.total_steps or (every > 0 and step % every == 0)
 
 
 def _facts(settings, run: program.Program, workdir, start, data: _Data, speed) -> dict[str, str]:
@@ -216,6 +265,16 @@ def _check_best_metric(metric: str, run: program.Program, data: _Data) -> None:
     figures = [f'{name}/{key}' for name in data.eval_sets for key in means]
     if metric and metric not in figures:
         raise errors.unknown('figure config.checkpoint.best_metric =', metric, figures)
+
+
+def _check_saved(workdir: pathlib.Path, step: int) -> None:
+    """Raises UserError if the last step is not there: the run is not complete."""
+    saved = checkpoint.steps(workdir / rundir.CHECKPOINTS)
+    if step not in saved:
+        raise errors.UserError(
+            f'The last step, {step}, was not saved, as the warning above says; the last one that '
+            f'was is {saved[-1] if saved else "none"}. Mend this, and the same command goes on.'
+        )
 
 
 def _say_complete(workdir: pathlib.Path, step: int, figures: Mapping[str, float]) -> None:

@@ -68,15 +68,13 @@ class MetricWriter:
         self._file = self._events = None
         if not active:
             return
-        from tensorboardX import SummaryWriter  # slow to import
-
         path = workdir / 'metrics.jsonl'
         rows = [row for row in read_metrics(path) if row['step'] <= start]
         temporary = path.with_suffix('.tmp')
         temporary.write_text(''.join(json.dumps(row) + '\n' for row in rows))
         temporary.replace(path)
         self._file = path.open('a')
-        self._events = SummaryWriter(str(workdir / 'tensorboard'), purge_step=start + 1)
+        self._events = _Events(workdir / 'tensorboard', start)
 
     def write(self, step: int, values: Mapping[str, float]) -> str | None:
         """One row: {'step': step, **values}; returns what went wrong, or None."""
@@ -85,17 +83,56 @@ class MetricWriter:
         try:
             self._file.write(json.dumps({'step': step, **values}) + '\n')
             self._file.flush()
+            self._events.write(step, values)
         except OSError as error:
             return f'the metrics of step {step} were not written: {error.strerror}'
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
         return None
 
+    def close(self) -> str | None:
+        """Flushes and closes both; returns what went wrong, or None."""
+        problem = None
+        for file in (self._file, self._events):
+            try:
+                if file is not None:
+                    file.close()
+            except OSError as error:
+                problem = f'the last metrics were not written: {error.strerror}'
+        return problem
+
+
+class _Events:
+    """Scalars for TensorBoard, written by the caller's thread.
+
+    tensorboardX' own SummaryWriter hands them to a thread; on a full disk that thread dies, and
+    the training that goes on fills its queue and waits for ever.
+    """
+
+    FLUSH_SECONDS = 30
+
+    def __init__(self, directory: pathlib.Path, start: int):
+        from tensorboardX import event_file_writer, proto, summary  # slow to import
+
+        self._event, self._scalar = proto.event_pb2.Event, summary.scalar
+        directory.mkdir(exist_ok=True)
+        self._file = event_file_writer.EventsWriter(str(directory / 'events'))
+        session = proto.event_pb2.SessionLog(status=proto.event_pb2.SessionLog.START)
+        # What an earlier process wrote after `start` is to be forgotten.
+        self._add(self._event(step=start + 1, session_log=session))
+        self._flushed = time.monotonic()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._add(self._event(step=step, summary=self._scalar(name, value)))
+        if time.monotonic() - self._flushed > self.FLUSH_SECONDS:
+            self._flushed = time.monotonic()
+            self._file.flush()
+
+    def _add(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._file.write_event(event)
+
     def close(self) -> None:
-        """Flushes and closes both."""
-        if self._file is not None:
-            self._file.close()
-            self._events.close()
+        self._file.close()
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
@@ -179,6 +216,7 @@ class Reporter:
         self._pending = collections.deque()
         self._began = self._stretch = time.perf_counter()
         self._stretch_start, self._waited = start, 0.0
+        self._noted = {}
 
     @property
     def seconds(self) -> float:
@@ -197,6 +235,10 @@ class Reporter:
         batch = next(feed)
         self._waited += time.perf_counter() - begin
         return batch
+
+    def note(self, costs: Mapping[str, tuple[float, str]]) -> None:
+        """Figures with units, such as what a save took, for the next line and row."""
+        self._noted |= costs
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Takes the metrics of a dispatched step and reads those of an earlier one."""
@@ -248,7 +290,9 @@ class Reporter:
         waited = self._waited / seconds
         speed['data_wait'] = (waited, f'{waited:.1%}')
         speed['seconds_left'] = (left, f'{left:.0f} s')
-        self._stretch, self._stretch_start, self._waited = now, step, 0.0
+        for name, (number, unit) in self._noted.items():
+            speed[name] = (number, f'{number:.2g} {unit}')
+        self._stretch, self._stretch_start, self._waited, self._noted = now, step, 0.0, {}
         return speed
 
     def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
@@ -277,7 +321,7 @@ class Reporter:
 
     def close(self) -> None:
         """Closes the files and the bar."""
-        self._writer.close()
+        self.warn(self._writer.close())
         self._progress.close()
 
 

@@ -80,7 +80,7 @@ class _Peak:
         return self._bytes
 
 
-def write(name: str, result: Mapping) -> None:
+def write(name: str, result: Mapping, folder: pathlib.Path = RESULTS) -> None:
     """Writes experiments/results/NAME.json with the date, the versions and the machine."""
     result = {
         'date': datetime.date.today().isoformat(),
@@ -89,6 +89,6 @@ def write(name: str, result: Mapping) -> None:
         'versions': {name: importlib.metadata.version(name) for name in ('jax', 'flax')},
         **result,
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f'{name}.json').write_text(json.dumps(result, indent=1) + '\n')
+    folder.mkdir(exist_ok=True)
+    (folder / f'{name}.json').write_text(json.dumps(result, indent=1) + '\n')
     print(json.dumps(result, indent=1))

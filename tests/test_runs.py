@@ -87,7 +87,7 @@ def test_a_step_that_is_not_there(finished, tmp_path, step):
 def test_a_directory_that_cannot_be_made(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(errors.UserError, match='cannot be written'):
-        rundir.prepare(tmp_path / 'file' / 'run', {}, 'same')
+        rundir.held(tmp_path / 'file' / 'run', 'same').__enter__()
 
 
 def test_a_directory_that_cannot_be_written(tmp_path, monkeypatch):
@@ -96,7 +96,7 @@ def test_a_directory_that_cannot_be_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr('pathlib.Path.touch', refuse)  # root may write anywhere
     with pytest.raises(errors.UserError, match='cannot be written: Permission denied'):
-        rundir.prepare(tmp_path, {}, 'same')
+        rundir.held(tmp_path, 'same').__enter__()
 
 
 def test_a_tokenizer_that_does_not_fit_the_model(finished, tmp_path):

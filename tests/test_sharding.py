@@ -185,7 +185,7 @@ def test_split_sequences_with_packing_remat_scan_and_chunks():
     task, batches = language_model(
         scan_layers=True, remat='full', num_kv_heads=2, positions='learned'
     )
-    task = dataclasses.replace(task, loss_chunk=32)
+    task, rng = dataclasses.replace(task, loss_chunk=32), np.random.default_rng(2)
     for batch in batches:
         batch['segment_ids'] = np.cumsum(rng.random((ROWS, 16)) < 0.2, axis=1).astype(np.int32)
         batch['positions'] = np.tile(np.arange(16, dtype=np.int32), (ROWS, 1))

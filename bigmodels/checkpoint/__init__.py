@@ -10,6 +10,7 @@ import hashlib
 import json
 import pathlib
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from bigmodels import errors
+from bigmodels.checkpoint import copies
 from bigmodels.state import TrainState
 
 MANIFEST = 'manifest.json'
@@ -34,12 +36,20 @@ class Settings:
       best_metric: a figure of the evaluation, such as 'valid/loss': every evaluated step is saved
         too, and the one with its best value is kept. '' for none.
       best_mode: whether its smallest or largest value is best.
+      timeout: seconds after which a save that has not ended has failed.
+      deadline: seconds in which a run that is asked to stop must have saved its step, see
+        `preemption`. Clusters commonly give 30 to 120 before they kill.
+      copy_to: a directory or URL to which each saved step is copied, with what is needed to open
+        the run; '' for none. For one run alone.
     """
 
     every: int = 1000
     keep_last: int = 2
     best_metric: str = ''
     best_mode: Literal['min', 'max'] = 'min'
+    timeout: int = 1200
+    deadline: float = 60.0
+    copy_to: str = ''
 
 
 def steps(directory: pathlib.Path) -> list[int]:
@@ -108,6 +118,22 @@ def best_step(directory: pathlib.Path, settings: Settings) -> int | None:
     return (min if settings.best_mode == 'min' else max)(values, key=values.get, default=None)
 
 
+def figures(directory: pathlib.Path, step: int) -> dict[str, float]:
+    """The figures of the evaluation that a saved step was saved with; {} if there was none."""
+    return _manifest(directory, step)['metrics']
+
+
+def add_figures(directory: pathlib.Path, step: int, values: Mapping[str, float]) -> None:
+    """Notes an evaluation that was made after its step had been saved."""
+    if jax.process_index() != 0:
+        return
+    path = directory / str(step) / MANIFEST
+    manifest = _manifest(directory, step) | {'metrics': dict(values)}
+    temporary = path.with_name(MANIFEST + '.tmp')
+    temporary.write_text(json.dumps(manifest, indent=1))
+    temporary.replace(path)
+
+
 def set_aside(directory: pathlib.Path, step: int) -> None:
     """Renames a damaged step, so that its number can be saved again."""
     (directory / str(step)).rename(directory / f'{step}.damaged')
@@ -132,28 +158,49 @@ def restore(directory: pathlib.Path, step: int, abstract: TrainState) -> TrainSt
     return abstract.replace(step=number, **restored)
 
 
+class _Manager(ocp.CheckpointManager):
+    """Leaves preemption to the loop.
+
+    Orbax would ask JAX about the steps of saves begun earlier, and JAX takes the step that it was
+    last asked about for the one that this process is at.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Saver:
     """Saves states in the background, keeping the latest ones and the best one.
 
     A step is only deleted after a later one has been written and sealed.
     """
 
-    def __init__(self, directory: pathlib.Path, settings: Settings):
-        self._directory = directory.absolute()
+    def __init__(self, directory: pathlib.Path, settings: Settings, beside: Sequence[str] = ()):
+        """`beside` names the run's files that belong into its copy, see `copies`."""
+        self.directory = directory.absolute()
         self._settings = settings
         self._saving: tuple[int, Mapping[str, float]] | None = None
-        self._manager = ocp.CheckpointManager(
-            self._directory,
+        self._began, self._cost, self._copier = 0.0, {}, None
+        self._manager = _Manager(
+            self.directory,
             options=ocp.CheckpointManagerOptions(
                 cleanup_tmp_directories=True,
-                async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+                async_options=ocp.options.AsyncOptions(
+                    timeout_secs=settings.timeout, post_finalization_callback=self._seal
+                ),
             ),
         )
+
+        if settings.copy_to and jax.process_index() == 0:
+            self._copier = copies.Copier(self.directory, settings.copy_to, beside, MANIFEST)
+            for step in steps(self.directory)[-1:]:  # an earlier process may not have come to it
+                self._copier.start(step)
 
     def save(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> str | None:
         """Starts saving; returns what went wrong with the save before, or None."""
         problem = self.wait()
-        self._saving = (step, dict(metrics))
+        self._clear()
+        self._saving, self._began = (step, dict(metrics)), time.perf_counter()
         items = {
             name: ocp.args.StandardSave(tree)
             for name in PARTS
@@ -165,16 +212,35 @@ class Saver:
             problem = self._failed(error)
         return problem
 
+    def poll(self) -> str | None:
+        """What went wrong with a save or copy since the last call, or None; never waits."""
+        problem = None
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            problem = self.wait()
+        return problem or (self._copier.poll() if self._copier else None)
+
+    def cost(self) -> dict[str, tuple[float, str]]:
+        """Figures with units of a save that has ended since the last call; {} if none has."""
+        cost, self._cost = self._cost, {}
+        return cost
+
     def wait(self) -> str | None:
         """Waits for the save under way; returns what went wrong, or None."""
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:  # what tensorstore and orbax raise
             return self._failed(error)
-        if self._saving is not None:
-            self._saving = None
-            self._prune()
-        return None
+        if self._saving is None:
+            return None
+        (step, _), self._saving = self._saving, None
+        problem = self._prune()
+        if self._copier:
+            self._copier.start(step)
+        return problem
+
+    def finish_copies(self, timeout: float | None) -> str | None:
+        """After `close`: waits for the copies, for so many seconds; returns what went wrong."""
+        return self._copier.close(timeout) if self._copier else None
 
     def close(self) -> str | None:
         """Waits and lets go of the directory; returns what went wrong, or None."""
@@ -185,9 +251,17 @@ class Saver:
     def _failed(self, error: Exception) -> str:
         step, _ = self._saving
         self._saving = None
-        for half_written in self._directory.glob(f'{step}.orbax-checkpoint-tmp*'):
-            shutil.rmtree(half_written, ignore_errors=True)  # room for the next one
-        return f'step {step} was not saved: {type(error).__name__}: {str(error)[:500]}'
+        self._clear()
+        text = str(error)
+        if len(text) > 500:  # tensorstore gives the reason at the end
+            text = f'{text[:150]} ... {text[-300:]}'
+        return f'step {step} was not saved: {type(error).__name__}: {text}'
+
+    def _clear(self) -> None:
+        """Makes room: deletes what failed saves left. Only while no save is under way."""
+        if jax.process_index() == 0:
+            for half_written in self.directory.glob('*.orbax-checkpoint-tmp*'):
+                shutil.rmtree(half_written, ignore_errors=True)  # other parts may still come in
 
     def _seal(self) -> None:
         """Writes the manifest; orbax calls it when all files are written, before the rename."""
@@ -196,7 +270,7 @@ class Saver:
         step, metrics = self._saving
         [root] = [
             path
-            for path in self._directory.iterdir()
+            for path in self.directory.iterdir()
             if path.name.split('.')[0] == str(step) and not path.name.endswith('.damaged')
         ]
         sums = {
@@ -206,13 +280,23 @@ class Saver:
         }
         manifest = {'step': step, 'metrics': metrics, 'files': sums}
         (root / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        megabytes = sum((root / name).stat().st_size for name in sums) / 1e6
+        seconds = time.perf_counter() - self._began
+        self._cost = {'seconds_saving': (seconds, 's'), 'megabytes_saved': (megabytes, 'MB')}
 
-    def _prune(self) -> None:
-        saved = steps(self._directory)
-        keep = {*saved[-self._settings.keep_last :], best_step(self._directory, self._settings)}
+    def _prune(self) -> str | None:
+        """Deletes what is not kept; the first process alone does, so that no other waits."""
+        if jax.process_index() != 0:
+            return None
+        saved = steps(self.directory)
+        keep = {*saved[-self._settings.keep_last :], best_step(self.directory, self._settings)}
         for step in saved:
             if step not in keep:
-                self._manager.delete(step)
+                try:
+                    shutil.rmtree(self.directory / str(step))
+                except OSError as error:
+                    return f'step {step} could not be deleted to make room: {error}'
+        return None
 
 
 def _sha256(path: pathlib.Path) -> str:

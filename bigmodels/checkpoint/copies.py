@@ -1,0 +1,113 @@
+"""Copies of saved steps in a second place, a directory or a URL, made in the background.
+
+A step's manifest is copied last, so that a copy which has one is complete and a copy cut short is
+seen to be damaged. What opens a run lies beside it: copied back, a copy is a run.
+"""
+
+import pathlib
+import queue
+import threading
+from collections.abc import Sequence
+
+from etils import epath
+
+from bigmodels import errors
+
+
+class Copier:
+    """Copies steps in a thread of its own, one after the other.
+
+    Only copies of this run's steps are ever deleted, and only after a later one is complete.
+
+    Args:
+      checkpoints: the directory of the saved steps, within that of the run.
+      target: the directory of the copy of the run.
+      beside: names of the run's other files and directories to copy.
+      marker: the file of a step that is copied last.
+
+    Raises:
+      UserError: if the target cannot be made.
+    """
+
+    def __init__(
+        self, checkpoints: pathlib.Path, target: str, beside: Sequence[str], marker: str
+    ):  # fmt: skip
+        self._checkpoints, self._beside, self._marker = checkpoints, beside, marker
+        self._target = epath.Path(target)
+        try:
+            self._target.mkdir(parents=True, exist_ok=True)
+        except Exception as error:  # what each kind of storage raises is its own
+            raise errors.UserError(
+                f'config.checkpoint.copy_to = {target!r} cannot be written: {error}. Give a '
+                f'directory or a URL that this machine may write, or "" for no copies.'
+            ) from error
+        self._wanted, self._problems = queue.SimpleQueue(), queue.SimpleQueue()
+        self._known = {int(path.name) for path in checkpoints.iterdir() if path.name.isdigit()}
+        self._copying = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def start(self, step: int) -> None:
+        """Has a saved step copied, after those that were asked for before."""
+        self._known.add(step)
+        self._wanted.put(step)
+
+    def poll(self) -> str | None:
+        """What went wrong since the last call, or None; never waits."""
+        problems = []
+        while not self._problems.empty():
+            problems.append(self._problems.get())
+        return '; '.join(problems) or None
+
+    def close(self, timeout: float | None) -> str | None:
+        """Waits for the copies for so many seconds, None for ever; returns what went wrong."""
+        self._wanted.put(None)
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            return f'step {self._copying} was not copied to {self._target} within {timeout:g} s'
+        return self.poll()
+
+    def _run(self) -> None:
+        while (step := self._wanted.get()) is not None:
+            self._copying = step
+            try:
+                self._copy_step(step)
+            except Exception as error:  # a failed copy must not end the training
+                why = f'{type(error).__name__}: {error}'
+                if not (self._checkpoints / str(step)).is_dir():
+                    why = 'it was deleted before; a larger config.checkpoint.keep_last leaves time'
+                self._problems.put(f'step {step} was not copied to {self._target}: {why}')
+
+    def _copy_step(self, step: int) -> None:
+        source = self._checkpoints / str(step)
+        copies = self._target / self._checkpoints.name
+        marker = copies / str(step) / self._marker
+        if marker.exists() and marker.read_bytes() == (source / self._marker).read_bytes():
+            return
+        for name in self._beside:
+            _copy(self._checkpoints.parent / name, self._target / name)
+        self._delete(copies / str(step))
+        for file in source.iterdir():
+            if file.name != self._marker:
+                _copy(file, copies / str(step) / file.name)
+        _copy(source / self._marker, marker)
+        for old in copies.iterdir():
+            ours = old.name.isdigit() and int(old.name) in self._known
+            if ours and not (self._checkpoints / old.name).is_dir():
+                self._delete(old)
+
+    def _delete(self, copy: epath.Path) -> None:
+        if copy.exists():
+            (copy / self._marker).unlink(missing_ok=True)  # from here on it is no copy
+            copy.rmtree()
+
+
+def _copy(source: pathlib.Path, target: epath.Path) -> None:
+    """Copies a file or a directory over what is there."""
+    if source.is_dir():
+        target.mkdir(parents=True, exist_ok=True)
+        for path in source.iterdir():
+            _copy(path, target / path.name)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        epath.Path(source).copy(target, overwrite=True)

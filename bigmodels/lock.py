@@ -1,0 +1,63 @@
+"""One run at a time in a directory: an advisory lock that the operating system releases.
+
+The lock is `flock(2)` on the file, not the file itself: it is gone with the process that held it,
+however that ended, so the file may lie there for ever and never is stale.
+"""
+
+import fcntl
+import json
+import os
+import pathlib
+import socket
+import time
+
+from bigmodels import errors
+
+NAME = '.lock'
+
+
+class Lock:
+    """An exclusive lock on a directory, from construction to `release` or the process's end.
+
+    The file says who holds it: host, pid, and when it was taken.
+
+    Raises:
+      UserError: if another process, or another thread of this one, holds it.
+    """
+
+    def __init__(self, directory: pathlib.Path):
+        path = directory / NAME
+        self._file = path.open('a+')
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise errors.UserError(
+                f'A run is under way in {directory}: {_holder(path)}. Wait until it ends or stop '
+                f'it, or start another run with --workdir=...'
+            ) from None
+        except OSError as error:  # some network file systems have no locks
+            print(f'WARNING: {directory} cannot be locked ({error.strerror}): start no second run '
+                  f'in it while this one is under way.')  # fmt: skip
+        self._file.truncate(0)
+        holder = {
+            'host': socket.gethostname(),
+            'pid': os.getpid(),
+            'since': time.strftime('%Y-%m-%d %H:%M:%S %z'),
+        }
+        self._file.write(json.dumps(holder) + '\n')
+        self._file.flush()
+
+    def release(self) -> None:
+        """Lets others in."""
+        self._file.truncate(0)
+        self._file.close()
+
+
+def _holder(path: pathlib.Path) -> str:
+    """Who holds a lock, as far as its file says."""
+    try:
+        holder = json.loads(path.read_text())
+        return f'process {holder["pid"]} on {holder["host"]}, since {holder["since"]}'
+    except (OSError, ValueError, KeyError):  # it is only just being taken
+        return 'by a process that has not yet said who it is'
