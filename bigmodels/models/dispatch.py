@@ -100,26 +100,15 @@ def apply_dropless(
         | ({'bias': PartitionSpec(expert_axis, axes[name][1])} if 'bias' in part else {})
         for name, part in params.items()
     }
-    token_axes = (*sharding.BATCH_AXES, 'sequence')
     of_tokens = PartitionSpec(sharding.BATCH_AXES, 'sequence')
-
-    def on_each_device(x, experts, weights, ids, params):
-        # What differs between devices, and so what gradients are sums over, is told to JAX: it
-        # does not find that out for `grouped_matmul`, which has a gradient of its own.
-        vary = functools.partial(jax.lax.pcast, to='varying')
-        if hidden_axis:
-            x = vary(x, hidden_axis)
-        others = tuple(axis for axis in token_axes if axis != expert_axis)
-        params = jax.tree.map(lambda leaf: vary(leaf, others), params)
-        return _apply_sorted(
-            x, experts, weights, ids, params, activation=activation, expert_axis=expert_axis,
-            hidden_axis=hidden_axis,
-        )  # fmt: skip
-
     return jax.shard_map(
-        on_each_device,
+        functools.partial(
+            _apply_sorted, activation=activation, expert_axis=expert_axis, hidden_axis=hidden_axis
+        ),
         in_specs=(of_tokens, of_tokens, of_tokens, PartitionSpec(expert_axis), of_params),
         out_specs=of_tokens,
+        # Unchecked, for a pipeline has a vmap over 'stage' around this, see `balanced.on_devices`.
+        check_vma=False,
     )(x, experts, weights, ids, params)
 
 

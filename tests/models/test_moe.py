@@ -394,18 +394,13 @@ def test_tokens_travel_and_experts_stay():
 
 
 def on_mesh(layer, params, **shape):
-    """(sum of sines of the output, its gradient) on eight devices, computed in the same way."""
-    mesh = sharding.make_mesh(sharding.MeshShape(**{'data': 1} | shape))
+    """The sum of sines of the output and its gradient, on one and on eight devices."""
     x = jnp.float32(np.random.default_rng(2).normal(size=(8, L, D)))
-    gradient = jax.value_and_grad(lambda p, x: jnp.sin(layer.apply({'params': p}, x)).sum())
-    expected = jit(gradient)(params, x)
-    if shape.get('stage', 1) > 1:  # as in a pipeline, here with the same layer in each stage
-        gradient = jax.shard_map(
-            lambda p, x, gradient=gradient: jax.lax.pmean(gradient(p, x), 'stage'),
-            in_specs=PartitionSpec(), out_specs=PartitionSpec(), axis_names={'stage'},
-        )  # fmt: skip
+    loss = lambda params, x: jnp.sin(layer.apply({'params': params}, x)).sum()
+    expected = jit(jax.value_and_grad(loss))(params, x)
+    mesh = sharding.make_mesh(sharding.MeshShape(**{'data': 1} | shape))
     with jax.set_mesh(mesh):
-        return expected, jit(gradient)(params, x)
+        return expected, jit(jax.value_and_grad(loss))(params, x)
 
 
 @pytest.mark.parametrize('capacity_factor', [None, 1.0])
@@ -419,8 +414,28 @@ def test_experts_that_do_not_divide_stay_whole(capacity_factor):
 
 @pytest.mark.parametrize('capacity_factor', [None, 1.0])
 def test_inside_a_stage_of_a_pipeline(capacity_factor):
+    """As in a pipeline, each stage has a layer of its own, and the gradient is of all of it."""
     layer = make_layer(capacity_factor=capacity_factor)
-    assert_close(*on_mesh(layer, params_of(layer), stage=2, expert=2, tensor=2))
+    params = jax.tree.map(lambda leaf: jnp.stack([2 * leaf, leaf]), params_of(layer))
+    x = jnp.float32(rng.normal(size=(4, L, D)))
+
+    def one_stage(params, x):
+        own = jax.tree.map(lambda leaf: leaf[0], params)
+        return jnp.sin(layer.apply({'params': own}, x))[None]
+
+    stages = jax.shard_map(
+        one_stage,
+        in_specs=(PartitionSpec('stage'), PartitionSpec()),
+        out_specs=PartitionSpec('stage'),
+        axis_names={'stage'},
+        check_vma=False,
+    )
+    one_device = jax.vmap(lambda p, x: jnp.sin(layer.apply({'params': p}, x)), in_axes=(0, None))
+    gradient = lambda f: jit(jax.value_and_grad(lambda p, x: f(p, x).sum()))(params, x)
+    mesh = sharding.make_mesh(sharding.MeshShape(data=1, stage=2, expert=2, tensor=2))
+    with jax.set_mesh(mesh):
+        given = gradient(stages)
+    assert_close(given, gradient(one_device))
 
 
 def test_flops_are_of_the_experts_in_use():
