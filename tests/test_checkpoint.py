@@ -45,16 +45,18 @@ def test_restores_bitwise_with_the_same_types(tmp_path):
     assert int(restored.step) == 5
 
 
-@pytest.mark.parametrize('shape', [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize(
+    'shape', [dict(data=8), dict(fsdp=8), dict(fsdp=2, tensor=2, data=2)], ids=str
+)
 def test_restores_to_any_placement(tmp_path, shape):
     state = save(tmp_path, {5: 1.0})[5]
-    mesh = sharding.make_mesh(sharding.MeshShape(*shape))
+    mesh = sharding.make_mesh(sharding.MeshShape(**{'data': 1} | shape))
     placed, _ = sharding.state_shardings(state, (), mesh)
     restored = checkpoint.restore(tmp_path, 5, sharding.with_shardings(state, placed))
     assert trees.first_difference(state, restored) is None
     kernel = restored.params['layer']['kernel']
     assert kernel.sharding == placed.params['layer']['kernel']
-    assert kernel.addressable_shards[0].data.size * shape[1] == kernel.size
+    assert kernel.addressable_shards[0].data.size * shape.get('fsdp', 1) == kernel.size
 
 
 def test_the_manifest_covers_every_file_that_holds_values(tmp_path):

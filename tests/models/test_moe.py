@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
 
 from bigmodels import config, errors, metrics, sharding, steps, trees
 from bigmodels.models import dispatch, moe, transformer
@@ -410,32 +409,6 @@ def test_experts_that_do_not_divide_stay_whole(capacity_factor):
     task, batches = language_model(num_layers=1, moe=SMALL | dict(num_experts=3))
     notes = make_program(task, batches[0], expert=2, data=4).notes
     assert any('experts/up/kernel: 3 does not divide by expert 2' in note for note in notes)
-
-
-@pytest.mark.parametrize('capacity_factor', [None, 1.0])
-def test_inside_a_stage_of_a_pipeline(capacity_factor):
-    """As in a pipeline, each stage has a layer of its own, and the gradient is of all of it."""
-    layer = make_layer(capacity_factor=capacity_factor)
-    params = jax.tree.map(lambda leaf: jnp.stack([2 * leaf, leaf]), params_of(layer))
-    x = jnp.float32(rng.normal(size=(4, L, D)))
-
-    def one_stage(params, x):
-        own = jax.tree.map(lambda leaf: leaf[0], params)
-        return jnp.sin(layer.apply({'params': own}, x))[None]
-
-    stages = jax.shard_map(
-        one_stage,
-        in_specs=(PartitionSpec('stage'), PartitionSpec()),
-        out_specs=PartitionSpec('stage'),
-        axis_names={'stage'},
-        check_vma=False,
-    )
-    one_device = jax.vmap(lambda p, x: jnp.sin(layer.apply({'params': p}, x)), in_axes=(0, None))
-    gradient = lambda f: jit(jax.value_and_grad(lambda p, x: f(p, x).sum()))(params, x)
-    mesh = sharding.make_mesh(sharding.MeshShape(data=1, stage=2, expert=2, tensor=2))
-    with jax.set_mesh(mesh):
-        given = gradient(stages)
-    assert_close(given, gradient(one_device))
 
 
 def test_flops_are_of_the_experts_in_use():

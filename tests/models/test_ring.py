@@ -179,29 +179,6 @@ def test_fully_masked_rows_are_finite():
     assert all(jnp.isfinite(x).all() for x in results)
 
 
-@pytest.mark.parametrize('check_vma', [True, False])
-def test_inside_a_shard_map_over_stages(check_vma):
-    """As in a pipeline: each stage attends to something else."""
-    options = dict(causal=True, window=9, segment_ids=jnp.asarray(SEGMENTS), softcap=2.0)
-    arrays = [jnp.stack([x, 2 * x]) for x in inputs()]
-
-    def staged(*arrays):
-        attend = lambda *mine: in_ring(**options)(*(x[0] for x in mine))[None]
-        return jax.shard_map(
-            attend,
-            in_specs=P('stage'),
-            out_specs=P('stage'),
-            axis_names={'stage'},
-            check_vma=check_vma,
-        )(*arrays)
-
-    expected = with_gradients(jax.vmap(whole(**options)))(*arrays)
-    with jax.set_mesh(mesh(stage=2, sequence=2, tensor=2)):
-        given = with_gradients(staged)(*arrays)
-    for one, other in zip(given, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
-
-
 def compiled(size, length, gradients=False, causal=True):
     """The program of one row and head in the balanced layout over `size` devices."""
     on = mesh(sequence=size)

@@ -1,0 +1,38 @@
+"""The pages say what is there."""
+
+import ast
+import functools
+import re
+
+from tests.commands import ROOT
+
+
+@functools.cache
+def functions_in(file: str) -> set[str]:
+    tree = ast.parse((ROOT / file).read_text())
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_promise_has_its_test():
+    lines = (ROOT / 'docs' / 'promises.md').read_text().splitlines()
+    promises = [line for line in lines if line.startswith('| ') and '---' not in line]
+    promises = [line for line in promises if line != '| promise | test |']
+    assert len(promises) > 25
+    for line in promises:
+        named = re.findall(r'`(tests/[\w/]+\.py)::(\w+)`', line.split(' | ')[-1])
+        assert named, line
+        for file, test in named:
+            assert test in functions_in(file), f'{file}::{test}'
+
+
+def test_links_lead_somewhere():
+    pages = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *(ROOT / 'docs').glob('*.md')]
+    links = [
+        (page, target)
+        for page in pages
+        for target in re.findall(r'\]\(([^)#]+)\)', page.read_text())
+        if '://' not in target
+    ]
+    assert len(links) > 5
+    for page, target in links:
+        assert (page.parent / target).exists(), (page.name, target)
