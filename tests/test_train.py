@@ -94,12 +94,13 @@ def test_stopping_and_resuming_equals_going_through(tmp_path):
 def test_killed_at_random_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
     """SIGKILL, dropout, EMA, every state in the checkpoint: bit for bit."""
     monkeypatch.setenv('PYTHONPATH', str(commands.ROOT / 'experiments'))
-    status, out, err = commands.run('chaos', '--kills=3', f'--results={tmp_path}')
-    assert status == 0, out + err
+    process = commands.start('chaos', '--kills=2', f'--results={tmp_path}')
+    out, err = process.communicate(timeout=1200)
+    assert process.returncode == 0, out + err
     report = json.loads((tmp_path / 'chaos.json').read_text())
     assert report['differences_from_the_uninterrupted_run'] == []
     assert report['damaged_checkpoints_found'] == 0
-    assert sum(report['fell'].values()) == report['kills'] == 3
+    assert sum(report['fell'].values()) == report['kills'] == 2
     assert report['runs_completed'] > 0
 
 
