@@ -69,19 +69,10 @@ def attend(
         softcap,
         cached=query_slots is not None,
     )
+    options = dict(causal=causal, window=window, segment_ids=segment_ids)
     if chosen == 'ring':
-        return ring.ring_attend(
-            query,
-            key,
-            value,
-            causal=causal,
-            window=window,
-            segment_ids=segment_ids,
-            softcap=softcap,
-        )
-    mask = functools.partial(
-        visible, causal=causal, window=window, segment_ids=segment_ids, query_slots=query_slots
-    )
+        return ring.ring_attend(query, key, value, **options, softcap=softcap)
+    mask = functools.partial(visible, **options, query_slots=query_slots)
     if chosen == 'cudnn':
         full = mask(jnp.arange(query.shape[1]), jnp.arange(key.shape[1]))
         plain_causal = causal and window is None and segment_ids is None
@@ -95,7 +86,7 @@ def attend(
         )
     function = _blockwise if chosen == 'blockwise' else _plain
     folded = function(
-        fold(scaled(query), key.shape[2]), heads_first(key), heads_first(value), mask, softcap
+        scaled(fold(query, key.shape[2])), heads_first(key), heads_first(value), mask, softcap
     )
     return unfold(folded)
 

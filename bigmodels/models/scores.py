@@ -39,7 +39,7 @@ def visible(
 
 
 def scaled(query: Array) -> Array:
-    """query / sqrt(K), in its dtype."""
+    """query [..., K] / sqrt(K), in its dtype."""
     return query * jnp.asarray(1 / math.sqrt(query.shape[-1]), query.dtype)
 
 
