@@ -190,7 +190,7 @@ def test_a_sequence_split_over_devices(tmp_path, capsys):
     config = commands.tiny_text_config(tmp_path, overrides)
     split = train_lib.train(config, tmp_path / 'split')
     words = 'attention ring (auto: the sequence is split over 4 devices)'
-    assert words in ' '.join(capsys.readouterr().out.split())
+    assert words in ' '.join(capsys.readouterr().err.split())
     config.mesh.data, config.mesh.sequence = -1, 1
     whole = train_lib.train(config, tmp_path / 'whole')
     np.testing.assert_allclose(split['valid/loss'], whole['valid/loss'], rtol=1e-5)
