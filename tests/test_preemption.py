@@ -1,5 +1,6 @@
 """A run that is asked to stop saves its step, says so, and goes on as if nothing had been."""
 
+import os
 import signal
 import threading
 import time
@@ -8,7 +9,7 @@ import pytest
 
 from bigmodels import checkpoint, errors, rundir, trees
 from bigmodels import train as train_lib
-from tests import commands, test_train
+from tests import commands, test_processes, test_train
 
 SETTINGS = {'total_steps': 40, 'log_every': 1, 'checkpoint.every': 15, 'eval_every': 12}
 
@@ -181,20 +182,14 @@ def test_a_second_interrupt_ends_a_save_that_hangs(tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(tmp_path):
-    overrides = ['mesh.fsdp=2', 'log_every=1', 'total_steps=100000', 'checkpoint.every=50']
-    workers = [
-        commands.start(
-            'tests.two_processes', str(index), str(tmp_path / 'run'), str(tmp_path), *overrides,
-            devices=2,
-        )
-        for index in range(2)
-    ]  # fmt: skip
-    until_step(workers[0], 20)
-    workers[1].send_signal(signal.SIGTERM)
-    said = [worker.communicate(timeout=100) for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], said
+    process, pids = test_processes.start_endless(tmp_path / 'run', '--config.log_every=1')
+    os.kill(pids[1], signal.SIGTERM)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
     step, damaged = checkpoint.newest_good(tmp_path / 'run' / rundir.CHECKPOINTS)
     assert step > 20
     assert not damaged
-    assert f'step {step}/' in said[0][1]
-    assert f'step {step + 1}/' not in said[0][1]
+    assert f'step {step}/' in err
+    assert f'step {step + 1}/' not in err
+    for index in range(2):
+        assert f'[{index}] Stopped by SIGTERM: step {step} is saved' in err

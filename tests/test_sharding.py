@@ -154,7 +154,7 @@ def test_scanned_layers_are_split_within_a_layer():
     run = make_program(task, batches[0], fsdp=4, tensor=2)
     for name, leaf in trees.flatten_named(run.state_shapes.opt_state).items():
         if 'layers' in name and name.endswith('kernel'):
-            assert leaf.sharding.spec[0] is None
+            assert leaf.sharding.spec[0] == 'stage'
             assert set(leaf.sharding.spec[1:]) == {'fsdp', 'tensor'}
 
 
@@ -298,7 +298,7 @@ def test_batches_are_split_by_rows():
     np.testing.assert_array_equal(placed['x'], batch['x'])
     rows = {shard.device.id: shard.data for shard in placed['x'].addressable_shards}
     assert {data.shape for data in rows.values()} == {(2, 3)}
-    for (_, data, _, fsdp, *_), device in np.ndenumerate(mesh.devices):
+    for (_, data, fsdp, *_), device in np.ndenumerate(mesh.devices):
         first = 2 * (2 * data + fsdp)
         np.testing.assert_array_equal(rows[device.id], batch['x'][first : first + 2])
 

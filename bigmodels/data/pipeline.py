@@ -67,7 +67,7 @@ def training_ids(
     numbered = [
         (Numbered(part, len(examples)), weight) for part, (examples, weight) in enumerate(parts)
     ]
-    return _sharded(_mixed(numbered, seed), batch_size, (0, 1))
+    return _sharded(_mixed(numbered, seed), batch_size, WHOLE)
 
 
 def _mixed(parts: Sequence[tuple[Sequence, float]], seed: int) -> grain.MapDataset:
