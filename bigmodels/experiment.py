@@ -26,6 +26,8 @@ EXECUTION_KEYS = (
     'data.threads',
     'data.buffer',
     'data.workers',
+    'model.microbatches',
+    'model.pipeline_rounds',
 )
 
 

@@ -15,9 +15,10 @@ import tempfile
 import time
 from unittest import mock
 
+import jax.numpy as jnp
 import measure
 
-from bigmodels import checkpoint, config, preemption, rundir, runs, train
+from bigmodels import checkpoint, config, guard, preemption, rundir, runs, train
 
 SAVE_EVERY = 125
 # What is put in a guard's place: (object, attribute, replacement).
@@ -25,8 +26,10 @@ GUARDS = {
     'manifest of checksums': (checkpoint.Saver, '_seal', lambda self: None),
     'errors of saves at every step': (checkpoint.Saver, 'poll', lambda self: None),
     'signals': (preemption.Signals, 'reached', lambda self, step: False),
+    'finite check': (guard, 'judge', lambda settings, memory, loss, grad_norm: (
+        True, memory, {'skipped': jnp.float32(0)})),
     'lock': (rundir, 'held', lambda workdir, resume: contextlib.nullcontext(workdir.mkdir())),
-}
+}  # fmt: skip
 
 
 def seconds_of_loop(guarded: bool, steps: int) -> float:

@@ -5,20 +5,18 @@ V vocab.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
-from bigmodels import config, errors, sharding, trees
+from bigmodels import errors, sharding, trees
 from bigmodels.models import balanced, layers, pipeline
 from bigmodels.models import moe as moe_lib
-from bigmodels.models.attention import Implementation, attend
+from bigmodels.models.blocks import Block, Settings, scaled_normal
 
 Array = jax.Array
 Cache = tuple[dict[str, Array], ...]  # per layer: key and value, [B, N, S, K]
@@ -43,221 +41,6 @@ SHARDING_RULES = (
     (r'^unembed$', ('fsdp', 'tensor')),  # [D, V]
     (r'(scale|bias)$', ()),  # small vectors: replicated
 )
-
-
-@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class Settings:
-    """What a Transformer is made of; the fields of `Transformer` and the keys of `config.model`.
-
-    Fields:
-      num_kv_heads: fewer than num_heads is grouped-query, one is multi-query attention.
-      head_dim: default embed_dim / num_heads.
-      mlp_dim: default 4 * embed_dim.
-      moe: makes the feed-forward layers mixtures of experts, see `moe.Settings`.
-      max_length: the longest context; the size of learned positions.
-      positions: 'learned' (GPT-2), 'rotary' (Llama) or 'none'.
-      rotary_scaling: see `layers.rotary_frequencies`.
-      norm_placement: before each branch, after the sum ('post', as in BERT), or before and after
-        each branch ('both', as in Gemma 2).
-      use_bias: in projections and norms; `qkv_bias` in query, key and value only (Qwen 2).
-      sliding_window: a token sees this many latest tokens, itself included.
-      dropout_rate: on the embeddings and on the output of each branch.
-      scale_embeddings: multiply embeddings by sqrt(embed_dim) (Gemma).
-      attention: see `attention.attend`.
-      scan_layers: one compiled block scanned over stacked parameters: compiles large models in
-        constant time. `stack_layers` and `unstack_layers` convert.
-      remat: 'none' or a key of REMAT_POLICIES.
-      microbatches, pipeline_rounds: see `pipeline`; used where the mesh has stages.
-      dtype: of the computation; parameters, norms, softmax and logits are float32.
-    """
-
-    vocab_size: int
-    num_layers: int
-    embed_dim: int
-    num_heads: int
-    num_kv_heads: int | None = None
-    head_dim: int | None = None
-    mlp_dim: int | None = None
-    moe: Mapping[str, Any] | None = None
-    max_length: int = 1024
-    positions: Literal['learned', 'rotary', 'none'] = 'rotary'
-    rotary_theta: float = 10_000.0
-    rotary_scaling: Mapping[str, Any] | None = None
-    norm: Literal['layer_norm', 'rms_norm'] = 'layer_norm'
-    norm_placement: Literal['pre', 'post', 'both'] = 'pre'
-    norm_epsilon: float = 1e-5
-    qk_norm: bool = False
-    activation: Literal['relu', 'relu_squared', 'gelu', 'gelu_exact', 'silu', 'swiglu', 'geglu'] = (
-        'gelu'
-    )
-    use_bias: bool = True
-    qkv_bias: bool = False
-    tie_embeddings: bool = True
-    scale_embeddings: bool = False
-    dropout_rate: float = 0.0
-    sliding_window: int | None = None
-    attention_softcap: float | None = None
-    logit_softcap: float | None = None
-    attention: Implementation = 'auto'
-    scan_layers: bool = False
-    remat: Literal['none', 'full', 'dots', 'attention'] = 'none'
-    microbatches: int = 0
-    pipeline_rounds: int = 1
-    dtype: layers.Dtype = 'float32'
-
-    def __post_init__(self):
-        if self.rotary_scaling is not None:
-            self.rotary_scaling = nn.FrozenDict(self.rotary_scaling)  # a model is hashable
-        if self.moe is not None:
-            self.moe = nn.FrozenDict(self.moe)
-            _ = self.experts  # building them checks them
-        if min(self.num_layers, self.embed_dim, self.num_heads, self.vocab_size) < 1:
-            raise errors.UserError('The sizes of a Transformer must be at least 1.')
-        if self.head_dim is None and self.embed_dim % self.num_heads:
-            raise errors.UserError(
-                f'embed_dim = {self.embed_dim} is not divisible by num_heads = {self.num_heads}: '
-                f'choose others or set head_dim.'
-            )
-        if self.num_heads % self.kv_heads:
-            raise errors.UserError(
-                f'num_heads = {self.num_heads} must be a multiple of num_kv_heads = '
-                f'{self.kv_heads}.'
-            )
-        if self.positions == 'rotary':
-            if self.dim_per_head % 2:
-                raise errors.UserError(
-                    f'Rotary positions need an even head_dim, not {self.dim_per_head}.'
-                )
-            layers.rotary_frequencies(self.dim_per_head, self.rotary_theta, self.rotary_scaling)
-
-    @property
-    def kv_heads(self) -> int:
-        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
-
-    @property
-    def dim_per_head(self) -> int:
-        return self.head_dim or self.embed_dim // self.num_heads
-
-    @property
-    def experts(self) -> moe_lib.Settings | None:
-        return None if self.moe is None else config.build(moe_lib.Settings, self.moe, 'model.moe')
-
-    def residual_init(self, fan_in: int):
-        """Kernels that write to the residual stream shrink with depth (GPT-2, section 2.3)."""
-        return _scaled_normal(1 / (2 * self.num_layers * fan_in))
-
-
-class Attention(nn.Module):
-    """Self-attention of x [B, L, D]; with a cache, over all slots written so far."""
-
-    settings: Settings
-
-    @nn.compact
-    def __call__(self, x, positions, segment_ids, cache):
-        c = self.settings
-        b, l, d = x.shape
-        heads, kv_heads, head_dim = c.num_heads, c.kv_heads, c.dim_per_head
-        project = functools.partial(
-            layers.Linear, use_bias=c.use_bias or c.qkv_bias, kernel_init=_scaled_normal(1 / d)
-        )
-
-        def split_heads(projected, count):
-            return sharding.constrain_activations(
-                projected.reshape(b, l, count, head_dim), 'tensor'
-            )
-
-        query = split_heads(project(heads * head_dim, name='query')(x), heads)
-        key = split_heads(project(kv_heads * head_dim, name='key')(x), kv_heads)
-        value = split_heads(project(kv_heads * head_dim, name='value')(x), kv_heads)
-        if c.qk_norm:
-            query = layers.Norm('rms_norm', c.norm_epsilon, name='query_norm')(query)
-            key = layers.Norm('rms_norm', c.norm_epsilon, name='key_norm')(key)
-        if c.positions == 'rotary':
-            frequencies = layers.rotary_frequencies(head_dim, c.rotary_theta, c.rotary_scaling)
-            query = layers.rotate(query, positions, frequencies)
-            key = layers.rotate(key, positions, frequencies)
-        if cache is not None:
-            cache = {
-                'key': _write(cache['key'], key, positions),
-                'value': _write(cache['value'], value, positions),
-            }
-            key, value = (cache[name].transpose(0, 2, 1, 3) for name in ('key', 'value'))
-        attended = attend(
-            query,
-            key,
-            value,
-            window=c.sliding_window,
-            segment_ids=segment_ids,
-            softcap=c.attention_softcap,
-            query_slots=None if cache is None else positions,
-            implementation=c.attention,
-        )
-        attended = checkpoint_name(attended, 'attended')
-        out = layers.Linear(
-            d, use_bias=c.use_bias, name='out', kernel_init=c.residual_init(heads * head_dim)
-        )(attended.reshape(b, l, heads * head_dim))
-        return sharding.constrain_activations(out), cache
-
-
-class FeedForward(nn.Module):
-    """down(activation(up(x))), or down(activation(gate(x)) * up(x)) for gated activations."""
-
-    settings: Settings
-
-    @nn.compact
-    def __call__(self, x):
-        c = self.settings
-        d, f = x.shape[-1], c.mlp_dim or 4 * x.shape[-1]
-        project = functools.partial(
-            layers.Linear, f, use_bias=c.use_bias, kernel_init=_scaled_normal(1 / d)
-        )
-        hidden = project(name='up')(x)
-        if c.activation in layers.GATED_ACTIVATIONS:
-            hidden *= layers.GATED_ACTIVATIONS[c.activation](project(name='gate')(x))
-        else:
-            hidden = layers.ACTIVATIONS[c.activation](hidden)
-        hidden = sharding.constrain_activations(hidden, 'tensor')
-        return sharding.constrain_activations(
-            layers.Linear(d, use_bias=c.use_bias, kernel_init=c.residual_init(f), name='down')(
-                hidden
-            )
-        )
-
-
-class Block(nn.Module):
-    """Attention and feed-forward, each added to its input; x [B, L, D] -> (x, cache)."""
-
-    settings: Settings
-    train: bool = False
-
-    @nn.compact
-    def __call__(self, x, positions, segment_ids, cache):
-        c = self.settings
-        before, after = c.norm_placement in ('pre', 'both'), c.norm_placement != 'pre'
-        norm = functools.partial(layers.Norm, c.norm, c.norm_epsilon, c.use_bias)
-        dropout = nn.Dropout(c.dropout_rate, deterministic=not self.train)
-
-        y = norm(name='attention_norm')(x) if before else x
-        y, cache = Attention(c, name='attention')(y, positions, segment_ids, cache)
-        y = dropout(y)
-        if c.norm_placement == 'post':
-            x = norm(name='attention_post_norm')(x + y)
-        else:
-            x = x + (norm(name='attention_post_norm')(y) if after else y)
-
-        y = norm(name='mlp_norm')(x) if before else x
-        if c.moe is None:
-            y = FeedForward(c, name='mlp')(y)
-        else:
-            y = moe_lib.MixtureOfExperts(
-                c.experts, c.mlp_dim, c.activation, c.use_bias, c.residual_init, name='mlp'
-            )(y, dropless=cache is not None)
-        y = dropout(y)
-        if c.norm_placement == 'post':
-            x = norm(name='mlp_post_norm')(x + y)
-        else:
-            x = x + (norm(name='mlp_post_norm')(y) if after else y)
-        return sharding.constrain_activations(x), cache
 
 
 class Transformer(nn.Module, Settings):
@@ -327,7 +110,7 @@ class Transformer(nn.Module, Settings):
             kernel = embed.embedding.T
         else:
             kernel = self.param(
-                'unembed', _scaled_normal(1 / self.embed_dim), (self.embed_dim, self.vocab_size)
+                'unembed', scaled_normal(1 / self.embed_dim), (self.embed_dim, self.vocab_size)
             )
         out = x if return_hidden else self._logits(x, kernel)
         return out if cache is None else (out, cache)
@@ -462,17 +245,3 @@ def stack_layers(params: Mapping) -> dict:
     return rest | {
         'layers': jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[name] for name in names))
     }
-
-
-def _scaled_normal(variance: float):
-    return nn.initializers.normal(math.sqrt(variance))
-
-
-def _write(cache: Array, new: Array, positions: Array) -> Array:
-    """Writes new [B, L, N, K] into cache [B, N, S, K] from slot positions[:, 0] on."""
-
-    def write_row(row, update, start):
-        return jax.lax.dynamic_update_slice(row, update, (0, start, 0))
-
-    starts = jnp.broadcast_to(positions[:, 0], len(cache))
-    return jax.vmap(write_row)(cache, new.transpose(0, 2, 1, 3).astype(cache.dtype), starts)

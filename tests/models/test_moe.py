@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bigmodels import config, errors, metrics, sharding, steps, trees
-from bigmodels.models import dispatch, moe, transformer
+from bigmodels.models import blocks, dispatch, moe, transformer
 from tests.test_sharding import assert_close, language_model, make_program, shard_fraction, train
 
 B, L, D, E, F = 3, 10, 8, 4, 6
@@ -176,12 +176,12 @@ def test_one_expert_is_the_dense_layer(activation, use_bias, capacity_factor):
         activation, use_bias, num_experts=1, experts_per_token=1, capacity_factor=capacity_factor
     )
     params = params_of(layer)
-    settings = transformer.Settings(
+    settings = blocks.Settings(
         vocab_size=1, num_layers=1, embed_dim=D, num_heads=1, mlp_dim=F, activation=activation,
         use_bias=use_bias,
     )  # fmt: skip
     dense = jax.tree.map(lambda leaf: leaf[0], params['experts'])
-    expected = transformer.FeedForward(settings).apply({'params': dense}, X)
+    expected = blocks.FeedForward(settings).apply({'params': dense}, X)
     np.testing.assert_allclose(apply(layer, params)[0], expected, rtol=1e-5, atol=1e-5)
 
 
