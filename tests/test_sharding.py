@@ -290,6 +290,27 @@ def test_mesh_shapes():
             make(**shape)
 
 
+@dataclasses.dataclass(frozen=True)
+class SliceDevice:
+    """What is asked of a device of a TPU slice when a mesh is made."""
+
+    id: int
+    slice_index: int
+    platform: str = 'cpu'
+    device_kind: str = 'cpu'
+    process_index: int = 0
+    client: None = None
+
+
+def test_slices_are_replicas():
+    devices = [SliceDevice(i, i // 4) for i in (0, 4, 1, 5, 2, 6, 3, 7)]
+    mesh = sharding.make_mesh(sharding.MeshShape(replica=4, data=1, fsdp=2), devices)
+    slices = [{device.slice_index for device in replica.flat} for replica in mesh.devices]
+    assert slices == [{0}, {0}, {1}, {1}]
+    with pytest.raises(errors.UserError, match='in 2 slices.*replica to a multiple of 2, not 1'):
+        sharding.make_mesh(sharding.MeshShape(), devices)
+
+
 def test_batches_are_split_by_rows():
     mesh = sharding.make_mesh(sharding.MeshShape(data=2, fsdp=2, tensor=2))
     assert sharding.batch_shard(mesh) == ((0, 1, 2, 3), 4)  # one process feeds everything
