@@ -4,6 +4,7 @@ A section of a config is unpacked into the function or class that it configures,
 nothing reads cannot exist: it would be an argument that its constructor does not take.
 """
 
+import argparse
 import ast
 import dataclasses
 import importlib
@@ -57,6 +58,20 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
                 raise errors.UserError(f'The override {override!r} is not KEY=VALUE.')
             _set(config, key, value)
     return config
+
+
+def parse_arguments(
+    parser: argparse.ArgumentParser, arguments: list[str] | None
+) -> tuple[argparse.Namespace, list[str]]:
+    """The parser's options, and each --config.KEY=VALUE beside them as 'KEY=VALUE'."""
+    options, rest = parser.parse_known_args(arguments)
+    for argument in rest:
+        if not argument.startswith('--config.') or '=' not in argument:
+            parser.error(
+                f'cannot read the argument {argument!r}: fields of the config are set by '
+                f'--config.SECTION.FIELD=VALUE, with the equals sign'
+            )
+    return options, [argument.removeprefix('--config.') for argument in rest]
 
 
 def _set(config: ml_collections.ConfigDict, key: str, text: str) -> None:

@@ -7,7 +7,7 @@ import argparse
 import contextlib
 import pathlib
 
-from bigmodels import errors
+from bigmodels import config, errors
 
 
 def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
@@ -48,24 +48,10 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
         help='tell what the config would do and train nothing; sharding: where each parameter '
         'lies and what a device holds, also for more devices than there are here',
     )
-    options, overrides = parse_with_overrides(parser, arguments)
+    options, overrides = config.parse_arguments(parser, arguments)
     if options.timeout < 1:
         parser.error(f'--timeout={options.timeout:g} must be at least 1 second')
     return options, overrides
-
-
-def parse_with_overrides(
-    parser: argparse.ArgumentParser, arguments: list[str] | None
-) -> tuple[argparse.Namespace, list[str]]:
-    """The parser's options, and each --config.KEY=VALUE beside them as 'KEY=VALUE'."""
-    options, rest = parser.parse_known_args(arguments)
-    for argument in rest:
-        if not argument.startswith('--config.') or '=' not in argument:
-            parser.error(
-                f'cannot read the argument {argument!r}: fields of the config are set by '
-                f'--config.SECTION.FIELD=VALUE, with the equals sign'
-            )
-    return options, [argument.removeprefix('--config.') for argument in rest]
 
 
 def main() -> None:

@@ -38,6 +38,8 @@ ADDRESS, COUNT, INDEX = 'JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PRO
 _KEYS = 'bigmodels/processes'
 _JOINING = 3  # timeouts that joining may take: machines of a cluster do not start together
 _BEATS = 10  # signs of life in a timeout
+# JAX gives up on a coordinator that hangs after half of its own timeout: it must be we who speak.
+_HEARTBEAT = 4  # timeouts
 # Statuses with which JAX reports that another process does not take part.
 _NO_PEER = re.compile('(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ')
 
@@ -131,7 +133,7 @@ def _join(timeout: float) -> None:
             **place,
             # Later than ours, so that it is we who speak.
             initialization_timeout=2 * seconds,
-            heartbeat_timeout_seconds=math.ceil(2 * timeout),
+            heartbeat_timeout_seconds=math.ceil(_HEARTBEAT * timeout),
             shutdown_timeout_seconds=math.ceil(timeout),
         )
     except (ValueError, RuntimeError) as error:

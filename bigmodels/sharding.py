@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from bigmodels import errors, trees
 
 # Slowest network first: neighbours along the last axes talk most.
-AXES = ('replica', 'data', 'fsdp', 'expert', 'sequence', 'tensor', 'stage')
+AXES = ('replica', 'data', 'stage', 'fsdp', 'expert', 'sequence', 'tensor')
 # The axes that a batch's leading dimension is split over.
 BATCH_AXES = ('replica', 'data', 'fsdp', 'expert')
 
@@ -25,20 +25,20 @@ class MeshShape:
     Fields:
       replica: copies of everything else, one a slice of TPUs; only gradients cross.
       data: data parallelism.
+      stage: pipeline parallelism: consecutive layers on each device (scanned layers only).
       fsdp: parameters and optimiser are split, and gathered where they are used.
       expert: experts of a mixture are split; elsewhere the same as data.
       sequence: each sequence is split; attention goes round in a ring.
       tensor: heads and hidden units of each layer are split.
-      stage: pipeline parallelism: consecutive layers on each device (scanned layers only).
     """
 
     replica: int = 1
     data: int = -1
+    stage: int = 1
     fsdp: int = 1
     expert: int = 1
     sequence: int = 1
     tensor: int = 1
-    stage: int = 1
 
 
 def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
@@ -185,17 +185,19 @@ def param_specs(
 ) -> tuple[Any, list[str]]:
     """A PartitionSpec for each parameter, and notes on what could not be split as ruled.
 
-    A rule names the axes of a parameter's trailing dimensions; the leading one of stacked layers is
-    split over `stage`. Without rules, the largest
-    dimension that divides is split over `fsdp`.
+    A rule names the axes of a parameter's trailing dimensions; the leading one of stacked layers
+    is split over `stage`. Without rules, the largest dimension that divides is split over `fsdp`.
 
     Raises:
       UserError: if a parameter has no rule, or a rule is longer than the parameter's shape or
         names an axis twice.
     """
     if not rules:
-        unused = [] if mesh.shape['tensor'] == 1 else ['the model has no rules for the axis tensor']
-        return jax.tree.map(lambda leaf: _largest_dimension(leaf.shape, mesh), params), unused
+        return jax.tree.map(lambda leaf: _largest_dimension(leaf.shape, mesh), params), [
+            f'the model has no rules for the axis {axis}: its devices all do the same'
+            for axis in ('stage', 'sequence', 'tensor')
+            if mesh.shape[axis] > 1
+        ]
     notes = []
 
     def spec(name: str, leaf: Any, axes: tuple) -> PartitionSpec:
@@ -301,7 +303,8 @@ def _pmap_step(step: Callable, mesh: jax.sharding.Mesh) -> Callable:
     """Data parallelism by `jax.pmap`: each device computes on its part, gradients are averaged."""
     if mesh.size != mesh.shape['data'] or jax.process_count() > 1:
         raise errors.UserError(
-            'parallel = "pmap" splits only the batch: set mesh fsdp and tensor to 1, or use "jit".'
+            'parallel = "pmap" splits only the batch, over the axis data of one process: set the '
+            'other axes of config.mesh to 1, or use "jit".'
         )
     mapped = jax.pmap(
         lambda state, batch: step(state, batch, axis_name='data'),

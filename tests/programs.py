@@ -7,17 +7,22 @@ COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'coll
 _PATTERN = re.compile(rf'= (.*?) ({"|".join(COLLECTIVES)})(?:-start)?\(')
 
 
-def collectives(compiled) -> dict[str, int]:
-    """The number of collectives of each kind that move arrays; scalars and vectors do not count.
+def collective_shapes(compiled) -> list[tuple[str, str]]:
+    """(kind, shape as '8,16,2') of the first array that each collective gives.
 
-    A loop's body counts once.
+    Those that only move scalars and vectors are left out. A loop's body counts once.
     """
-    found = collections.Counter()
+    found = []
     for line in compiled.as_text().splitlines():
         match = _PATTERN.search(line)
-        if match and re.search(r'\[\d+,', match[1]):
-            found[match[2]] += 1
-    return dict(found)
+        if match and (shape := re.search(r'\[(\d+(?:,\d+)+)\]', match[1])):
+            found.append((match[2], shape[1]))
+    return found
+
+
+def collectives(compiled) -> dict[str, int]:
+    """The number of collectives of each kind, as in `collective_shapes`."""
+    return dict(collections.Counter(kind for kind, _ in collective_shapes(compiled)))
 
 
 def memory(compiled) -> tuple[int, int]:

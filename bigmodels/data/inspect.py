@@ -14,7 +14,6 @@ import numpy as np
 
 from bigmodels import config as config_lib
 from bigmodels import errors, experiment, runs, tables, writers
-from bigmodels import main as main_lib
 from bigmodels.data import pictures, pipeline
 
 TOKENS = ('inputs', 'targets')  # the fields that hold token ids, where a task has a vocabulary
@@ -114,7 +113,7 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
         help='the folder for pictures, by default inspection',
     )  # fmt: skip
     runs.add_trust(parser)
-    options, overrides = main_lib.parse_with_overrides(parser, arguments)
+    options, overrides = config_lib.parse_arguments(parser, arguments)
     if options.workdir and overrides:
         parser.error('a run is shown as its config is: --workdir takes no --config.KEY=VALUE')
     return options, overrides

@@ -110,8 +110,7 @@ def on_devices(local: Callable, in_specs: Any, out_specs: Any) -> Callable:
 
 def row_axes(num_rows: int) -> tuple[str, ...] | None:
     """The axes over which a leading dimension is split: none where it does not divide."""
-    num_shards = sharding.num_batch_shards(jax.sharding.get_abstract_mesh())
-    return None if num_rows % num_shards else sharding.BATCH_AXES
+    return None if num_rows % sharding.num_batch_shards() else sharding.BATCH_AXES
 
 
 def cut(x: Array, axis: int, count: int) -> Array:

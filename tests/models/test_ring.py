@@ -1,6 +1,5 @@
 """Ring attention over simulated devices against `attention.attend` on whole sequences."""
 
-import collections
 import functools
 import re
 
@@ -13,13 +12,11 @@ from jax.sharding import PartitionSpec as P
 
 from bigmodels import errors, sharding
 from bigmodels.models import attention, balanced, ring
+from tests import programs
 
 B, L, H, N, K = 2, 32, 4, 2, 8
 rng = np.random.default_rng(0)
 SEGMENTS = np.sort(rng.integers(0, 4, (B, L)), axis=1)
-COLLECTIVE = re.compile(
-    r' (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(?:-start)?\('
-)
 # Compiles in half the time, and computes the same.
 jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
@@ -192,10 +189,6 @@ def compiled(size, length, gradients=False, causal=True):
         return jax.jit(attend).lower(x, x, x).compile()
 
 
-def collectives(program):
-    return dict(collections.Counter(COLLECTIVE.findall(program.as_text())))
-
-
 @pytest.mark.parametrize('size', [2, 4])
 def test_keys_go_round_by_permutes_only(size):
     """Keys and values are sent before the loop over devices and in it, in both passes.
@@ -204,8 +197,8 @@ def test_keys_go_round_by_permutes_only(size):
     last device and home.
     """
     loop = 2 * (size > 2)
-    assert collectives(compiled(size, 64)) == {'collective-permute': 2 + loop}
-    gradients = collectives(compiled(size, 64, gradients=True))
+    assert programs.collectives(compiled(size, 64)) == {'collective-permute': 2 + loop}
+    gradients = programs.collectives(compiled(size, 64, gradients=True))
     assert gradients == {'collective-permute': 2 + loop + (2 * loop + 2 + 2)}
 
 
@@ -214,7 +207,7 @@ def test_the_layout_takes_two_permutes():
     with jax.set_mesh(mesh(sequence=8)):
         for move in (balanced.to_balanced, balanced.from_balanced):
             program = jax.jit(move, out_shardings=P(None, 'sequence')).lower(x).compile()
-            assert collectives(program) == {'collective-permute': 2}
+            assert programs.collectives(program) == {'collective-permute': 2}
 
 
 @pytest.mark.parametrize('size', [2, 4, 8])
