@@ -164,6 +164,14 @@ def constrain(x: jax.Array, axes: Sequence[str | tuple[str, ...] | None]) -> jax
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*fitting))
 
 
+def mapped_mean(tree: Any) -> Any:
+    """Under pmap the mean over all devices; elsewhere the tree: under jit arrays are global."""
+    try:
+        return jax.lax.pmean(tree, 'data')
+    except NameError:  # no axis of that name is mapped
+        return tree
+
+
 def _as_tuple(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
 
