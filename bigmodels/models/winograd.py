@@ -18,11 +18,14 @@ Grid = Sequence[Sequence[Array]]  # rows of columns of equally shaped arrays
 
 # Bytes of transformed inputs in a block: a share of the cache that the cores have in common.
 BLOCK_BYTES = 4 << 20
+# With fewer channels in, the transforms cost more than they save.
+MIN_CHANNELS = 16
 
 
 def fits(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> bool:
-    """Whether `convolve` takes these: 3x3 kernels on images of even height and width."""
-    return kernel_shape[:2] == (3, 3) and x_shape[1] % 2 == 0 and x_shape[2] % 2 == 0
+    """Whether `convolve` pays: 3x3 kernels on images of even sides and several channels."""
+    even = x_shape[1] % 2 == 0 and x_shape[2] % 2 == 0
+    return kernel_shape[:2] == (3, 3) and even and kernel_shape[2] >= MIN_CHANNELS
 
 
 def convolve(x: Array, kernel: Array) -> Array:
@@ -39,7 +42,8 @@ def convolve(x: Array, kernel: Array) -> Array:
         ]
         return _interleaved(_transformed(products, _products), x.shape).astype(x.dtype)
 
-    return jax.lax.map(one_block, _blocks(x)).reshape(*x.shape[:3], kernel.shape[-1])
+    (blocks,) = _blocks(x)
+    return jax.lax.map(one_block, blocks).reshape(*x.shape[:3], kernel.shape[-1])
 
 
 def kernel_gradient(x: Array, g: Array) -> Array:
@@ -50,7 +54,7 @@ def kernel_gradient(x: Array, g: Array) -> Array:
         return jax.tree.map(lambda t, v, m: t + _inner(v, m), totals, inputs, cotangents), None
 
     zeros = [[jnp.zeros((x.shape[-1], g.shape[-1]))] * 4] * 4
-    totals, _ = jax.lax.scan(one_block, zeros, (_blocks(x), _blocks(g)))
+    totals, _ = jax.lax.scan(one_block, zeros, _blocks(x, g))
     return jnp.stack([jnp.stack(row) for row in _transformed(totals, _kernel_transposed)])
 
 
@@ -82,11 +86,12 @@ def _interleaved(tiles: Grid, shape: tuple[int, ...]) -> Array:
     return jnp.stack(parts, 2).reshape(b, h, w, -1)
 
 
-def _blocks(x: Array) -> Array:
-    """x [B, ...] -> [blocks, images of a block, ...]."""
-    images = max(1, BLOCK_BYTES // (4 * x[0].size * x.dtype.itemsize))
-    size = max(n for n in range(1, min(images, len(x)) + 1) if len(x) % n == 0)
-    return x.reshape(-1, size, *x.shape[1:])
+def _blocks(*arrays: Array) -> list[Array]:
+    """Arrays [B, ...] -> [blocks, images of a block, ...]."""
+    batch = len(arrays[0])
+    images = max(1, BLOCK_BYTES // max(4 * x[0].size * x.dtype.itemsize for x in arrays))
+    size = max(n for n in range(1, min(images, batch) + 1) if batch % n == 0)
+    return [x.reshape(-1, size, *x.shape[1:]) for x in arrays]
 
 
 def _cast(grid: Grid, dtype) -> Grid:
