@@ -46,12 +46,15 @@ def _forward_3x3(x, kernel):
 
 def _backward_3x3(residuals, g):
     x, kernel = residuals
-    dx = _convolve_3x3(g, kernel[::-1, ::-1].swapaxes(2, 3))
-    own = lambda x, g: jax.linear_transpose(lambda k: _convolve(x, k), kernel)(g)[0]
-    dkernel = jax.lax.platform_dependent(
-        x, g, cpu=lambda x, g: winograd.kernel_gradient(x, g).astype(kernel.dtype), default=own
-    )
-    return dx, dkernel
+
+    def own(x, kernel, g):
+        return jax.vjp(_convolve, x, kernel)[1](g)
+
+    def filtered(x, kernel, g):
+        dkernel = winograd.kernel_gradient(x, g).astype(kernel.dtype)
+        return winograd.input_gradient(g, kernel), dkernel
+
+    return jax.lax.platform_dependent(x, kernel, g, cpu=filtered, default=own)
 
 
 _convolve_3x3.defvjp(_forward_3x3, _backward_3x3)

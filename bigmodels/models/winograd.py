@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 Array = jax.Array
 Grid = Sequence[Sequence[Array]]  # rows of columns of equally shaped arrays
@@ -20,6 +21,8 @@ Grid = Sequence[Sequence[Array]]  # rows of columns of equally shaped arrays
 BLOCK_BYTES = 4 << 20
 # With fewer channels in, the transforms cost more than they save.
 MIN_CHANNELS = 16
+# Where a transformed kernel has the transform of its mirror image.
+MIRRORED = (3, 1, 2, 0)
 
 
 def fits(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> bool:
@@ -33,7 +36,19 @@ def convolve(x: Array, kernel: Array) -> Array:
 
     Operands of the products are in x's dtype, sums in float32.
     """
-    kernels = _cast(_transformed(kernel.astype(jnp.float32), _kernel), x.dtype)
+    return _convolve(x, _cast(_transformed(kernel.astype(jnp.float32), _kernel), x.dtype))
+
+
+def input_gradient(g: Array, kernel: Array) -> Array:
+    """The gradient of x [B, H, W, C] from g [B, H, W, F]: `convolve` by the mirrored kernel."""
+    kernels = _cast(_transformed(kernel.astype(jnp.float32), _kernel), g.dtype)
+    # The transform of the mirrored kernel is that of the kernel in another order.
+    mirrored = [[_transposed(kernels[a][b]) for b in MIRRORED] for a in MIRRORED]
+    return _convolve(g, mirrored)
+
+
+def _convolve(x: Array, kernels: Grid) -> Array:
+    """`convolve` for a transformed kernel, 4x4 arrays [C, F]."""
 
     def one_block(x):
         products = [
@@ -43,7 +58,7 @@ def convolve(x: Array, kernel: Array) -> Array:
         return _interleaved(_transformed(products, _products), x.shape).astype(x.dtype)
 
     (blocks,) = _blocks(x)
-    return jax.lax.map(one_block, blocks).reshape(*x.shape[:3], kernel.shape[-1])
+    return jax.lax.map(one_block, blocks).reshape(*x.shape[:3], -1)
 
 
 def kernel_gradient(x: Array, g: Array) -> Array:
@@ -76,7 +91,14 @@ def transform_cotangents(g: Array) -> Grid:
 
 def _inner(v: Array, m: Array) -> Array:
     """v [R, C], m [R, F] -> float32 [C, F]."""
-    return jax.lax.dot_general(v, m, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    return jnp.dot(_transposed(v), m, preferred_element_type=jnp.float32)
+
+
+def _transposed(x: Array) -> Array:
+    """x.T; of bfloat16 as a copy, since XLA's fast products of it take no transposed operands."""
+    if x.dtype == jnp.float32:
+        return x.T
+    return with_layout_constraint(x.T, Layout(major_to_minor=(0, 1)))
 
 
 def _interleaved(tiles: Grid, shape: tuple[int, ...]) -> Array:
