@@ -94,7 +94,7 @@ class BatchNorm(nn.Module):
             return apply_affine(x, mean.value, variance.value, scale, bias, self.epsilon)
         y, batch_mean, batch_variance = normalize_batch(x, scale, bias, self.epsilon)
         if not self.is_initializing():
-            count = _count(x)
+            count = _count(x) * sharding.mapped_size()
             unbiased = batch_variance * (count / max(count - 1, 1))
             mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
             variance.value = self.momentum * variance.value + (1 - self.momentum) * unbiased
