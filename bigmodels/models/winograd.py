@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Layout, with_layout_constraint
+
+from bigmodels.models import layers
 
 Array = jax.Array
 Grid = Sequence[Sequence[Array]]  # rows of columns of equally shaped arrays
@@ -43,7 +44,7 @@ def input_gradient(g: Array, kernel: Array) -> Array:
     """The gradient of x [B, H, W, C] from g [B, H, W, F]: `convolve` by the mirrored kernel."""
     kernels = _cast(_transformed(kernel.astype(jnp.float32), _kernel), g.dtype)
     # The transform of the mirrored kernel is that of the kernel in another order.
-    mirrored = [[_transposed(kernels[a][b]) for b in MIRRORED] for a in MIRRORED]
+    mirrored = [[layers.transposed(kernels[a][b]) for b in MIRRORED] for a in MIRRORED]
     return _convolve(g, mirrored)
 
 
@@ -91,14 +92,7 @@ def transform_cotangents(g: Array) -> Grid:
 
 def _inner(v: Array, m: Array) -> Array:
     """v [R, C], m [R, F] -> float32 [C, F]."""
-    return jnp.dot(_transposed(v), m, preferred_element_type=jnp.float32)
-
-
-def _transposed(x: Array) -> Array:
-    """x.T; of bfloat16 as a copy, since XLA's fast products of it take no transposed operands."""
-    if x.dtype == jnp.float32:
-        return x.T
-    return with_layout_constraint(x.T, Layout(major_to_minor=(0, 1)))
+    return jnp.dot(layers.transposed(v), m, preferred_element_type=jnp.float32)
 
 
 def _interleaved(tiles: Grid, shape: tuple[int, ...]) -> Array:
