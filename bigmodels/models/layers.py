@@ -43,7 +43,7 @@ def _low_precision_matmul(x: Array, kernel: Array, out_dtype) -> Array:
     XLA answers by widening both; here all three products keep narrow operands and wide sums, and
     the kernel's gradient stays in float32.
     """
-    return _wide_dot(x, kernel.astype(x.dtype)).astype(out_dtype)
+    return _wide_dot(x, rows_first(kernel.astype(x.dtype))).astype(out_dtype)
 
 
 def _low_precision_forward(x, kernel, out_dtype):
@@ -55,7 +55,7 @@ def _low_precision_backward(_, residuals, g):
     g = g.astype(x.dtype)
     dx = _wide_dot(g, transposed(kernel.astype(x.dtype))).astype(x.dtype)
     if x.ndim == 2:
-        dkernel = _wide_dot(transposed(x), g)
+        dkernel = rows_first(_wide_dot(transposed(x), g))
     else:
         rows = tuple(range(x.ndim - 1))
         dkernel = jax.lax.dot_general(
@@ -73,11 +73,22 @@ def transposed(x: Array) -> Array:
 
     XLA's fast products there take no transposed operands: without the copy they are half as fast.
     """
-    if x.dtype == jnp.float32:
-        return x.T
-    rows_first = Layout(major_to_minor=(0, 1))
+    return x.T if x.dtype == jnp.float32 else rows_first(rows_first(x).T)
+
+
+def rows_first(x: Array) -> Array:
+    """x [A, B], on one CPU device in row-major order, and a transpose of it not folded into it.
+
+    XLA's CPU backend (JAX 0.10) cannot run the products that folding gives in low precision:
+    "Unsupported element type for DotThunk". Its partitioner gathers what is so constrained, so on
+    several devices x is left as it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
+        return x
+    layout = Layout(major_to_minor=(0, 1))
     return jax.lax.platform_dependent(
-        x.T, cpu=lambda x: with_layout_constraint(x, rows_first), default=lambda x: x
+        x, cpu=lambda x: with_layout_constraint(x, layout), default=lambda x: x
     )
 
 
