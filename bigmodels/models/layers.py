@@ -218,9 +218,9 @@ class Linear(nn.Module):
         kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         y = matmul(x, kernel)
         if self.use_bias:
-            y += self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32).astype(
-                x.dtype
-            )
+            bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
+            # In float32, as then is the sum over rows that is its gradient.
+            y = (y.astype(jnp.float32) + bias).astype(x.dtype)
         return y
 
 
