@@ -164,6 +164,19 @@ def constrain(x: jax.Array, axes: Sequence[str | tuple[str, ...] | None]) -> jax
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*fitting))
 
 
+def mapped_size() -> int:
+    """The number of devices under pmap; elsewhere 1: under jit arrays are global."""
+    try:
+        return jax.lax.axis_size('data')
+    except NameError:  # no axis of that name is mapped
+        return 1
+
+
+def mapped_mean(tree: Any) -> Any:
+    """The mean over the devices of `mapped_size`."""
+    return tree if mapped_size() == 1 else jax.lax.pmean(tree, 'data')
+
+
 def _as_tuple(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / 'experiments' / 'results'
@@ -61,18 +61,14 @@ class _Peak:
     """The largest resident memory of a process, read from Linux' own account of it."""
 
     def __init__(self, pid: int):
-        self._path = pathlib.Path('/proc', str(pid), 'status')
+        self._pid = pid
         self._bytes = 0
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def _watch(self) -> None:
-        while self._path.exists():
-            lines = self._path.read_text().splitlines()
-            high = [line.split()[1] for line in lines if line.startswith('VmHWM')]
-            if not high:
-                return  # the process has ended
-            self._bytes = max(self._bytes, int(high[0]) * 1024)
+        while bytes_now := peak_memory(self._pid):
+            self._bytes = max(self._bytes, bytes_now)
             time.sleep(0.2)
 
     def stop(self) -> int:
@@ -80,13 +76,45 @@ class _Peak:
         return self._bytes
 
 
-def write(name: str, result: Mapping, folder: pathlib.Path = RESULTS) -> None:
+def peak_memory(pid: int | str) -> int:
+    """The most bytes of memory that a process, or 'self', has held; 0 once it has ended."""
+    path = pathlib.Path('/proc', str(pid), 'status')
+    lines = path.read_text().splitlines() if path.exists() else []
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith('VmHWM'))
+
+
+def matmul_flops(dtype) -> float:
+    """The FLOP/s of a large matrix product here, accumulated in float32: best of ten."""
+    import jax
+    import jax.numpy as jnp
+
+    size = 2048 if jax.default_backend() == 'cpu' else 8192
+    a = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
+    product(a, a).block_until_ready()
+    times = []
+    for _ in range(10):
+        began = time.perf_counter()
+        product(a, a).block_until_ready()
+        times.append(time.perf_counter() - began)
+    return 2 * size**3 / min(times)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is the header."""
+    header, *rest = ('| ' + ' | '.join(row) + ' |' for row in rows)
+    return '\n'.join([header, '| --- ' * len(rows[0]) + '|', *rest])
+
+
+def write(
+    name: str, result: Mapping, folder: pathlib.Path = RESULTS, libraries=('jax', 'flax')
+) -> None:
     """Writes experiments/results/NAME.json with the date, the versions and the machine."""
     result = {
         'date': datetime.date.today().isoformat(),
         'command': f'python {" ".join([os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])}',
         'machine': f'{os.cpu_count()} CPU cores, {platform.machine()}',
-        'versions': {name: importlib.metadata.version(name) for name in ('jax', 'flax')},
+        'versions': {name: importlib.metadata.version(name) for name in libraries},
         **result,
     }
     folder.mkdir(exist_ok=True)

@@ -8,9 +8,11 @@ from jax.sharding import AbstractMesh, AxisType
 from bigmodels import sharding, trees
 from bigmodels.models import MODELS
 
+RESNET = dict(num_classes=8, stage_sizes=(1, 1), stage_widths=(8, 16))
 TRANSFORMER = dict(vocab_size=32, num_layers=2, embed_dim=16, num_heads=2, max_length=8)
 # Per model with a table: what differs between variants that together have every parameter.
 VARIANTS = {
+    'resnet': [RESNET | dict(block='basic', stem='cifar'), RESNET | dict(block='bottleneck')],
     'transformer': [
         TRANSFORMER | dict(positions='learned', qk_norm=True, norm_placement='both'),
         TRANSFORMER | dict(tie_embeddings=False, activation='swiglu', use_bias=False),
@@ -18,6 +20,7 @@ VARIANTS = {
         TRANSFORMER | dict(moe=dict(num_experts=4), activation='swiglu', scan_layers=True),
         TRANSFORMER | dict(moe=dict(num_experts=2, num_shared_experts=1)),
     ],
+    'vit': [dict(num_classes=8, num_layers=2, embed_dim=16, num_heads=2, patch_size=4)],
 }
 TABLES = {
     name: model.sharding_rules
@@ -29,8 +32,10 @@ TABLES = {
 def parameters(name: str, fields: dict):
     """The shapes of a model's parameters."""
     model = MODELS[name](**fields)
-    tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-    return jax.eval_shape(model.init, jax.random.key(0), tokens)['params']
+    inputs = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    if name in ('resnet', 'vit'):
+        inputs = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), inputs)['params']
 
 
 def test_every_table_has_its_variants_here():

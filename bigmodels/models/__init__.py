@@ -5,9 +5,13 @@ and put its class here, or name it by dotted path in the config (`my_package.my_
 """
 
 from bigmodels.models.mlp import MLP
+from bigmodels.models.resnet import ResNet
 from bigmodels.models.transformer import Transformer
+from bigmodels.models.vit import ViT
 
 MODELS = {
     'mlp': MLP,
+    'resnet': ResNet,
     'transformer': Transformer,
+    'vit': ViT,
 }

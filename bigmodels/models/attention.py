@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from bigmodels import errors, sharding
 from bigmodels.models import balanced, ring
+from bigmodels.models.plain import plain_attend
 from bigmodels.models.scores import (
     bounded,
     empty_sums,
@@ -22,7 +23,6 @@ from bigmodels.models.scores import (
     scaled,
     unfold,
     visible,
-    weighted_values,
 )
 
 Array = jax.Array
@@ -84,11 +84,13 @@ def attend(
             implementation='cudnn',
             mask=None if plain_causal or full is None else full[:, None],
         )
-    function = _blockwise if chosen == 'blockwise' else _plain
-    folded = function(
-        scaled(fold(query, key.shape[2])), heads_first(key), heads_first(value), mask, softcap
-    )
-    return unfold(folded)
+    folded = scaled(fold(query, key.shape[2])), heads_first(key), heads_first(value)
+    if chosen == 'blockwise':
+        return unfold(_blockwise(*folded, mask, softcap))
+    band = (None, None)
+    if query_slots is None:
+        band = (None if window is None else window - 1, 0 if causal else None)
+    return unfold(plain_attend(*folded, mask, softcap, band))
 
 
 def choose_implementation(
@@ -155,13 +157,6 @@ def _choose_ring(requested: Implementation, length: int, num_parts: int) -> tupl
     balanced.check_length(length, num_parts)
     asked = 'asked for' if requested == 'ring' else 'auto'
     return 'ring', f'{asked}: the sequence is split over {num_parts} devices'
-
-
-def _plain(query: Array, key: Array, value: Array, mask, softcap: float | None) -> Array:
-    """The whole score matrix at once; its backward pass reuses the saved softmax."""
-    full = mask(jnp.arange(query.shape[3]), jnp.arange(key.shape[2]))
-    weights = jax.nn.softmax(bounded(products(query, key), full, softcap), axis=-1)
-    return weighted_values(weights, value).astype(query.dtype)
 
 
 def _blockwise(

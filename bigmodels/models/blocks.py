@@ -20,6 +20,22 @@ from bigmodels.models import moe as moe_lib
 from bigmodels.models.attention import Implementation, attend
 
 Array = jax.Array
+Cache = tuple[dict[str, Array], ...]  # per layer: key and value, [B, N, S, K]
+
+Remat = Literal['none', 'full', 'dots', 'attention']
+# What the backward pass of a block keeps instead of computing it again.
+REMAT_POLICIES = {
+    'full': jax.checkpoint_policies.nothing_saveable,
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'attention': jax.checkpoint_policies.save_only_these_names('attended'),
+}
+
+# Parameter name -> mesh axes of its trailing dimensions.
+SHARDING_RULES = (
+    (r'(query|key|value|gate|up)/kernel$', ('fsdp', 'tensor')),  # [D, H*K], [D, F]
+    (r'(query|key|value|gate|up)/bias$', ('tensor',)),
+    (r'(out|down)/kernel$', ('tensor', 'fsdp')),  # [H*K, D], [F, D]
+)
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
@@ -31,6 +47,7 @@ class Settings:
       head_dim: default embed_dim / num_heads.
       mlp_dim: default 4 * embed_dim.
       moe: makes the feed-forward layers mixtures of experts, see `moe.Settings`.
+      causal: a token sees none after it.
       max_length: the longest context; the size of learned positions.
       positions: 'learned' (GPT-2), 'rotary' (Llama) or 'none'.
       rotary_scaling: see `layers.rotary_frequencies`.
@@ -56,6 +73,7 @@ class Settings:
     head_dim: int | None = None
     mlp_dim: int | None = None
     moe: Mapping[str, Any] | None = None
+    causal: bool = True
     max_length: int = 1024
     positions: Literal['learned', 'rotary', 'none'] = 'rotary'
     rotary_theta: float = 10_000.0
@@ -77,7 +95,7 @@ class Settings:
     logit_softcap: float | None = None
     attention: Implementation = 'auto'
     scan_layers: bool = False
-    remat: Literal['none', 'full', 'dots', 'attention'] = 'none'
+    remat: Remat = 'none'
     microbatches: int = 0
     pipeline_rounds: int = 1
     dtype: layers.Dtype = 'float32'
@@ -163,6 +181,7 @@ class Attention(nn.Module):
             query,
             key,
             value,
+            causal=c.causal,
             window=c.sliding_window,
             segment_ids=segment_ids,
             softcap=c.attention_softcap,
@@ -235,6 +254,48 @@ class Block(nn.Module):
         else:
             x = x + (norm(name='mlp_post_norm')(y) if after else y)
         return sharding.constrain_activations(x), cache
+
+
+def run(
+    settings: Settings,
+    x: Array,
+    positions: Array | None = None,
+    segment_ids: Array | None = None,
+    cache: Cache | None = None,
+    train: bool = False,
+) -> tuple[Array, Cache | None]:
+    """x [B, L, D] through every block, scanned or unrolled; for use in a compact `__call__`.
+
+    Args:
+      positions: int [B, L] or [1, L]; needed by rotary positions and by a cache.
+
+    Raises:
+      UserError: for a cache with scanned layers.
+    """
+    block = Block
+    if settings.remat != 'none':
+        # Unrolled, the compiler would merge the recomputation with the first computation.
+        block = nn.remat(
+            Block, policy=REMAT_POLICIES[settings.remat], prevent_cse=not settings.scan_layers
+        )
+    if settings.scan_layers:
+        if cache is not None:
+            raise errors.UserError('Decoding needs unrolled layers: use `unscanned`.')
+        scanned = nn.scan(
+            block,
+            variable_axes={'params': 0, 'losses': 0, 'metrics': 0},
+            split_rngs={'params': True, 'dropout': True},
+            in_axes=nn.broadcast,
+            length=settings.num_layers,
+        )
+        return scanned(settings, train, name='layers')(x, positions, segment_ids, None)
+    caches = []
+    for i in range(settings.num_layers):
+        x, layer_cache = block(settings, train, name=f'layers_{i}')(
+            x, positions, segment_ids, None if cache is None else cache[i]
+        )
+        caches.append(layer_cache)
+    return x, None if cache is None else tuple(caches)
 
 
 def scaled_normal(variance: float):

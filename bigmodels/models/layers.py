@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from bigmodels import config, sharding
 
@@ -42,7 +43,7 @@ def _low_precision_matmul(x: Array, kernel: Array, out_dtype) -> Array:
     XLA answers by widening both; here all three products keep narrow operands and wide sums, and
     the kernel's gradient stays in float32.
     """
-    return _wide_dot(x, kernel.astype(x.dtype)).astype(out_dtype)
+    return _wide_dot(x, rows_first(kernel.astype(x.dtype))).astype(out_dtype)
 
 
 def _low_precision_forward(x, kernel, out_dtype):
@@ -52,16 +53,43 @@ def _low_precision_forward(x, kernel, out_dtype):
 def _low_precision_backward(_, residuals, g):
     x, kernel = residuals
     g = g.astype(x.dtype)
-    dx = _wide_dot(g, kernel.astype(x.dtype).T).astype(x.dtype)
-    rows = tuple(range(x.ndim - 1))
-    dkernel = jax.lax.dot_general(
-        x, g, ((rows, rows), ((), ())), preferred_element_type=jnp.float32
-    )
+    dx = _wide_dot(g, transposed(kernel.astype(x.dtype))).astype(x.dtype)
+    if x.ndim == 2:
+        dkernel = rows_first(_wide_dot(transposed(x), g))
+    else:
+        rows = tuple(range(x.ndim - 1))
+        dkernel = jax.lax.dot_general(
+            x, g, ((rows, rows), ((), ())), preferred_element_type=jnp.float32
+        )
     return dx, dkernel.astype(kernel.dtype)
 
 
 def _wide_dot(a, b):
     return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+
+
+def transposed(x: Array) -> Array:
+    """x [A, B] -> [B, A], in low precision and on CPUs as a copy.
+
+    XLA's fast products there take no transposed operands: without the copy they are half as fast.
+    """
+    return x.T if x.dtype == jnp.float32 else rows_first(rows_first(x).T)
+
+
+def rows_first(x: Array) -> Array:
+    """x [A, B], on one CPU device in row-major order, and a transpose of it not folded into it.
+
+    XLA's CPU backend (JAX 0.10) cannot run the products that folding gives in low precision:
+    "Unsupported element type for DotThunk". Its partitioner gathers what is so constrained, so on
+    several devices x is left as it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
+        return x
+    layout = Layout(major_to_minor=(0, 1))
+    return jax.lax.platform_dependent(
+        x, cpu=lambda x: with_layout_constraint(x, layout), default=lambda x: x
+    )
 
 
 _low_precision_matmul.defvjp(_low_precision_forward, _low_precision_backward)
@@ -146,17 +174,35 @@ def soft_cap(x: Array, cap: float | None) -> Array:
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
+def _recomputed(activation: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """The same in float32, of which the backward pass keeps only the input.
+
+    In low precision XLA's CPU backend rounds after every operation, at several times the cost.
+    """
+
+    @jax.custom_vjp
+    def compute(x: Array) -> Array:
+        return activation(x.astype(jnp.float32)).astype(x.dtype)
+
+    def backward(x, g):
+        _, pull_back = jax.vjp(activation, x.astype(jnp.float32))
+        return (pull_back(g.astype(jnp.float32))[0].astype(x.dtype),)
+
+    compute.defvjp(lambda x: (compute(x), x), backward)
+    return compute
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     'relu': jax.nn.relu,
-    'relu_squared': lambda x: jnp.square(jax.nn.relu(x)),  # So et al. 2021
-    'gelu': jax.nn.gelu,  # the tanh form, as in GPT-2
-    'gelu_exact': lambda x: jax.nn.gelu(x, approximate=False),  # the erf form, as in BERT
-    'silu': jax.nn.silu,
+    'relu_squared': _recomputed(lambda x: jnp.square(jax.nn.relu(x))),  # So et al. 2021
+    'gelu': _recomputed(jax.nn.gelu),  # the tanh form, as in GPT-2
+    'gelu_exact': _recomputed(lambda x: jax.nn.gelu(x, approximate=False)),  # by erf, as in BERT
+    'silu': _recomputed(jax.nn.silu),
 }
 # Gated units (Shazeer 2020): the activation of one projection times a second projection.
 GATED_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    'swiglu': jax.nn.silu,
-    'geglu': jax.nn.gelu,
+    'swiglu': ACTIVATIONS['silu'],
+    'geglu': ACTIVATIONS['gelu'],
 }
 
 
@@ -172,9 +218,9 @@ class Linear(nn.Module):
         kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         y = matmul(x, kernel)
         if self.use_bias:
-            y += self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32).astype(
-                x.dtype
-            )
+            bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
+            # In float32, as then is the sum over rows that is its gradient.
+            y = (y.astype(jnp.float32) + bias).astype(x.dtype)
         return y
 
 

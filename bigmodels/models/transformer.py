@@ -14,30 +14,20 @@ import jax
 import jax.numpy as jnp
 
 from bigmodels import errors, sharding, trees
-from bigmodels.models import balanced, layers, pipeline
+from bigmodels.models import balanced, blocks, layers, pipeline
 from bigmodels.models import moe as moe_lib
-from bigmodels.models.blocks import Block, Settings, scaled_normal
+from bigmodels.models.blocks import Block, Cache, Settings, scaled_normal
 
 Array = jax.Array
-Cache = tuple[dict[str, Array], ...]  # per layer: key and value, [B, N, S, K]
-
-# What the backward pass of a block keeps instead of computing it again.
-REMAT_POLICIES = {
-    'full': jax.checkpoint_policies.nothing_saveable,
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    'attention': jax.checkpoint_policies.save_only_these_names('attended'),
-}
 
 # What layers say beside their output: [B] arrays, see `moe.MixtureOfExperts`.
 SOWN = ('losses', 'metrics')
 # Parameter name -> mesh axes of its trailing dimensions.
 SHARDING_RULES = (
     *moe_lib.SHARDING_RULES,
+    *blocks.SHARDING_RULES,
     (r'^embed/embedding$', ('tensor', 'fsdp')),  # [V, D]
     (r'^position_embed/embedding$', (None, 'fsdp')),  # [S, D]
-    (r'(query|key|value|gate|up)/kernel$', ('fsdp', 'tensor')),  # [D, H*K], [D, F]
-    (r'(query|key|value|gate|up)/bias$', ('tensor',)),
-    (r'(out|down)/kernel$', ('tensor', 'fsdp')),  # [H*K, D], [F, D]
     (r'^unembed$', ('fsdp', 'tensor')),  # [D, V]
     (r'(scale|bias)$', ()),  # small vectors: replicated
 )
@@ -122,30 +112,7 @@ class Transformer(nn.Module, Settings):
         )
         if sharding.axis_size('stage') > 1:
             return self._run_stages(settings, x, positions, segment_ids, train), None
-        block = Block
-        if self.remat != 'none':
-            # Unrolled, the compiler would merge the recomputation with the first computation.
-            block = nn.remat(
-                Block, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan_layers
-            )
-        if self.scan_layers:
-            if cache is not None:
-                raise errors.UserError('Decoding needs unrolled layers: use `unscanned`.')
-            scanned = nn.scan(
-                block,
-                variable_axes={'params': 0, 'losses': 0, 'metrics': 0},
-                split_rngs={'params': True, 'dropout': True},
-                in_axes=nn.broadcast,
-                length=self.num_layers,
-            )
-            return scanned(settings, train, name='layers')(x, positions, segment_ids, None)
-        caches = []
-        for i in range(self.num_layers):
-            x, layer_cache = block(settings, train, name=f'layers_{i}')(
-                x, positions, segment_ids, None if cache is None else cache[i]
-            )
-            caches.append(layer_cache)
-        return x, None if cache is None else tuple(caches)
+        return blocks.run(settings, x, positions, segment_ids, cache, train)
 
     def _run_stages(self, settings, x, positions, segment_ids, train):
         """The scanned layers on the devices of the mesh axis `stage`."""
@@ -178,7 +145,7 @@ class Transformer(nn.Module, Settings):
             constant,
             microbatches=pipeline.num_microbatches(self.microbatches, len(x)),
             rounds=self.pipeline_rounds,
-            policy=REMAT_POLICIES.get(self.remat, pipeline.KEEP_ALL),
+            policy=blocks.REMAT_POLICIES.get(self.remat, pipeline.KEEP_ALL),
         )
         for collection, total in sums.items():  # losses add up over layers, metrics are means
             share = self.num_layers if collection == 'metrics' else 1

@@ -1,0 +1,131 @@
+"""Residual networks (He et al. 2016), sizes by field; images [B, H, W, C].
+
+ResNet-18 is `block='basic', stage_sizes=(2, 2, 2, 2)`, ResNet-50 the default.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bigmodels import errors
+from bigmodels.models import layers
+from bigmodels.models.batch_norm import BatchNorm
+from bigmodels.models.convolution import Conv, max_pool
+
+Array = jax.Array
+EXPANSION = 4  # output channels of a bottleneck for each of its inner ones
+
+# Parameter name -> mesh axes of its trailing dimensions; kernels are [height, width, C, F]. The
+# last two convolutions of a branch are split as the two matrices of a feed-forward layer are.
+SHARDING_RULES = (
+    (r'^stem/kernel$', ('fsdp',)),
+    (r'(first|middle)/kernel$', ('fsdp', 'tensor')),
+    (r'last/kernel$', ('tensor', 'fsdp')),
+    (r'(reduce|shortcut)/kernel$', (None, 'fsdp')),
+    (r'^head/kernel$', ('fsdp', 'tensor')),
+    (r'(scale|bias)$', ()),
+)
+
+
+class ResNet(nn.Module):
+    """inputs [B, H, W, C] -> logits [B, num_classes] in float32.
+
+    Fields:
+      stage_sizes: blocks in each stage; all but the first stage halve the resolution.
+      stage_widths: channels in each stage, of a bottleneck's inner convolution.
+      block: 'basic' (two 3x3 convolutions) or 'bottleneck' (1x1, 3x3, 1x1, with the stride in
+        the 3x3 one, as is usual since Goyal et al. 2017).
+      stem: 'imagenet' (7x7 of stride 2 and pooling) or 'cifar' (3x3, full resolution).
+      zero_init: each branch begins as zero (Goyal et al. 2017, section 5.1).
+      momentum: of BatchNorm's averages.
+      dtype: of the computation; parameters, statistics and logits are float32.
+    """
+
+    num_classes: int
+    stage_sizes: Sequence[int] = (3, 4, 6, 3)
+    stage_widths: Sequence[int] = (64, 128, 256, 512)
+    block: Literal['basic', 'bottleneck'] = 'bottleneck'
+    stem: Literal['imagenet', 'cifar'] = 'imagenet'
+    zero_init: bool = True
+    momentum: float = 0.9
+    dtype: layers.Dtype = 'float32'
+
+    sharding_rules: ClassVar = SHARDING_RULES
+
+    def __post_init__(self):
+        if len(self.stage_sizes) != len(self.stage_widths):
+            raise errors.UserError(
+                f'model.stage_sizes = {tuple(self.stage_sizes)} and model.stage_widths = '
+                f'{tuple(self.stage_widths)} must have one number for each stage.'
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, inputs: Array, *, train: bool = False) -> Array:
+        width = self.stage_widths[0]
+        x = inputs.astype(self.dtype)
+        if self.stem == 'imagenet':
+            x = Conv(width, 7, stride=2, name='stem')(x)
+        else:
+            x = Conv(width, 3, name='stem')(x)
+        x = jax.nn.relu(BatchNorm(self.momentum, name='stem_norm')(x, train))
+        if self.stem == 'imagenet':
+            x = max_pool(x, 3, stride=2)
+        block = BasicBlock if self.block == 'basic' else Bottleneck
+        for stage, (size, width) in enumerate(
+            zip(self.stage_sizes, self.stage_widths, strict=True)
+        ):
+            for i in range(size):
+                stride = 2 if stage > 0 and i == 0 else 1
+                x = block(width, stride, self.zero_init, self.momentum, name=f'stage{stage}_{i}')(
+                    x, train
+                )
+        pooled = x.astype(jnp.float32).mean((1, 2)).astype(x.dtype)
+        return layers.Linear(self.num_classes, name='head')(pooled).astype(jnp.float32)
+
+
+class BasicBlock(nn.Module):
+    """x + two 3x3 convolutions of x; `width` channels."""
+
+    width: int
+    stride: int
+    zero_init: bool
+    momentum: float
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        y = Conv(self.width, 3, self.stride, name='first')(x)
+        y = jax.nn.relu(BatchNorm(self.momentum, name='first_norm')(y, train))
+        y = Conv(self.width, 3, name='last')(y)
+        return _joined(self, x, y, train)
+
+
+class Bottleneck(nn.Module):
+    """x + 1x1, 3x3 and 1x1 convolutions of x; `width` channels inside, EXPANSION times outside."""
+
+    width: int
+    stride: int
+    zero_init: bool
+    momentum: float
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        y = Conv(self.width, 1, name='reduce')(x)
+        y = jax.nn.relu(BatchNorm(self.momentum, name='reduce_norm')(y, train))
+        y = Conv(self.width, 3, self.stride, name='middle')(y)
+        y = jax.nn.relu(BatchNorm(self.momentum, name='middle_norm')(y, train))
+        y = Conv(EXPANSION * self.width, 1, name='last')(y)
+        return _joined(self, x, y, train)
+
+
+def _joined(block: BasicBlock | Bottleneck, x: Array, y: Array, train: bool) -> Array:
+    """relu(x + the normalised branch y); x is projected where the shapes differ."""
+    scale_init = nn.initializers.zeros if block.zero_init else nn.initializers.ones
+    y = BatchNorm(block.momentum, scale_init=scale_init, name='last_norm')(y, train)
+    if x.shape != y.shape:
+        x = Conv(y.shape[-1], 1, block.stride, name='shortcut')(x)
+        x = BatchNorm(block.momentum, name='shortcut_norm')(x, train)
+    return jax.nn.relu(x + y)

@@ -1,0 +1,106 @@
+"""The Vision Transformer (Dosovitskiy et al. 2021) on the blocks of a Transformer.
+
+Axes: B batch, H height, W width, C channels, L patches, P patch size, D embed.
+"""
+
+from typing import ClassVar, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bigmodels import errors, sharding
+from bigmodels.models import blocks, layers
+from bigmodels.models.attention import Implementation
+
+Array = jax.Array
+
+# Parameter name -> mesh axes of its trailing dimensions.
+SHARDING_RULES = (
+    *blocks.SHARDING_RULES,
+    (r'^patch_embed/kernel$', (None, 'fsdp')),  # [P*P*C, D]
+    (r'^(class_token|position_embed)$', (None, 'fsdp')),  # [1, D], [L, D]
+    (r'^head/kernel$', ('fsdp', 'tensor')),
+    (r'(scale|bias)$', ()),
+)
+
+
+class ViT(nn.Module):
+    """inputs [B, H, W, C] -> logits [B, num_classes] in float32.
+
+    ViT-Ti/16 is `num_layers=12, embed_dim=192, num_heads=3`, ViT-B/16 has 12, 768 and 12.
+
+    Fields:
+      patch_size: the sides of a patch; H and W must be multiples of it. The number of patches
+        at initialisation is the number of learned positions.
+      pool: what is classified: the state of an extra 'token', or the 'mean' over patches.
+      num_heads and the rest: see `blocks.Settings`.
+    """
+
+    num_classes: int
+    num_layers: int
+    embed_dim: int
+    num_heads: int
+    mlp_dim: int | None = None
+    patch_size: int = 16
+    pool: Literal['token', 'mean'] = 'token'
+    norm_epsilon: float = 1e-6
+    activation: Literal['gelu', 'gelu_exact', 'swiglu', 'geglu'] = 'gelu'
+    dropout_rate: float = 0.0
+    attention: Implementation = 'auto'
+    scan_layers: bool = False
+    remat: blocks.Remat = 'none'
+    dtype: layers.Dtype = 'float32'
+
+    sharding_rules: ClassVar = SHARDING_RULES
+
+    @property
+    def settings(self) -> blocks.Settings:
+        """Of the blocks: no token sees less than all, positions are added once."""
+        return blocks.Settings(
+            vocab_size=self.num_classes,
+            num_layers=self.num_layers,
+            embed_dim=self.embed_dim,
+            num_heads=self.num_heads,
+            mlp_dim=self.mlp_dim,
+            causal=False,
+            positions='none',
+            norm_epsilon=self.norm_epsilon,
+            activation=self.activation,
+            dropout_rate=self.dropout_rate,
+            attention=self.attention,
+            scan_layers=self.scan_layers,
+            remat=self.remat,
+            dtype=self.dtype,
+        )
+
+    @nn.compact
+    def __call__(self, inputs: Array, *, train: bool = False) -> Array:
+        normal = nn.initializers.normal(0.02)
+        x = patches(inputs.astype(self.dtype), self.patch_size)
+        x = layers.Linear(self.embed_dim, name='patch_embed')(x)
+        if self.pool == 'token':
+            token = self.param('class_token', nn.initializers.zeros, (1, self.embed_dim))
+            token = jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, self.embed_dim))
+            x = jnp.concatenate([token, x], axis=1)
+        x += self.param('position_embed', normal, x.shape[1:]).astype(x.dtype)
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        x, _ = blocks.run(self.settings, sharding.constrain_activations(x), train=train)
+        x = layers.Norm('layer_norm', self.norm_epsilon, name='final_norm')(x)
+        pooled = x[:, 0] if self.pool == 'token' else x.mean(1)
+        return layers.Linear(self.num_classes, name='head')(pooled).astype(jnp.float32)
+
+
+def patches(images: Array, size: int) -> Array:
+    """images [B, H, W, C] -> [B, L, size*size*C], rows of patches one after the other.
+
+    Raises:
+      UserError: if a patch does not divide the images.
+    """
+    b, h, w, c = images.shape
+    if h % size or w % size:
+        raise errors.UserError(
+            f'model.patch_size = {size} does not divide images of {h} x {w} pixels.'
+        )
+    x = images.reshape(b, h // size, size, w // size, size, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, size * size * c)

@@ -1,0 +1,140 @@
+"""Convolutions and batch normalisation against float64 references in numpy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigmodels.models import batch_norm, convolution, winograd
+
+rng = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return rng.normal(size=shape).astype(np.float32)
+
+
+def reference(x, kernel, stride):
+    """The definition, in float64: one product for each place of the kernel."""
+    size = len(kernel)
+    around = size // 2
+    x = np.pad(np.float64(x), ((0, 0), (around, around), (around, around), (0, 0)))
+    height, width = ((n - size) // stride + 1 for n in x.shape[1:3])
+    total = 0
+    for i in range(size):
+        for j in range(size):
+            rows = slice(i, i + stride * (height - 1) + 1, stride)
+            columns = slice(j, j + stride * (width - 1) + 1, stride)
+            total = total + x[:, rows, columns] @ np.float64(kernel[i, j])
+    return total
+
+
+def reference_gradients(x, kernel, g, stride):
+    """Of sum(convolution * g), which is linear in either: by its value at every unit array."""
+
+    def along(shape, function):
+        units = np.eye(np.prod(shape)).reshape(-1, *shape)
+        return np.array([(function(unit) * g).sum() for unit in units]).reshape(shape)
+
+    return (
+        along(x.shape, lambda unit: reference(unit, kernel, stride)),
+        along(kernel.shape, lambda unit: reference(x, unit, stride)),
+    )
+
+
+# Height, width, channels in and out, kernel size, stride.
+SHAPES = [
+    (4, 6, 2, 3, 3, 1),
+    (5, 4, 2, 3, 3, 1),
+    (6, 4, 2, 3, 3, 2),
+    (4, 4, 3, 2, 1, 1),
+    (5, 4, 3, 2, 1, 2),
+    (8, 8, 1, 2, 7, 2),
+]
+
+
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+@pytest.mark.parametrize('filtered', [True, False])
+def test_convolution_and_its_gradients(shape, filtered, monkeypatch):
+    """By XLA, and by minimal filtering where the shape is one for it, however few channels."""
+    monkeypatch.setattr(winograd, 'MIN_CHANNELS', 1 if filtered else 1 << 20)
+    height, width, inputs, outputs, size, stride = shape
+    x, kernel = normal(2, height, width, inputs), normal(size, size, inputs, outputs)
+    expected = reference(x, kernel, stride)
+    y, pullback = jax.vjp(functools.partial(convolution.convolve, stride=stride), x, kernel)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+    g = normal(*expected.shape)
+    for gradient, exact in zip(pullback(g), reference_gradients(x, kernel, g, stride), strict=True):
+        np.testing.assert_allclose(gradient, exact, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_minimal_filtering_in_blocks(dtype, monkeypatch):
+    """Blocks of single images, and every image in one; in bfloat16 with sums in float32."""
+    x, kernel, g = normal(6, 8, 8, 16), normal(3, 3, 16, 24) / 12, normal(6, 8, 8, 24)
+    exact = [reference(x, kernel, 1)]
+    exact += jax.vjp(lambda x, k: convolution._convolve(x, k), x, kernel)[1](g)
+    x, kernel, g = (jnp.asarray(array, dtype) for array in (x, kernel, g))
+    tolerance = 1e-5 if dtype == 'float32' else 1.5e-2
+    for size in (1, 1 << 30):
+        monkeypatch.setattr(winograd, 'BLOCK_BYTES', size)
+        y = winograd.convolve(x, kernel)
+        assert y.dtype == dtype
+        found = y, winograd.input_gradient(g, kernel), winograd.kernel_gradient(x, g)
+        for array, expected in zip(found, exact, strict=True):
+            difference = np.linalg.norm(np.float64(array) - expected)
+            assert difference < tolerance * np.linalg.norm(expected)
+
+
+def test_every_example_has_a_gradient_of_its_own():
+    """Under vmap, as private training takes it."""
+    x, kernel = normal(3, 4, 4, 16), normal(3, 3, 16, 16)
+    loss = lambda kernel, image: jnp.sin(convolution.convolve(image[None], kernel)).sum()
+    each = jax.vmap(jax.grad(loss), (None, 0))(kernel, x)
+    whole = jax.grad(lambda k: jnp.sin(convolution._convolve(x, k)).sum())(kernel)
+    np.testing.assert_allclose(each.sum(0), whole, rtol=1e-3, atol=1e-3)
+
+
+def test_batch_norm_in_training():
+    """Output and gradients are those of the definition, differentiated by JAX in float64."""
+    x, scale, bias, g = 3 * normal(4, 3, 2, 5) + 2, normal(5), normal(5), normal(4, 3, 2, 5)
+
+    def definition(x, scale, bias):
+        mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+        return scale * (x - mean) / jnp.sqrt(variance + 1e-5) + bias
+
+    ours = lambda *arguments: batch_norm.normalize_batch(*arguments, 1e-5)[0]
+    y, pullback = jax.vjp(ours, x, scale, bias)
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(array, jnp.float64) for array in (x, scale, bias)]
+        expected, exact = jax.vjp(definition, *wide)
+        exact = exact(jnp.asarray(g, jnp.float64))
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+    for gradient, other in zip(pullback(g), exact, strict=True):
+        np.testing.assert_allclose(gradient, other, rtol=1e-4, atol=2e-5)
+
+
+def test_batch_norm_keeps_averages_and_evaluates_with_them():
+    norm = batch_norm.BatchNorm(momentum=0.75)
+    x = normal(6, 2, 2, 3) * 2 + 1
+    variables = norm.init(jax.random.key(0), x, train=False)
+    y, state = norm.apply(variables, x, train=True, mutable=['batch_stats'])
+    stats = state['batch_stats']
+    np.testing.assert_allclose(stats['mean'], 0.25 * x.mean((0, 1, 2)), rtol=1e-5)
+    unbiased = x.var((0, 1, 2), ddof=1, dtype=np.float64)
+    np.testing.assert_allclose(stats['variance'], 0.75 + 0.25 * unbiased, rtol=1e-5)
+    evaluated = norm.apply({**variables, **state}, x, train=False)
+    expected = (x - stats['mean']) / np.sqrt(stats['variance'] + 1e-5)
+    np.testing.assert_allclose(evaluated, expected, rtol=1e-4, atol=1e-5)
+    assert abs(np.mean(y)) < 1e-5
+
+
+def test_batch_norm_of_values_far_from_zero():
+    """Mean and square in one pass lose digits of the variance, but not its sign."""
+    y, _, variance = batch_norm.normalize_batch(
+        jnp.full((64, 2), 1e4), jnp.ones(2), jnp.zeros(2), 1e-5
+    )
+    assert jnp.isfinite(y).all()
+    assert (variance >= 0).all()
