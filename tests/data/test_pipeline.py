@@ -36,6 +36,16 @@ class WeightedTokens(Numbers):
 
 
 @dataclasses.dataclass(frozen=True)
+class TakenNumbers(Numbers):
+    """The same examples, several at once."""
+
+    def take(self, indices):
+        assert indices.dtype == np.int64
+        rows = np.repeat(indices[:, None].astype(np.float32), 3, axis=1)
+        return {'id': self.first + indices, 'x': rows}
+
+
+@dataclasses.dataclass(frozen=True)
 class Feed:
     threads: int = 0
     buffer: int = 4
@@ -178,6 +188,22 @@ def test_ids_lead_to_the_examples_of_the_batch(counts):
         seen.update(examples)
     assert len(seen) == sum(counts)
     assert min(seen.values()) >= 2
+
+
+def test_batches_are_those_of_single_examples():
+    """Also where a mixture has parts of both kinds, and in a padded last batch."""
+    single = [(Numbers(13), 1.0), (Numbers(5, first=50), 2.0), (Numbers(9, first=70), 0.5)]
+    taken = [(TakenNumbers(13), 1.0), (Numbers(5, first=50), 2.0), (TakenNumbers(9, 70), 0.5)]
+    for few in (1, 3):
+        for shard in (pipeline.WHOLE, ((1, 2), 4)):
+            one, other = (
+                pipeline.training_batches(parts[:few], 16, 1, shard) for parts in (single, taken)
+            )
+            for t in (0, 1, 30):
+                assert_equal(one[t], other[t])
+    one, other = (pipeline.evaluation_batches(parts[0][0], 8) for parts in (single, taken))
+    assert_equal(one[1], other[1])
+    assert other[1]['weights'].tolist() == [1] * 5 + [0] * 3
 
 
 @pytest.mark.parametrize('count', [1, 7, 8, 9, 16, 21])
