@@ -37,8 +37,8 @@ def decode_wav(data: bytes, where: str) -> tuple[np.ndarray, int]:
             frames = file.readframes(count)
     except (wave.Error, EOFError, RuntimeError) as error:
         raise errors.UserError(
-            f'{where} is not a PCM WAV file: {str(error) or "it ends within its header"}. Convert it, '
-            'for example to 16 bits per sample.'
+            f'{where} is not a PCM WAV file: {str(error) or "it ends within its header"}. '
+            'Convert it, for example to 16 bits per sample.'
         ) from error
     if not count:
         raise errors.UserError(f'{where} holds no sample.')
