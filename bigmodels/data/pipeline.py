@@ -16,6 +16,7 @@ import numpy as np
 from absl import flags
 
 from bigmodels import errors
+from bigmodels.data import shuffling
 
 
 def cache_dir() -> pathlib.Path:
@@ -94,7 +95,7 @@ def evaluation_batches(
     return _batches(order, _Padded(examples).take, batch_size, shard)
 
 
-def _order(parts: Sequence[tuple[Sequence, float]], seed: int) -> grain.MapDataset:
+def _order(parts: Sequence[tuple[Sequence, float]], seed: int) -> Sequence[int]:
     """The endless sequence of the examples' numbers in `_Joined`, in the order of training."""
     if any(weight <= 0 for _, weight in parts):
         raise errors.UserError('The weights of a mixture must be positive.')
@@ -104,8 +105,7 @@ def _order(parts: Sequence[tuple[Sequence, float]], seed: int) -> grain.MapDatas
             raise errors.UserError('There are no training examples in the source.')
         # Hashed: epoch e is shuffled with seed + e, which must not be another run's or part's seed.
         [hashed] = np.random.SeedSequence([seed % 2**32, i]).generate_state(1)
-        part = grain.MapDataset.range(start, start + len(examples))
-        numbers.append(part.shuffle(seed=int(hashed)).repeat())
+        numbers.append(shuffling.endless(start, len(examples), int(hashed)))
         start += len(examples)
     if len(parts) == 1:
         return numbers[0]
