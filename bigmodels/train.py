@@ -9,6 +9,7 @@ import functools
 import pathlib
 import shlex
 from collections.abc import Callable, Mapping
+from concurrent import futures
 from typing import Any
 
 import grain
@@ -91,12 +92,11 @@ def _train(settings, mesh, task, resolved, workdir: pathlib.Path, resume, signal
         reporter.start_screen(_facts(settings, run, workdir, start, data, speed))
         _check_best_metric(settings.checkpoint.best_metric, run, data)
         watch.lap('program')
-        train_step = run.compile_train_step(settings.parallel)
+        with futures.ThreadPoolExecutor(1) as aside:  # two programs compile at once
+            initial = aside.submit(run.init_state, settings.seed) if start is None else None
+            train_step = run.compile_train_step(settings.parallel)
         watch.lap('compilation')
-        if start is None:
-            state = run.init_state(settings.seed)
-        else:
-            state = _restored(workdir, start, run, settings, resume)
+        state = initial.result() if initial else _restored(workdir, start, run, settings, resume)
         rundir.record(workdir, resolved, data.fingerprints, data.shapes)
         watch.lap('state')
         reporter.start_screen({'compiled': f'the first step begins after {watch}'})

@@ -22,13 +22,13 @@ _SMALL = 2 ** (2 * _WORD)
 def endless(start: int, length: int, seed: int) -> Sequence[int]:
     """The numbers start to start + length - 1, shuffled anew in every epoch; seed under 2**32."""
     if length <= _SMALL:
-        return grain.MapDataset.source(_Small(start, length, seed))
+        return _Small(start, length, seed)
     return grain.MapDataset.range(start, start + length).shuffle(seed=seed).repeat()
 
 
 @dataclasses.dataclass(frozen=True)
 class _Small:
-    """An endless source of a small set's numbers."""
+    """The endless order of a small set."""
 
     start: int
     length: int
