@@ -141,9 +141,11 @@ class _Batches:
     def __getitem__(self, t: int) -> dict[str, np.ndarray]:
         blocks, count = self.shard
         size = self.batch_size // count
-        starts = [t * self.batch_size + block * size for block in blocks]
-        rows = [self.order[i] for start in starts for i in range(start, start + size)]
-        return self.fetch(np.array(rows, np.int64))
+        starts = t * self.batch_size + size * np.array(blocks)
+        rows = (starts[:, None] + np.arange(size)).ravel()
+        if hasattr(self.order, 'take'):
+            return self.fetch(self.order.take(rows))
+        return self.fetch(np.array([self.order[row] for row in rows.tolist()]))
 
 
 @dataclasses.dataclass(frozen=True)

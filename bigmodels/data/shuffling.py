@@ -15,8 +15,7 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
-_WORD = 8  # bits of each half of a number
-_SMALL = 2 ** (2 * _WORD)
+_SMALL = 2**16  # numbers under it have two halves of 8 bits
 
 
 def endless(start: int, length: int, seed: int) -> Sequence[int]:
@@ -38,35 +37,43 @@ class _Small:
         return sys.maxsize  # as of a repeated dataset
 
     def __getitem__(self, index: int) -> int:
-        epoch, place = divmod(index, self.length)
-        return self.start + permutation(self.length, (self.seed + epoch) % 2**32)[place]
+        return int(self.take(np.array([index]))[0])
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """The numbers at int64 [n] indices."""
+        epochs, places = np.divmod(indices, self.length)
+        numbers = np.empty_like(places)
+        for epoch in range(epochs.min(), epochs.max() + 1):
+            here = epochs == epoch
+            numbers[here] = permutation(self.length, (self.seed + epoch) % 2**32)[places[here]]
+        return self.start + numbers
 
 
 @functools.lru_cache(maxsize=16)
-def permutation(length: int, seed: int) -> list[int]:
-    """grain.experimental.index_shuffle(i, length - 1, seed, rounds=4) for each i under length."""
+def permutation(length: int, seed: int) -> np.ndarray:
+    """grain.experimental.index_shuffle(i, length - 1, seed, rounds=4) of each i, int64 [length]."""
     if length == 1:
-        return [0]
-    numbers = np.arange(_SMALL)
-    left, right = numbers >> _WORD, numbers % 2**_WORD
-    keys = [key % 2**_WORD for key in _seed_sequence(seed)]
+        return np.zeros(1, np.int64)
+    numbers = np.arange(_SMALL, dtype=np.uint16)
+    left, right = (numbers >> 8).astype(np.uint8), numbers.astype(np.uint8)
+    keys = [np.uint8(key % 2**8) for key in _seed_sequence(seed)]
     for i in (0, 2):
-        left = left ^ _simon(right) ^ keys[i]
-        right = right ^ _simon(left) ^ keys[i + 1]
+        left ^= _simon(right) ^ keys[i]
+        right ^= _simon(left) ^ keys[i + 1]
     # Where each number ends: after 1, 2, 4, ... ciphers, or sooner in the set.
-    ends = (left << _WORD) + right
+    ends = left.astype(np.int64) << 8 | right
     while (ends[:length] >= length).any():
         ends = np.where(ends < length, ends, ends[ends])
-    return ends[:length].tolist()
+    return ends[:length].copy()
 
 
 def _simon(word: np.ndarray) -> np.ndarray:
-    """The round function, whose rotation by 8 is by a whole word here."""
+    """The round function of uint8, where the rotation by 8 changes nothing."""
     return (_rotated(word, 1) & word) ^ _rotated(word, 2)
 
 
 def _rotated(word: np.ndarray, bits: int) -> np.ndarray:
-    return (word << bits) % 2**_WORD | word >> (_WORD - bits)
+    return word << bits | word >> (8 - bits)
 
 
 def _seed_sequence(seed: int, count: int = 4) -> list[int]:
