@@ -5,12 +5,13 @@ its own part of the same global batches, so another number of hosts sees the sam
 same step.
 """
 
-import collections
 import dataclasses
+import itertools
 import os
 import pathlib
+import queue
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent import futures
 from typing import Any
 
 import grain
@@ -217,20 +218,43 @@ def prefetched(
 def _prefetched_by_threads(
     batches: Sequence, start: int, threads: int, buffer: int
 ) -> Iterator[Mapping[str, np.ndarray]]:
-    """Each batch is one task of a pool: grain's own iterator takes ten times as long a batch."""
+    """Thread i of n makes the batches start + i, start + i + n, ..., some at a time.
+
+    For quick steps: in the loop's thread this costs a tenth of what grain's own iterator does, or
+    a pool of threads, and Python's lock changes hands more rarely.
+    """
     steps = range(start, len(batches))
     if not threads:
         yield from map(batches.__getitem__, steps)
         return
-    pool, pending = futures.ThreadPoolExecutor(threads, 'batches'), collections.deque()
+    some = max(1, buffer // (2 * threads))
+    lanes = [(queue.SimpleQueue(), queue.SimpleQueue()) for _ in range(threads)]
+    for i, (orders, made) in enumerate(lanes):
+        orders.put(2 * some)
+        arguments = (batches, steps[i::threads], orders, made)
+        threading.Thread(target=_make_batches, args=arguments, daemon=True).start()
     try:
-        for step in steps:
-            pending.append(pool.submit(batches.__getitem__, step))
-            if len(pending) > buffer:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        for i in range(len(steps)):
+            orders, made = lanes[i % threads]
+            batch = made.get()
+            if isinstance(batch, BaseException):
+                raise batch
+            if i // threads % some == some - 1:
+                orders.put(some)
+            yield batch
     finally:
-        for batch in pending:
-            batch.cancel()
-        pool.shutdown(wait=False)
+        for orders, _ in lanes:
+            orders.put(0)
+
+
+def _make_batches(
+    batches: Sequence, steps: range, orders: queue.SimpleQueue, made: queue.SimpleQueue
+) -> None:
+    """Puts as many of the batches of `steps` as are ordered, until none are, or an error."""
+    steps = iter(steps)
+    try:
+        while count := orders.get():
+            for step in itertools.islice(steps, count):
+                made.put(batches[step])
+    except BaseException as error:  # it is the loop's
+        made.put(error)

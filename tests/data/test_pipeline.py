@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -43,6 +44,16 @@ class TakenNumbers(Numbers):
         assert indices.dtype == np.int64
         rows = np.repeat(indices[:, None].astype(np.float32), 3, axis=1)
         return {'id': self.first + indices, 'x': rows}
+
+
+@dataclasses.dataclass(frozen=True)
+class Failing(Numbers):
+    """Examples of which number 17 cannot be read."""
+
+    def __getitem__(self, index):
+        if index == 17:
+            raise errors.UserError('example 17 is broken')
+        return super().__getitem__(index)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +106,29 @@ def test_resuming_is_slicing():
 def test_threads_change_nothing(threads):
     expected = ids(training(), 5, 30)
     assert first(pipeline.prefetched(training(), 5, Feed(threads)), 25) == expected
+
+
+@pytest.mark.parametrize('threads', [1, 3])
+def test_an_error_comes_in_its_turn_and_a_finite_sequence_ends(threads):
+    batches = pipeline.evaluation_batches(Failing(21), 4)
+    feed = pipeline.prefetched(batches, 1, Feed(threads, buffer=2))
+    assert [next(feed)['id'][0] for _ in range(3)] == [4, 8, 12]
+    with pytest.raises(errors.UserError, match='example 17 is broken'):
+        next(feed)
+    whole = pipeline.evaluation_batches(Numbers(21), 4)
+    assert len(list(pipeline.prefetched(whole, 1, Feed(threads, buffer=50)))) == 5
+
+
+def test_prefetching_stops_with_its_reader():
+    before = set(threading.enumerate())
+    feed = pipeline.prefetched(training(), 0, Feed(threads=2))
+    next(feed)
+    started = set(threading.enumerate()) - before
+    assert len(started) == 2
+    feed.close()
+    for thread in started:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
 
 
 @pytest.mark.slow
