@@ -25,3 +25,13 @@ def test_an_epoch_is_a_permutation(length):
     order = shuffling.permutation(length, 7)
     assert sorted(order.tolist()) == list(range(length))
     assert order[length // 2] == index_shuffle(length // 2, length - 1, seed=7, rounds=4)
+
+
+def test_a_mixture_is_that_of_grain():
+    """Of a small set and of one that grain itself shuffles."""
+    sizes, weights = (50, 2**16 + 5), [1.0, 3.0]
+    ours = [grain.MapDataset.source(shuffling.endless(0, size, 5)) for size in sizes]
+    theirs = [grain.MapDataset.range(size).shuffle(seed=5).repeat() for size in sizes]
+    mixed, expected = (grain.MapDataset.mix(parts, weights=weights) for parts in (ours, theirs))
+    assert len(mixed) == len(expected)
+    assert [mixed[i] for i in range(300)] == [expected[i] for i in range(300)]
