@@ -34,9 +34,9 @@ LENGTH = 128  # tokens
 # Config and steps: enough of them for a few intervals, not for a result.
 CONFIGS = {
     'configs/digits_mlp.py': 1000,
-    'configs/shakespeare.py': 500,
-    'configs/transformer.py': 300,
-    'configs/transformer.py:moe': 200,
+    'configs/shakespeare.py': 300,
+    'configs/transformer.py': 200,
+    'configs/transformer.py:moe': 150,
 }
 Row = tuple[str, float, str]  # what, per second of one core, unit
 
