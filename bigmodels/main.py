@@ -7,7 +7,7 @@ import argparse
 import contextlib
 import pathlib
 
-from bigmodels import config, errors
+from bigmodels import config, errors, stopwatch
 
 
 def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
@@ -57,15 +57,10 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
 def main() -> None:
     """Trains the experiment that the command line describes."""
     options, overrides = parse()
-    from bigmodels import (  # what --help does not need
-        config,
-        explain,
-        processes,
-        rundir,
-        runs,
-        train,
-    )
+    watch = stopwatch.Stopwatch()
+    from bigmodels import explain, processes, rundir, runs, train  # what --help does not need
 
+    watch.lap('imports')
     runs.configure_process()
     if options.explain is not None:
         print(explain.explain(options.explain, config.load(options.config, overrides)))
@@ -80,7 +75,7 @@ def main() -> None:
             stack.enter_context(
                 processes.together(options.timeout, lambda: rundir.how_to_go_on(workdir))
             )
-        train.train(config.load(options.config, overrides), workdir, options.resume)
+        train.train(config.load(options.config, overrides), workdir, options.resume, watch)
 
 
 if __name__ == '__main__':

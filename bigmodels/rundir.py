@@ -163,6 +163,14 @@ def batch_shapes(workdir: pathlib.Path, batch_size: int) -> dict[str, jax.ShapeD
     }
 
 
+def write_summary(
+    workdir: pathlib.Path, step: int, figures: Mapping, seconds: float, startup: Mapping
+) -> None:
+    """Sums up a run that is complete: `seconds` of its loop, those of its start by name."""
+    times = {'seconds': round(seconds, 1), 'startup_seconds': startup}
+    write_json(workdir / SUMMARY, {'step': step, 'final': figures, **times})
+
+
 def final_figures(workdir: pathlib.Path, step: int | None, total_steps: int) -> dict | None:
     """The figures of a run that has made all its steps and summed them up; None otherwise."""
     path = workdir / SUMMARY

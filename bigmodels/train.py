@@ -8,8 +8,8 @@ import dataclasses
 import functools
 import pathlib
 import shlex
-import time
 from collections.abc import Callable, Mapping
+from concurrent import futures
 from typing import Any
 
 import grain
@@ -25,6 +25,7 @@ from bigmodels import (
     program,
     rundir,
     sharding,
+    stopwatch,
     trees,
     writers,
 )
@@ -32,13 +33,16 @@ from bigmodels import guard as guard_lib
 from bigmodels.data import pipeline
 
 
-def train(config: Mapping, workdir: str | pathlib.Path, resume: rundir.Resume = 'same') -> dict:
+def train(
+    config: Mapping, workdir: str | pathlib.Path, resume: rundir.Resume = 'same', watch=None
+) -> dict:
     """Trains to the end, from the last checkpoint if there is one.
 
     Args:
       config: see `experiment.Experiment`.
       workdir: see `rundir`.
       resume: what to do with a run that is there already, see `rundir.RESUME_RULES`.
+      watch: a `stopwatch.Stopwatch` of the start, which may have parts already.
 
     Returns:
       The last evaluation's figures, {'set/metric': value}.
@@ -48,25 +52,23 @@ def train(config: Mapping, workdir: str | pathlib.Path, resume: rundir.Resume = 
         not finite. The last good checkpoint stays.
       Stopped: after SIGTERM or Ctrl-C, with the step saved, see `preemption`.
     """
-    began = time.perf_counter()
+    watch = watch or stopwatch.Stopwatch()
     workdir = pathlib.Path(workdir)
     settings = experiment.from_config(config)
     mesh = sharding.make_mesh(settings.mesh)
     experiment.check_batch(settings, sharding.num_batch_shards(mesh))
     task = experiment.make_task(settings)
     resolved = experiment.resolved(config)
-    deadline, checkpoints = settings.checkpoint.deadline, workdir / rundir.CHECKPOINTS
     with (
-        preemption.Signals(deadline, checkpoints) as signals,
+        preemption.Signals(settings.checkpoint.deadline, workdir / rundir.CHECKPOINTS) as signals,
         rundir.held(workdir, resume),
         rundir.storage_errors(workdir),
     ):
-        return _train(settings, mesh, task, resolved, workdir, resume, signals, began)
+        watch.lap('devices')
+        return _train(settings, mesh, task, resolved, workdir, resume, signals, watch)
 
 
-def _train(
-    settings, mesh, task, resolved, workdir: pathlib.Path, resume, signals, began: float
-) -> dict:
+def _train(settings, mesh, task, resolved, workdir: pathlib.Path, resume, signals, watch) -> dict:
     """`train` once its config is known to be right, in a directory that no other run uses."""
     start = rundir.prepare(workdir, resolved, resume)
     figures = rundir.final_figures(workdir, start, settings.total_steps)
@@ -75,6 +77,7 @@ def _train(
         return figures
 
     data = _open_data(settings, task, workdir, start, resume, sharding.batch_shard(mesh))
+    watch.lap('data')
     run = program.make_program(settings, data.task, mesh, data.shapes)
     speed = writers.Speed(
         *task.items(run.batch_shapes),
@@ -88,23 +91,22 @@ def _train(
     with contextlib.closing(reporter):
         reporter.start_screen(_facts(settings, run, workdir, start, data, speed))
         _check_best_metric(settings.checkpoint.best_metric, run, data)
-        compiling = time.perf_counter()
-        train_step = run.compile_train_step(settings.parallel)
-        compiled = time.perf_counter() - compiling
-        if start is None:
-            state = run.init_state(settings.seed)
-        else:
-            state = _restored(workdir, start, run, settings, resume)
+        watch.lap('program')
+        with futures.ThreadPoolExecutor(1) as aside:  # two programs compile at once
+            initial = aside.submit(run.init_state, settings.seed) if start is None else None
+            train_step = run.compile_train_step(settings.parallel)
+        watch.lap('compilation')
+        state = initial.result() if initial else _restored(workdir, start, run, settings, resume)
         rundir.record(workdir, resolved, data.fingerprints, data.shapes)
-        ready = time.perf_counter() - began
-        reporter.start_screen({'compiled': f'in {compiled:.1f} s, {ready:.1f} s after start'})
+        watch.lap('state')
+        reporter.start_screen({'compiled': f'the first step begins after {watch}'})
         state, figures = _loop(
             settings, run, data, workdir, state, train_step, start or 0, reporter, signals
         )
     if signals.requested:
         raise signals.stopped(int(state.step))
     _check_saved(workdir, settings.total_steps)
-    _finish(workdir, data.task, state, figures, reporter.seconds)
+    _finish(workdir, data.task, state, figures, reporter.seconds, watch)
     return figures
 
 
@@ -283,7 +285,7 @@ def _say_complete(workdir: pathlib.Path, step: int, figures: Mapping[str, float]
         print(f'The run in {workdir} is complete at step {step}: {listed}.')
 
 
-def _finish(workdir: pathlib.Path, task, state, figures: Mapping, seconds: float) -> None:
+def _finish(workdir: pathlib.Path, task, state, figures: Mapping, seconds: float, watch) -> None:
     """Writes the summary, the plot and what the task has to show."""
     shown = task.demonstrate(state.eval_params, state.model_state)
     if jax.process_index() != 0:
@@ -292,7 +294,6 @@ def _finish(workdir: pathlib.Path, task, state, figures: Mapping, seconds: float
     for name, text in shown.items():
         (workdir / name).write_text(text)
         print(f'\n{name}:\n{writers.printable(text)}\n')
-    summary = {'step': int(state.step), 'final': figures, 'seconds': round(seconds, 1)}
-    rundir.write_json(workdir / rundir.SUMMARY, summary)
+    rundir.write_summary(workdir, int(state.step), figures, seconds, watch.parts)
     print(', '.join(f'{name} {value:.5g}' for name, value in figures.items()))
     print(f'Everything is in {workdir}.')

@@ -16,6 +16,7 @@ def get_config(variant: str = ''):
     config.task = dict(name='classification', mean=4.9, std=6.0)
     config.data.train = dict(name='digits', split='train')
     config.data.evals = dict(valid=dict(name='digits', split='valid'))
+    config.data.buffer = 32  # steps of a millisecond: one late batch must not be waited for
     config.batch_size = 64
     config.total_steps = 1000
     config.checkpoint.best_metric = 'valid/accuracy'

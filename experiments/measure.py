@@ -1,5 +1,6 @@
 """Runs the training command as a user does, and measures it from outside."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -8,44 +9,54 @@ import pathlib
 import platform
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / 'experiments' / 'results'
 
 
 def train(
-    config: str, workdir: pathlib.Path, cache: pathlib.Path, *arguments: str, only_start=False
+    config: str,
+    workdir: pathlib.Path,
+    cache: pathlib.Path,
+    *arguments: str,
+    only_start=False,
+    tree: pathlib.Path = ROOT,
+    environment: Mapping[str, str] = {},
 ) -> dict:
     """Trains in a process of its own; its caches are in `cache`, empty for a cold start.
 
     Args:
       only_start: stop the run where its first step would begin.
+      tree: the checkout whose code runs.
+      environment: variables in addition.
 
     Returns:
       wall_clock_seconds, seconds_to_first_step (importing, data and compilation included),
-      peak_memory_mb of resident memory, and the run's summary.
+      peak_memory_mb of resident memory, and the run's summary; with `only_start`
+      seconds_to_first_step and said, the line that tells of it.
     """
     began = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, '-m', 'bigmodels.main', f'--config={config}', f'--workdir={workdir}',
          *arguments],
-        cwd=ROOT, env=os.environ | {'BIGMODELS_CACHE': str(cache)}, stderr=subprocess.PIPE,
-        text=True,
+        cwd=tree, env=os.environ | {'BIGMODELS_CACHE': str(cache)} | environment,
+        stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     peak = _Peak(process.pid)
     first_step = None
     for line in process.stderr:
         print(line, end='')
         if line.startswith('compiled'):  # the start screen's last line
-            first_step = time.perf_counter() - began
+            first_step, said = time.perf_counter() - began, line.strip()
             if only_start:
                 process.kill()
     status = process.wait()
     if only_start:
-        return {'seconds_to_first_step': round(first_step, 1)}
+        return {'seconds_to_first_step': round(first_step, 2), 'said': said}
     seconds = time.perf_counter() - began
     if status:
         raise SystemExit(f'the run failed with status {status}')
@@ -98,6 +109,19 @@ def matmul_flops(dtype) -> float:
         product(a, a).block_until_ready()
         times.append(time.perf_counter() - began)
     return 2 * size**3 / min(times)
+
+
+@contextlib.contextmanager
+def checkout(ref: str) -> Iterator[pathlib.Path]:
+    """The tree of a commit, in a temporary folder."""
+    git = ['git', '-C', str(ROOT), 'worktree']
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory, 'tree')
+        subprocess.run([*git, 'add', '--quiet', '--detach', str(path), ref], check=True)
+        try:
+            yield path
+        finally:
+            subprocess.run([*git, 'remove', '--force', str(path)], check=True)
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -61,6 +61,8 @@ def test_digits_are_learnt_to_over_95_percent(tmp_path):
         'summary.json',
     }
     assert (tmp_path / 'curves.png').read_bytes()[:4] == b'\x89PNG'
+    startup = json.loads((tmp_path / 'summary.json').read_text())['startup_seconds']
+    assert list(startup) == ['devices', 'data', 'program', 'compilation', 'state']
     assert list((tmp_path / 'tensorboard').glob('events*'))
     run = runs.open_run(tmp_path)
     assert run.step == 300

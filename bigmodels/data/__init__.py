@@ -7,12 +7,14 @@ A source is built from config keys and never changes afterwards. It has
 - `fingerprint() -> str`, a hex digest of the content and of every setting that changes what it
   yields: equal on all machines for equal data;
 - `describe() -> str`, one line for the start screen;
+- where records are stacked faster than read one by one, `take(indices) -> dict` of the records of
+  int64 [n] indices in [0, len(source)) as new arrays [n, ...];
 
 and it can be pickled and read by several threads. Whatever is wrong with the data is a UserError,
 at construction where it can be seen there. A new source is one class and one line in `SOURCES`.
 """
 
-from bigmodels.data import sources, table_sources, tfds_source
+from bigmodels.data import audio_sources, image_sources, sources, table_sources, tfds_source
 
 SOURCES: dict[str, type] = {
     'stdlib': sources.Stdlib,
@@ -21,5 +23,10 @@ SOURCES: dict[str, type] = {
     'csv': table_sources.Csv,
     'npz': table_sources.Npz,
     'digits': table_sources.Digits,
+    'image_folder': image_sources.ImageFolder,
+    'jpeg_npz': image_sources.JpegNpz,
+    'mnist': image_sources.Mnist,
+    'wav_folder': audio_sources.WavFolder,
+    'audio_npz': audio_sources.AudioNpz,
     'tfds': tfds_source.Tfds,
 }

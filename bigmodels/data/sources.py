@@ -99,7 +99,7 @@ class FileSpans:
                     f'was indexed and has {size:,} now. Restore it, or start a new run on it.'
                 )
             if path.endswith('.gz'):
-                self._decompressed[file] = _read_bytes(path)
+                self._decompressed[file] = read_bytes(path)
                 return self._decompressed[file][start:stop]
             with open(path, 'rb') as stream:
                 stream.seek(start)
@@ -278,7 +278,7 @@ def _matching_files(pattern: str) -> list[str]:
     return files
 
 
-def _read_bytes(path: str) -> bytes:
+def read_bytes(path: str) -> bytes:
     """The content of a file, decompressed if its name ends in `.gz`."""
     data = pathlib.Path(path).read_bytes()
     if not path.endswith('.gz'):
@@ -291,7 +291,7 @@ def _read_bytes(path: str) -> bytes:
 
 def read_text(path: str) -> str:
     """The text of a UTF-8 file, plain or `.gz`; UserError with the offset of what is not text."""
-    data = _read_bytes(path)
+    data = read_bytes(path)
     nul = data.find(b'\0')
     if nul >= 0:
         raise errors.UserError(f'{path} is not text: it has a NUL at byte offset {nul:,}.')
@@ -318,7 +318,7 @@ def _clip(document, lo: int, hi: int, paths: Sequence[str]) -> tuple[int, int, i
     """The (file, start, stop) bytes of the part of a document in the characters [lo, hi)."""
     file, start, stop, first, last = document
     if first < lo or last > hi:
-        text = _read_bytes(paths[file])[start:stop].decode()
+        text = read_bytes(paths[file])[start:stop].decode()
         stop = start + len(text[: hi - first].encode())
         start += len(text[: max(lo - first, 0)].encode())
     return file, start, stop
@@ -327,7 +327,7 @@ def _clip(document, lo: int, hi: int, paths: Sequence[str]) -> tuple[int, int, i
 def _lines(path: str) -> Iterator[bytes]:
     """The lines of a file with their line ends, one at a time unless it is compressed."""
     if path.endswith('.gz'):
-        yield from io.BytesIO(_read_bytes(path))
+        yield from io.BytesIO(read_bytes(path))
     else:
         with open(path, 'rb') as stream:
             yield from stream

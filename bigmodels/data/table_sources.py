@@ -22,7 +22,32 @@ _REAL = re.compile(
 )
 
 
-class Csv:
+class Columns:
+    """Records in memory by columns, which are made read-only: record i is {name: column[i]}.
+
+    The sources that are so are subclasses, and add `fingerprint` and `describe`.
+    """
+
+    def __init__(self, columns: dict[str, np.ndarray]):
+        """Each column is [n] or [n, ...], all of the same n."""
+        for column in columns.values():
+            column.setflags(write=False)
+        self._columns = columns
+        self._length = len(next(iter(columns.values())))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        i = checked_index(index, len(self))
+        return {name: column[i] for name, column in self._columns.items()}
+
+    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The records of int64 [n] indices, stacked; columns of str as arrays of objects."""
+        return {name: column[indices] for name, column in self._columns.items()}
+
+
+class Csv(Columns):
     """A comma-separated file with a header row, plain or `.gz`, held in memory by columns.
 
     A column is int64 if every value is an integer, float32 if every value is a number, else
@@ -31,7 +56,7 @@ class Csv:
 
     def __init__(self, path: str):
         self._path = path
-        text = read_text(_one_file(path))
+        text = read_text(one_file(path))
         reader = csv.reader(io.StringIO(text, newline=''), strict=True)
         try:
             rows = [(reader.line_num, row) for row in reader if row]
@@ -49,16 +74,10 @@ class Csv:
                     'Quote values that hold a comma.'
                 )
         columns = zip(*(row for _, row in rows), strict=True)
-        self._columns = {name: _typed(values) for name, values in zip(header, columns, strict=True)}
-        self._length = len(rows)
+        super().__init__(
+            {name: _typed(values) for name, values in zip(header, columns, strict=True)}
+        )
         self._fingerprint = digest('csv', text)
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        i = checked_index(index, len(self))
-        return {name: column[i] for name, column in self._columns.items()}
 
     def fingerprint(self) -> str:
         return self._fingerprint
@@ -67,54 +86,33 @@ class Csv:
         return f'csv {self._path}: {len(self):,} rows, {len(self._columns)} columns'
 
 
-class Npz:
+class Npz(Columns):
     """Arrays of one `.npz` file with the same leading axis; record i is {name: array[i]}.
 
-    `arrays` names those to read, all of them if it is empty. Held in memory, read-only.
+    `arrays` names those to read, all of them if it is empty.
     """
 
     def __init__(self, path: str, arrays: tuple[str, ...] = ()):
         self._path = path
-        if not zipfile.is_zipfile(_one_file(path)):
-            raise errors.UserError(f'{path} is not an .npz archive, or it is cut short.')
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                for name in arrays:
-                    if name not in archive.files:
-                        raise errors.unknown(f'array in {path}', name, archive.files)
-                self._arrays = {name: archive[name] for name in arrays or archive.files}
-        except (ValueError, zipfile.BadZipFile, zlib.error) as error:
-            raise errors.UserError(
-                f'{path} cannot be read without pickled objects: {error}. Save plain arrays with '
-                'np.savez_compressed.'
-            ) from error
-        lengths = {name: array.shape[0] for name, array in self._arrays.items() if array.ndim}
-        if not lengths or len(lengths) < len(self._arrays) or len(set(lengths.values())) > 1:
-            shapes = {name: array.shape for name, array in self._arrays.items()}
+        columns = read_npz(path, arrays)
+        lengths = {name: array.shape[0] for name, array in columns.items() if array.ndim}
+        if not lengths or len(lengths) < len(columns) or len(set(lengths.values())) > 1:
+            shapes = {name: array.shape for name, array in columns.items()}
             raise errors.UserError(
                 f'The arrays of {path} need one leading axis of the same length, got {shapes}. '
                 'Name those that belong together in arrays.'
             )
-        self._length = min(lengths.values())
-        for array in self._arrays.values():
-            array.setflags(write=False)
-        self._fingerprint = _arrays_digest('npz', self._arrays)
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        i = checked_index(index, len(self))
-        return {name: array[i] for name, array in self._arrays.items()}
+        super().__init__(columns)
+        self._fingerprint = arrays_digest('npz', columns)
 
     def fingerprint(self) -> str:
         return self._fingerprint
 
     def describe(self) -> str:
-        return f'npz {self._path}: {len(self):,} records of {", ".join(self._arrays)}'
+        return f'npz {self._path}: {len(self):,} records of {", ".join(self._columns)}'
 
 
-class Digits:
+class Digits(Columns):
     """The 1,797 handwritten digits that scikit-learn carries; every fifth one is 'valid'.
 
     Record: {'image': uint8 [8, 8] with values 0 to 16, 'label': int64}.
@@ -130,25 +128,39 @@ class Digits:
         digits = datasets.load_digits()
         kept = (np.arange(len(digits.target)) % 5 == 0) == (split == 'valid')
         self._split = split
-        self._images = digits.images[kept].astype(np.uint8)
-        self._labels = digits.target[kept].astype(np.int64)
-        self._images.setflags(write=False)
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        i = checked_index(index, len(self))
-        return {'image': self._images[i], 'label': self._labels[i]}
+        images = digits.images[kept].astype(np.uint8)
+        super().__init__({'image': images, 'label': digits.target[kept].astype(np.int64)})
 
     def fingerprint(self) -> str:
-        return _arrays_digest('digits', {'image': self._images, 'label': self._labels})
+        return arrays_digest('digits', self._columns)
 
     def describe(self) -> str:
         return f'digits {self._split}: {len(self):,} images of 8 x 8'
 
 
-def _one_file(path: str) -> str:
+def read_npz(path: str, arrays: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` file, all of them where none are named.
+
+    Raises:
+      UserError: for a file that is no archive or is damaged, lacks one of them, or holds objects.
+    """
+    if not zipfile.is_zipfile(one_file(path)):
+        raise errors.UserError(f'{path} is not an .npz archive, or it is cut short.')
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            for name in arrays:
+                if name not in archive.files:
+                    raise errors.unknown(f'array in {path}', name, archive.files)
+            return {name: archive[name] for name in arrays or archive.files}
+    except (ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise errors.UserError(
+            f'{path} cannot be read without pickled objects: {error}. Save plain arrays with '
+            'np.savez_compressed.'
+        ) from error
+
+
+def one_file(path: str) -> str:
+    """The path, if it is a file; else a UserError."""
     if not os.path.isfile(path):
         raise errors.UserError(f'There is no file {path!r}, seen from {os.getcwd()}.')
     return path
@@ -163,7 +175,8 @@ def _typed(values: Sequence[str]) -> np.ndarray:
     return np.array(values, object)
 
 
-def _arrays_digest(kind: str, arrays: dict[str, np.ndarray]) -> str:
+def arrays_digest(kind: str, arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 of arrays, with their names, types and shapes."""
     parts = [
         part
         for name, array in sorted(arrays.items())

@@ -185,14 +185,18 @@ class Chunks:
         return self._count
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        start = checked_index(index, len(self)) * self._length
-        tokens = self._corpus.tokens[start : start + self._length + 1].astype(np.int32)
-        count = len(tokens) - 1
-        padding = (0, self._length - count)
+        return _single(self.take(np.array([checked_index(index, len(self))])))
+
+    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples of int64 [n] indices, as arrays [n, L]."""
+        places = indices[:, None] * self._length + np.arange(self._length + 1)
+        count = self._corpus.num_tokens
+        tokens = self._corpus.tokens[np.minimum(places, count - 1)].astype(np.int32)
+        real = places[:, 1:] < count
         return {
-            'inputs': np.pad(tokens[:-1], padding),
-            'targets': np.pad(tokens[1:], padding),
-            'weights': np.pad(np.ones(count, np.float32), padding),
+            'inputs': tokens[:, :-1] * real,
+            'targets': tokens[:, 1:] * real,
+            'weights': real.astype(np.float32),
         }
 
 
@@ -226,14 +230,22 @@ class Packed:
         return self._corpus.num_tokens / (len(self) * self._length)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        i = checked_index(index, len(self))
-        example = {
-            name: np.zeros(self._length, np.int32)
-            for name in ('inputs', 'targets', 'positions', 'segment_ids')
-        }
-        example['weights'] = np.zeros(self._length, np.float32)
+        return _single(self.take(np.array([checked_index(index, len(self))])))
+
+    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples of int64 [n] indices, as arrays [n, L]."""
+        shape = (len(indices), self._length)
+        names = ('inputs', 'targets', 'positions', 'segment_ids')
+        batch = {name: np.zeros(shape, np.int32) for name in names}
+        batch['weights'] = np.zeros(shape, np.float32)
+        for row, index in enumerate(indices):
+            self._fill({name: array[row] for name, array in batch.items()}, index)
+        return batch
+
+    def _fill(self, example: dict[str, np.ndarray], index: int) -> None:
+        """Writes the pieces of a row into arrays [L] of zeros."""
         at = 0
-        for segment, piece in enumerate(range(*self._row_offsets[i : i + 2]), 1):
+        for segment, piece in enumerate(range(*self._row_offsets[index : index + 2]), 1):
             start, size = self._starts[piece], self._sizes[piece]
             targets = self._corpus.tokens[start + 1 : min(start + size + 1, self._stops[piece])]
             example['inputs'][at : at + size] = self._corpus.tokens[start : start + size]
@@ -242,7 +254,11 @@ class Packed:
             example['positions'][at : at + size] = np.arange(size)
             example['segment_ids'][at : at + size] = segment
             at += size
-        return example
+
+
+def _single(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The only example of a batch."""
+    return {name: array[0] for name, array in batch.items()}
 
 
 def _check_length(length: int) -> None:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from bigmodels import errors, losses, metrics
+from bigmodels.data import pipeline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Classification:
     def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A record -> {'inputs' float32, and 'targets' int32 where it has a label}.
 
+        Likewise for several records stacked.
+
         Raises:
           UserError: for a record without the input, or a label out of range.
         """
@@ -52,12 +55,14 @@ class Classification:
         inputs = (np.asarray(raw[self.input_key], np.float32) - self.mean) / self.std
         example = {'inputs': inputs.astype(np.float32)}
         if self.label_key in raw:
-            label = np.int32(raw[self.label_key])
-            if not 0 <= label < self.model.num_classes:
+            labels = np.asarray(raw[self.label_key], np.int32)
+            known = (labels >= 0) & (labels < self.model.num_classes)
+            if not known.all():
                 raise errors.UserError(
-                    f'Label {label} is out of range: model.num_classes is {self.model.num_classes}.'
+                    f'Label {labels[~known][0]} is out of range: model.num_classes is '
+                    f'{self.model.num_classes}.'
                 )
-            example['targets'] = label
+            example['targets'] = labels
         return example
 
     def postprocess(self, prediction: np.ndarray) -> dict[str, Any]:
@@ -120,7 +125,10 @@ class Classification:
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """A source whose records are preprocessed as they are read."""
+    """A source whose records are preprocessed as they are read, several at once where it can.
+
+    The task's `preprocess` takes one record, or several stacked.
+    """
 
     source: Sequence
     task: Any
@@ -130,3 +138,9 @@ class Examples:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         return self.task.preprocess(self.source[index])
+
+    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples of int64 [n] indices, stacked."""
+        if hasattr(self.source, 'take'):
+            return self.task.preprocess(self.source.take(indices))
+        return pipeline.stacked([self[index] for index in indices.tolist()])

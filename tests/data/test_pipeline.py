@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -33,6 +34,26 @@ class WeightedTokens(Numbers):
 
     def __getitem__(self, index):
         return super().__getitem__(index) | {'weights': np.array([1, 1, index % 2], np.float32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class TakenNumbers(Numbers):
+    """The same examples, several at once."""
+
+    def take(self, indices):
+        assert indices.dtype == np.int64
+        rows = np.repeat(indices[:, None].astype(np.float32), 3, axis=1)
+        return {'id': self.first + indices, 'x': rows}
+
+
+@dataclasses.dataclass(frozen=True)
+class Failing(Numbers):
+    """Examples of which number 17 cannot be read."""
+
+    def __getitem__(self, index):
+        if index == 17:
+            raise errors.UserError('example 17 is broken')
+        return super().__getitem__(index)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +106,29 @@ def test_resuming_is_slicing():
 def test_threads_change_nothing(threads):
     expected = ids(training(), 5, 30)
     assert first(pipeline.prefetched(training(), 5, Feed(threads)), 25) == expected
+
+
+@pytest.mark.parametrize('threads', [1, 3])
+def test_an_error_comes_in_its_turn_and_a_finite_sequence_ends(threads):
+    batches = pipeline.evaluation_batches(Failing(21), 4)
+    feed = pipeline.prefetched(batches, 1, Feed(threads, buffer=2))
+    assert [next(feed)['id'][0] for _ in range(3)] == [4, 8, 12]
+    with pytest.raises(errors.UserError, match='example 17 is broken'):
+        next(feed)
+    whole = pipeline.evaluation_batches(Numbers(21), 4)
+    assert len(list(pipeline.prefetched(whole, 1, Feed(threads, buffer=50)))) == 5
+
+
+def test_prefetching_stops_with_its_reader():
+    before = set(threading.enumerate())
+    feed = pipeline.prefetched(training(), 0, Feed(threads=2))
+    next(feed)
+    started = set(threading.enumerate()) - before
+    assert len(started) == 2
+    feed.close()
+    for thread in started:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
 
 
 @pytest.mark.slow
@@ -178,6 +222,22 @@ def test_ids_lead_to_the_examples_of_the_batch(counts):
         seen.update(examples)
     assert len(seen) == sum(counts)
     assert min(seen.values()) >= 2
+
+
+def test_batches_are_those_of_single_examples():
+    """Also where a mixture has parts of both kinds, and in a padded last batch."""
+    single = [(Numbers(13), 1.0), (Numbers(5, first=50), 2.0), (Numbers(9, first=70), 0.5)]
+    taken = [(TakenNumbers(13), 1.0), (Numbers(5, first=50), 2.0), (TakenNumbers(9, 70), 0.5)]
+    for few in (1, 3):
+        for shard in (pipeline.WHOLE, ((1, 2), 4)):
+            one, other = (
+                pipeline.training_batches(parts[:few], 16, 1, shard) for parts in (single, taken)
+            )
+            for t in (0, 1, 30):
+                assert_equal(one[t], other[t])
+    one, other = (pipeline.evaluation_batches(parts[0][0], 8) for parts in (single, taken))
+    assert_equal(one[1], other[1])
+    assert other[1]['weights'].tolist() == [1] * 5 + [0] * 3
 
 
 @pytest.mark.parametrize('count', [1, 7, 8, 9, 16, 21])

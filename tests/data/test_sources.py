@@ -14,6 +14,7 @@ import pytest
 
 from bigmodels import config, errors
 from bigmodels.data import SOURCES, sources, table_sources
+from tests.data import image_files, test_audio
 
 PARTS = ['one\n', 'zwei äöü\n', '三つ 🙂\n', 'four']
 
@@ -31,8 +32,10 @@ def write_parts(folder, suffix='.txt'):
 
 
 @pytest.fixture(
-    params=['stdlib', 'text', 'text_gz', 'jsonl', 'csv', 'npz', 'digits'], ids=lambda name: name
-)
+    params=['stdlib', 'text', 'text_gz', 'jsonl', 'csv', 'npz', 'digits', 'image_folder',
+            'jpeg_npz', 'mnist', 'wav_folder', 'audio_npz'],
+    ids=lambda name: name,
+)  # fmt: skip
 def any_source(request, tmp_path):
     if request.param == 'stdlib':
         return build('stdlib', split='valid')
@@ -48,6 +51,19 @@ def any_source(request, tmp_path):
     if request.param == 'npz':
         np.savez(tmp_path / 'a.npz', x=np.arange(6).reshape(3, 2), y=np.arange(3.0))
         return build('npz', path=str(tmp_path / 'a.npz'))
+    if request.param == 'image_folder':
+        image_files.write_folder(tmp_path, {'cat': 2, 'dog': 3})
+        return build('image_folder', path=str(tmp_path))
+    if request.param == 'jpeg_npz':
+        image_files.write_npz(tmp_path / 'a.npz', [image_files.smooth(i) for i in range(3)])
+        return build('jpeg_npz', path=str(tmp_path / 'a.npz'))
+    if request.param == 'mnist':
+        image_files.write_mnist(tmp_path, np.arange(12).reshape(3, 2, 2), np.arange(3))
+        return build('mnist', path=str(tmp_path))
+    if request.param == 'wav_folder':
+        return build('wav_folder', path=test_audio.write_folder(tmp_path), sample_rate=8000)
+    if request.param == 'audio_npz':
+        return build('audio_npz', path=test_audio.write_npz(tmp_path / 'a.npz'))
     return build('digits', split='valid')
 
 
@@ -67,6 +83,11 @@ def test_contract(any_source):
     for i in (length, -length - 1):
         with pytest.raises(IndexError):
             any_source[i]
+    if hasattr(any_source, 'take'):
+        indices = np.array([length - 1, 0, length // 2, 0])
+        for key, column in any_source.take(indices).items():
+            np.testing.assert_array_equal(column, [any_source[i][key] for i in indices])
+            column[:] = column[0]  # new arrays, which may be written to
 
 
 def test_importing_the_package_imports_no_optional_library():

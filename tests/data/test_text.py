@@ -221,6 +221,9 @@ def test_packing_the_standard_library_wastes_little(tmp_path):
 def test_pickles_map_the_files_again(tmp_path):
     corpus = make_corpus(tmp_path, 'document one', 'two' * 500)
     for examples in (text.Chunks(corpus, 16), text.Packed(corpus, 16)):
+        several = np.array([len(examples) - 1, 2, 0, 2])
+        for key, taken in examples.take(several).items():
+            np.testing.assert_array_equal(taken, [examples[i][key] for i in several])
         data = pickle.dumps(examples)
         assert len(data) < 6000  # the plan, and no tokens
         copy = pickle.loads(data)

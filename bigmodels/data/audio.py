@@ -1,0 +1,101 @@
+"""Sound on the host, as pure functions: from a WAV file's bytes to samples at one rate.
+
+Samples are float32 [T] from -1 to 1, of one channel.
+"""
+
+import functools
+import io
+import math
+import wave
+
+import numpy as np
+
+from bigmodels import errors
+
+# The low-pass filter of `resample`: what is below 84 % of the lower Nyquist frequency passes, and
+# what is above all of it falls by 90 dB.
+_ZERO_CROSSINGS = 32  # of the sinc on each side
+_BETA = 9.0  # of the Kaiser window
+_ROLLOFF = 0.92  # of the lower Nyquist frequency: where the filter is at half
+
+
+def decode_wav(data: bytes, where: str) -> tuple[np.ndarray, int]:
+    """The samples of a PCM WAV file of 8, 16, 24 or 32 bits, channels averaged, and their rate.
+
+    Args:
+      where: file and record, for errors.
+
+    Returns:
+      float32 [T], full scale 1; and the rate in Hz.
+
+    Raises:
+      UserError: if it is no such file, or holds fewer samples than its header says.
+    """
+    try:
+        with wave.open(io.BytesIO(data)) as file:
+            channels, width, rate, count, *_ = file.getparams()
+            frames = file.readframes(count)
+    except (wave.Error, EOFError, RuntimeError) as error:
+        raise errors.UserError(
+            f'{where} is not a PCM WAV file: {str(error) or "it ends within its header"}. '
+            'Convert it, for example to 16 bits per sample.'
+        ) from error
+    if not count:
+        raise errors.UserError(f'{where} holds no sample.')
+    if len(frames) != count * channels * width:
+        raise errors.UserError(
+            f'{where} is cut short: it has {len(frames) // (channels * width):,} of the '
+            f'{count:,} samples that its header says.'
+        )
+    return pcm_to_float(frames, width).reshape(-1, channels).mean(1), rate
+
+
+def pcm_to_float(frames: bytes, width: int) -> np.ndarray:
+    """Little-endian PCM of `width` bytes per sample, unsigned only if it is 1, as float32."""
+    if width == 1:
+        return (np.frombuffer(frames, np.uint8).astype(np.float32) - 128) / 128
+    if width == 3:  # the three bytes become the upper ones of four
+        padded = np.zeros((len(frames) // 3, 4), np.uint8)
+        padded[:, 1:] = np.frombuffer(frames, np.uint8).reshape(-1, 3)
+        frames, width = padded.tobytes(), 4
+    samples = np.frombuffer(frames, f'<i{width}')
+    return (samples / np.float64(2 ** (8 * width - 1))).astype(np.float32)
+
+
+def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    """Samples at another rate, band-limited to the lower of the two Nyquist frequencies.
+
+    By a sinc under a Kaiser window, for each of the phases that the ratio of the rates has (Smith,
+    Digital Audio Resampling Home Page, CCRMA 2002). Where the samples end, zeros follow.
+
+    Returns:
+      float32 [ceil(T * wanted / rate)]; sample n is at the time n / wanted.
+    """
+    if rate == wanted:
+        return samples
+    common = math.gcd(rate, wanted)
+    up, down = wanted // common, rate // common
+    kernel = _kernel(up, down)
+    taps = kernel.shape[1]
+    places = np.arange(math.ceil(len(samples) * up / down)) * down
+    first, phase = places // up + taps // 2 + 1, places % up
+    padded = np.pad(samples, taps)
+    resampled = np.zeros(len(places), np.float32)
+    for tap in range(taps):
+        resampled += kernel[phase, tap] * padded[first + tap]
+    return resampled
+
+
+@functools.cache
+def _kernel(up: int, down: int) -> np.ndarray:
+    """The weights float32 [up, taps] of the samples around each phase of the output.
+
+    Output phase p lies p / up samples after the sample of tap taps // 2 - 1.
+    """
+    cutoff = _ROLLOFF * min(1.0, up / down)  # in units of the input's Nyquist frequency
+    reach = _ZERO_CROSSINGS / cutoff  # input samples
+    half = math.ceil(reach)
+    distance = np.arange(1 - half, half + 1) - np.arange(up)[:, None] / up
+    inside = np.sqrt(np.maximum(0, 1 - (distance / reach) ** 2))
+    window = np.i0(_BETA * inside) / np.i0(_BETA) * (np.abs(distance) < reach)
+    return (cutoff * np.sinc(cutoff * distance) * window).astype(np.float32)

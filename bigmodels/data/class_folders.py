@@ -1,0 +1,98 @@
+"""A folder with one sub-folder of files for each class, as a random-access source."""
+
+import abc
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+
+from bigmodels import errors
+from bigmodels.data.sources import FileSpans, checked_index, digest
+
+
+class ClassFolders(abc.ABC):
+    """Files by class; a subclass says which, and decodes one.
+
+    Record: what `_decode` gives, {'label': int64, 'path': str}, the path relative to the folder.
+    The label is the place of the class in `classes`: by default the names of the sub-folders,
+    sorted. Give them where another split's folder may lack one.
+    """
+
+    suffixes: ClassVar[tuple[str, ...]]  # of the files that are read, in lower case
+
+    def __init__(self, path: str, classes: tuple[str, ...] = ()):
+        self._path = path
+        found = _class_folders(path)
+        self._classes = classes or found
+        unknown = [name for name in found if name not in self._classes]
+        if unknown:
+            raise errors.unknown(f'class folder in {path}', unknown[0], self._classes)
+        names, labels, self._left_out = [], [], 0
+        for name in found:
+            files = sorted(_files(path, name))
+            kept = [file for file in files if file.lower().endswith(self.suffixes)]
+            self._left_out += len(files) - len(kept)
+            if not kept:
+                raise errors.UserError(
+                    f'{pathlib.Path(path, name)} holds no {" or ".join(self.suffixes)} file. '
+                    'Remove the folder, or fill it.'
+                )
+            names += kept
+            labels += [self._classes.index(name)] * len(kept)
+        self._names = tuple(names)
+        self._labels = np.array(labels, np.int64)
+        paths = [os.path.join(path, name) for name in names]
+        self._sizes = [os.path.getsize(path) for path in paths]
+        self._spans = FileSpans(paths, range(len(paths)), np.zeros(len(paths)), self._sizes)
+
+    @abc.abstractmethod
+    def _decode(self, data: bytes, where: str) -> dict[str, np.ndarray]:
+        """The content of a file; `where` names it in errors."""
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        i = checked_index(index, len(self))
+        decoded = self._decode(self._spans.read(i), f'{self._spans.path(i)} (record {i})')
+        return {**decoded, 'label': self._labels[i], 'path': self._names[i]}
+
+    def fingerprint(self) -> str:
+        """Over the names and sizes of all files, and the content of 64 of them, evenly spaced.
+
+        Not over all content: there may be millions of files.
+        """
+        sample = np.linspace(0, len(self) - 1, min(64, len(self))).astype(int)
+        listed = zip(self._names, self._sizes, self._labels, strict=True)
+        return digest(
+            'class_folders',
+            *(f'{name} {size} {label}' for name, size, label in listed),
+            *(self._spans.read(i) for i in sample),
+        )
+
+    def describe(self) -> str:
+        left_out = f', {self._left_out:,} other files left out' if self._left_out else ''
+        return (
+            f'folder {self._path}: {len(self):,} files in {len(self._classes):,} classes, '
+            f'{self._spans.num_bytes / 1e6:.1f} MB{left_out}'
+        )
+
+
+def _class_folders(path: str) -> tuple[str, ...]:
+    """The sorted names of the folders in a folder; hidden ones do not count."""
+    if not os.path.isdir(path):
+        raise errors.UserError(f'There is no folder {path!r}, seen from {os.getcwd()}.')
+    with os.scandir(path) as entries:
+        found = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith('.'))
+    if not found:
+        raise errors.UserError(f'{path} holds no folder: one for each class is needed.')
+    return tuple(found)
+
+
+def _files(root: str, folder: str) -> Iterator[str]:
+    """The POSIX paths of the files at any depth below a folder of `root`, relative to `root`."""
+    for where, _, files in os.walk(os.path.join(root, folder)):
+        relative = pathlib.Path(where).relative_to(root)
+        yield from ((relative / name).as_posix() for name in files if not name.startswith('.'))

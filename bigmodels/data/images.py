@@ -1,0 +1,127 @@
+"""Images on the host, as pure functions: from a file's bytes to arrays of one size.
+
+An image is uint8 [H, W, C], with C 3 or 1.
+"""
+
+import io
+import math
+from typing import Literal
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from bigmodels import errors
+
+_MODES = {1: 'L', 3: 'RGB'}
+
+
+def decode(
+    data: bytes, where: str, channels: Literal[1, 3] = 3, at_least: tuple[int, int] | None = None
+) -> np.ndarray:
+    """The image in the bytes of a JPEG or PNG file, uint8 [H, W, channels].
+
+    As stored: an orientation that a camera has noted is not applied, and transparency is dropped.
+    A damaged JPEG of full length may decode to other pixels; nothing in the format tells.
+
+    Args:
+      where: file and record, for errors.
+      channels: 3 for colour, 1 for grey.
+      at_least: (height, width); a JPEG at least twice as large is decoded at a half, quarter or
+        eighth of its size, not below this one, which takes a fraction of the time.
+
+    Raises:
+      UserError: if it is no such file, is cut short, or has over 8 bits per channel.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=('JPEG', 'PNG')) as image:
+            if image.mode[0] in 'IF':
+                raise errors.UserError(
+                    f'{where} has over 8 bits per channel (mode {image.mode}): convert it to 8.'
+                )
+            if at_least is not None:
+                image.draft(None, at_least[::-1])
+            pixels = np.asarray(image.convert(_MODES[channels]))
+    except UnidentifiedImageError as error:
+        raise errors.UserError(f'{where} is neither a JPEG nor a PNG image.') from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise errors.UserError(f'{where} is not a whole JPEG or PNG image: {error}.') from error
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """[H, W, C] -> [height, width, C], bilinear, over all pixels that a smaller one covers."""
+    channels = image.shape[2]
+    picture = Image.fromarray(image[..., 0] if channels == 1 else image)
+    scaled = picture.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(scaled).reshape(height, width, channels)
+
+
+def resize_shorter_side(image: np.ndarray, size: int) -> np.ndarray:
+    """[H, W, C] scaled so that the shorter of H and W becomes `size`."""
+    height, width, _ = image.shape
+    scale = size / min(height, width)
+    return resize(image, max(size, round(height * scale)), max(size, round(width * scale)))
+
+
+def centre_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The middle [height, width, C] of an image.
+
+    Raises:
+      UserError: if the image is smaller.
+    """
+    rows, columns = _room(image, height, width)
+    return _crop(image, rows // 2, columns // 2, height, width)
+
+
+def random_crop(rng: np.random.Generator, image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A part [height, width, C] of an image, each with equal probability.
+
+    Raises:
+      UserError: if the image is smaller.
+    """
+    rows, columns = _room(image, height, width)
+    return _crop(image, rng.integers(rows + 1), rng.integers(columns + 1), height, width)
+
+
+def random_resized_crop(
+    rng: np.random.Generator,
+    image: np.ndarray,
+    height: int,
+    width: int,
+    area: tuple[float, float] = (0.08, 1.0),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> np.ndarray:
+    """A random part of an image, scaled to [height, width, C].
+
+    Its share of the image's area is uniform in `area` and the logarithm of its width over its
+    height in that of `aspect` (Szegedy et al. 2015, arXiv:1409.4842, section 6). Where ten such
+    parts have not fitted, it is the largest middle one whose aspect is in the range.
+    """
+    rows, columns, _ = image.shape
+    for _ in range(10):
+        pixels = rng.uniform(*area) * rows * columns
+        ratio = math.exp(rng.uniform(*np.log(aspect)))
+        w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+        if 0 < h <= rows and 0 < w <= columns:
+            top, left = int(rng.integers(rows - h + 1)), int(rng.integers(columns - w + 1))
+            break
+    else:
+        ratio = min(max(columns / rows, aspect[0]), aspect[1])
+        w, h = min(columns, round(rows * ratio)), min(rows, round(columns / ratio))
+        top, left = (rows - h) // 2, (columns - w) // 2
+    return resize(_crop(image, top, left, h, w), height, width)
+
+
+def _room(image: np.ndarray, height: int, width: int) -> tuple[int, int]:
+    """The rows and columns by which an image is larger."""
+    rows, columns = image.shape[0] - height, image.shape[1] - width
+    if rows < 0 or columns < 0:
+        raise errors.UserError(
+            f'No {height} x {width} pixels can be cut out of an image of {image.shape[0]} x '
+            f'{image.shape[1]}: resize it first.'
+        )
+    return rows, columns
+
+
+def _crop(image: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
+    return image[top : top + height, left : left + width]

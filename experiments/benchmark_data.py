@@ -1,0 +1,206 @@
+"""What data costs: every source and preprocessing step on one core, and the wait of each config.
+
+    python experiments/benchmark_data.py [--data=../shared/data] [--seconds=1] [--against=REF]
+
+Per core: how many examples, tokens, pixels or seconds of sound one second of processor time
+gives, by calls that are repeated for --seconds. Sources are read as a training run reads them, in
+shuffled batches. Waiting: the shipped configs, trained by the command, shorter; the share of the
+time between two lines of metrics that the loop waited for its next batch. The first interval, in
+which the prefetching starts, is not counted. With --against the same for the tree of a commit, in
+turns. Writes results/data.json and results/data.md.
+"""
+
+import argparse
+import contextlib
+import functools
+import pathlib
+import statistics
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import measure
+import numpy as np
+
+from bigmodels import config, runs, writers
+from bigmodels.data import SOURCES, audio, images, pipeline, text, tokenizers
+from bigmodels.models.log_mel import log_mel
+
+BATCH = 64
+LENGTH = 128  # tokens
+# Config and steps: enough of them for a few intervals, not for a result.
+CONFIGS = {
+    'configs/digits_mlp.py': 1000,
+    'configs/shakespeare.py': 300,
+    'configs/transformer.py': 200,
+    'configs/transformer.py:moe': 150,
+}
+Row = tuple[str, float, str]  # what, per second of one core, unit
+
+
+def per_second(call: Callable[[int], Any], seconds: float) -> float:
+    """Calls per second of processor time, of all threads; call(i) is the i-th."""
+    call(0)
+    count, began = 0, time.process_time()
+    while time.process_time() - began < seconds:
+        count += 1
+        call(count)
+    return count / (time.process_time() - began)
+
+
+def batches_of(examples, size: int = BATCH):
+    """Shuffled batches, as of a training run."""
+    return pipeline.training_batches([(examples, 1.0)], size, seed=0)
+
+
+def source_rows(data: pathlib.Path, scratch: pathlib.Path, seconds: float) -> Iterator[Row]:
+    """Examples per second through batches of each source."""
+    with zipfile.ZipFile(data / 'bccd' / 'bccd_voc.zip') as archive:
+        names = [name for name in archive.namelist() if name.endswith('.jpg')]
+        for name in names[:64]:
+            path = scratch / 'images' / 'blood' / pathlib.Path(name).name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(archive.read(name))
+    sections = {
+        'digits 8 x 8': dict(name='digits'),
+        'mnist 28 x 28': dict(name='mnist', path=str(data / 'mnist')),
+        'npz, nuclei 256 x 256': dict(name='npz', path=str(data / 'nuclei' / 'nuclei_256.npz')),
+        'csv, adult, 15 columns': dict(name='csv', path=str(data / 'adult' / 'adult_train.csv.gz')),
+        'jpeg_npz, cifar10 32 x 32': dict(
+            name='jpeg_npz', path=str(data / 'cifar10' / 'cifar10_jpeg.npz'), split='train'
+        ),
+        'image_folder, 640 x 480': dict(name='image_folder', path=str(scratch / 'images')),
+    }
+    for name, section in sections.items():
+        batches = batches_of(config.choose(SOURCES, section, 'source'))
+        yield f'source {name}', BATCH * per_second(batches.__getitem__, seconds), 'examples'
+    for rate in (8000, 16_000):
+        section = dict(
+            name='audio_npz', path=str(data / 'fsdd' / 'fsdd_8khz.npz'), sample_rate=rate
+        )
+        batches = batches_of(config.choose(SOURCES, section, 'source'), 1)  # of any length
+        yield (
+            f'source audio_npz, fsdd at {rate} Hz',
+            per_second(batches.__getitem__, seconds),
+            'examples',
+        )
+    novel = config.choose(
+        SOURCES, dict(name='text_files', path=str(data / 'novels' / 'valid.txt.gz'),
+                      split_documents='\n\n'), 'source'
+    )  # fmt: skip
+    corpus = text.tokenize_corpus(novel, tokenizers.Bytes(), scratch)
+    for name, examples in (
+        ('chunks', text.Chunks(corpus, LENGTH)), ('documents, packed', text.Packed(corpus, LENGTH))
+    ):  # fmt: skip
+        rate = per_second(batches_of(examples).__getitem__, seconds)
+        yield f'text in {name} of {LENGTH}', BATCH * LENGTH * rate, 'tokens'
+
+
+def image_rows(data: pathlib.Path, seconds: float) -> Iterator[Row]:
+    """Images per second of decoding, resizing and cropping, for the sizes of ImageNet's."""
+    with zipfile.ZipFile(data / 'bccd' / 'bccd_voc.zip') as archive:
+        [name, *_] = (name for name in archive.namelist() if name.endswith('.jpg'))
+        large = archive.read(name)
+    cifar = np.load(data / 'cifar10' / 'cifar10_jpeg.npz')
+    small = cifar['test_jpeg'][: cifar['test_offsets'][1]].tobytes()
+    image = images.decode(large, name)
+    rng = np.random.default_rng(0)
+    for what, call in {
+        'decode JPEG 32 x 32': lambda i: images.decode(small, name),
+        'decode JPEG 640 x 480': lambda i: images.decode(large, name),
+        'decode JPEG 640 x 480, at least 224': lambda i: images.decode(
+            large, name, at_least=(224, 224)
+        ),
+        'resize 640 x 480 to 224 x 224': lambda i: images.resize(image, 224, 224),
+        'random resized crop of 640 x 480 to 224 x 224': lambda i: images.random_resized_crop(
+            rng, image, 224, 224
+        ),
+    }.items():
+        yield what, per_second(call, seconds), 'images'
+
+
+def text_and_sound_rows(data: pathlib.Path, seconds: float) -> Iterator[Row]:
+    """Tokenising, resampling and log-mel features."""
+    novel = (data / 'tinyshakespeare' / 'input.txt').read_text()
+    part = novel[:100_000]
+    for section in (dict(name='bytes'), dict(name='characters'), dict(name='bpe', vocab_size=1000)):
+        tokenizer = tokenizers.fit(section, lambda: iter([novel]), 'tokenizer')
+        rate = per_second(lambda i, t=tokenizer: t.encode(part), seconds)
+        yield f'tokenise by {section["name"]}', len(tokenizer.encode(part)) * rate, 'tokens'
+    second = np.random.default_rng(0).normal(size=16_000).astype(np.float32)
+    rate = per_second(lambda i: audio.resample(second, 16_000, 8000), seconds)
+    yield 'resample 16 to 8 kHz', rate, 'seconds of sound'
+    features = jax.jit(functools.partial(log_mel, sample_rate=16_000))
+    batch = np.tile(second, (16, 10))
+    rate = per_second(lambda i: features(batch).block_until_ready(), seconds)
+    yield 'log-mel, 80 bands of 16 kHz', batch.size / 16_000 * rate, 'seconds of sound'
+
+
+def waiting(tree: pathlib.Path, name: str, steps: int, data: pathlib.Path) -> dict[str, float]:
+    """Trains a config with the code of a tree, and reads how long its loop waited."""
+    spec = name if 'shakespeare' not in name else f'{name}:{data / "tinyshakespeare/input.txt"}'
+    with tempfile.TemporaryDirectory() as directory:
+        workdir = pathlib.Path(directory, 'run')
+        measure.train(
+            spec, workdir, pathlib.Path(directory, 'cache'), f'--config.total_steps={steps}',
+            '--config.eval_every=0', '--config.log_every=50', tree=tree,
+        )  # fmt: skip
+        rows = writers.read_metrics(workdir / 'metrics.jsonl')
+    rows = [row for row in rows if 'perf/data_wait' in row][1:]
+    [rate] = (name for name in rows[0] if name.endswith('/s') and name.startswith('perf/'))
+    return {
+        f'{rate.removeprefix("perf/")}': round(statistics.median(row[rate] for row in rows)),
+        'waiting_percent': round(100 * statistics.fmean(r['perf/data_wait'] for r in rows), 2),
+        'largest_percent': round(100 * max(r['perf/data_wait'] for r in rows), 2),
+    }
+
+
+def main() -> None:
+    """Measures, and writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument('--data', type=pathlib.Path, default=measure.ROOT.parent / 'shared/data')
+    parser.add_argument('--seconds', type=float, default=1.0)
+    parser.add_argument('--against', metavar='REF', help='a commit, for the waiting')
+    options = parser.parse_args()
+    runs.configure_process()
+    data, seconds = options.data.resolve(), options.seconds
+    with contextlib.ExitStack() as stack:
+        trees = {'here': measure.ROOT}
+        if options.against:
+            trees = {
+                options.against: stack.enter_context(measure.checkout(options.against))
+            } | trees
+        waited = [
+            {'config': name, 'tree': label, **waiting(tree, name, steps, data)}
+            for name, steps in CONFIGS.items()
+            for label, tree in trees.items()
+        ]
+        scratch = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        rows = [
+            *source_rows(data, scratch, seconds),
+            *image_rows(data, seconds),
+            *text_and_sound_rows(data, seconds),
+        ]
+    measure.write('data', {
+        'waiting': waited,
+        'per_second_and_core': [
+            {'what': what, 'rate': float(f'{rate:.3g}'), 'unit': unit} for what, rate, unit in rows
+        ],
+    })  # fmt: skip
+    rates = [(what, f'{float(f"{rate:.3g}"):,.0f} {unit}') for what, rate, unit in rows]
+    shares = [
+        (row['config'], row['tree'], f'{row["waiting_percent"]} %', f'{row["largest_percent"]} %')
+        for row in waited
+    ]
+    tables = (
+        [('config', 'tree', 'waiting for data', 'at most'), *shares],
+        [('on one core', 'per second'), *rates],
+    )
+    (measure.RESULTS / 'data.md').write_text('\n\n'.join(map(measure.markdown, tables)) + '\n')
+
+
+if __name__ == '__main__':
+    main()

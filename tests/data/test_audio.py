@@ -1,0 +1,157 @@
+"""WAV files and resampling against what the samples are known to be."""
+
+import io
+import struct
+import warnings
+import wave
+
+import numpy as np
+import pytest
+
+from bigmodels import errors
+from bigmodels.data import audio, audio_sources
+
+
+def wav(values: np.ndarray, width: int = 2, rate: int = 8000) -> bytes:
+    """Integer samples [T] or [T, channels] as a PCM WAV file."""
+    values = values if values.ndim == 2 else values[:, None]
+    if width == 1:
+        data = (values + 128).astype(np.uint8).tobytes()
+    else:
+        data = b''.join(int(v).to_bytes(width, 'little', signed=True) for v in values.ravel())
+    buffer = io.BytesIO()
+    with wave.open(buffer, 'wb') as file:
+        file.setparams((values.shape[1], width, rate, len(values), 'NONE', ''))
+        file.writeframes(data)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize('width', [1, 2, 3, 4])
+def test_decode_wav(width):
+    full = 2 ** (8 * width - 1)
+    values = np.array([0, 1, -1, full // 2, full - 1, -full])
+    samples, rate = audio.decode_wav(wav(values, width, 11_025), 'a')
+    assert (samples.dtype, rate) == (np.float32, 11_025)
+    np.testing.assert_allclose(samples, values / full, rtol=1e-7)
+    stereo = np.stack([values, np.zeros_like(values)], 1)
+    np.testing.assert_allclose(audio.decode_wav(wav(stereo, width), 'a')[0], values / full / 2)
+
+
+def test_damaged_wav_is_named():
+    data = wav(np.arange(100))
+    floats = bytearray(data)
+    struct.pack_into('<H', floats, 20, 3)  # the format: IEEE float
+    for damaged, message in (
+        (data[:-50], r'^x\.wav \(record 3\) is cut short: it has 75 of the 100 samples'),
+        (data[:20], r'^x\.wav \(record 3\) is not a PCM WAV file: it ends within its header'),
+        (b'', 'ends within its header'),
+        (b'OggS' + data[4:], 'does not start with RIFF'),
+        (bytes(floats), 'unknown format: 3'),
+        (wav(np.zeros((0, 1))), r'x\.wav \(record 3\) holds no sample'),
+    ):
+        with pytest.raises(errors.UserError, match=message):
+            audio.decode_wav(damaged, 'x.wav (record 3)')
+
+
+@pytest.mark.parametrize(
+    ('rate', 'wanted'), [(8000, 16_000), (16_000, 8000), (44_100, 16_000), (22_050, 24_000)]
+)
+def test_resampling_keeps_what_both_rates_have(rate, wanted):
+    """A tone comes out as itself in time and phase, one above the new limit is gone."""
+    lower = min(rate, wanted) / 2
+    time, new_time = np.arange(rate // 4) / rate, np.arange(wanted // 4) / wanted
+    inside = slice(wanted // 40, -wanted // 40)
+    for frequency in (0.0, 100.0, 0.5 * lower, 0.83 * lower):
+        tone = np.cos(2 * np.pi * frequency * time + 0.7).astype(np.float32)
+        resampled = audio.resample(tone, rate, wanted)
+        assert resampled.dtype == np.float32
+        assert resampled.shape == new_time.shape
+        expected = np.cos(2 * np.pi * frequency * new_time + 0.7)
+        np.testing.assert_allclose(resampled[inside], expected[inside], atol=2e-4)
+    if wanted < rate:
+        above = np.cos(2 * np.pi * 1.01 * lower * time).astype(np.float32)
+        assert np.abs(audio.resample(above, rate, wanted)[inside]).max() < 2e-4
+
+
+def test_resampling_to_the_same_rate_is_nothing():
+    samples = np.arange(10, dtype=np.float32)
+    assert audio.resample(samples, 8000, 8000) is samples
+    assert len(audio.resample(samples, 3, 7)) == 24
+
+
+def write_folder(root, rates=(8000, 16_000, 16_000)):
+    for i, rate in enumerate(rates):
+        folder = root / f'class_{i % 2}'
+        folder.mkdir(exist_ok=True)
+        (folder / f'{i}.wav').write_bytes(wav(np.arange(100 * (i + 1)), rate=rate))
+    return str(root)
+
+
+def test_wav_folder(tmp_path):
+    source = audio_sources.WavFolder(write_folder(tmp_path), 8000)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('default')
+        records = [source[i] for i in range(3)]
+    assert [(r['path'], int(r['label']), len(r['audio'])) for r in records] == [
+        ('class_0/0.wav', 0, 100),
+        ('class_0/2.wav', 0, 150),
+        ('class_1/1.wav', 1, 100),
+    ]
+    np.testing.assert_allclose(records[0]['audio'], np.arange(100) / 2**15)
+    [warning] = told
+    assert 'has files of 16,000 Hz: they are resampled to 8,000 Hz' in str(warning.message)
+    other = audio_sources.WavFolder(str(tmp_path), 16_000)
+    assert other.fingerprint() != source.fingerprint()
+    with pytest.raises(errors.UserError, match='sample_rate = 0 must be at least 1'):
+        audio_sources.WavFolder(str(tmp_path), 0)
+
+
+def write_npz(path, **changes):
+    arrays = {
+        'audio': np.arange(-5, 25, dtype=np.int16),
+        'offsets': np.array([0, 10, 13, 30]),
+        'sample_rate': np.array([8000]),
+        'is_test': np.array([False, True, False]),
+        'label': np.array([4, 5, 6], np.uint8),
+        'names': np.array(['a', 'b']),
+    }
+    np.savez(path, **(arrays | changes))
+    return str(path)
+
+
+def test_audio_npz(tmp_path):
+    path = write_npz(tmp_path / 'a.npz')
+    train, test = (audio_sources.AudioNpz(path, split) for split in ('train', 'test'))
+    assert [int(train[i]['label']) for i in range(2)] == [4, 6]
+    assert train[0].keys() == {'audio', 'label'}
+    np.testing.assert_allclose(train[1]['audio'], np.arange(8, 25) / 2**15)
+    np.testing.assert_allclose(test[0]['audio'], np.arange(5, 8) / 2**15)
+    assert len(audio_sources.AudioNpz(path, 'test', 16_000)[0]['audio']) == 6
+    assert len({train.fingerprint(), test.fingerprint(),
+                audio_sources.AudioNpz(path, 'test', 16_000).fingerprint()}) == 3  # fmt: skip
+
+
+def test_audio_npz_errors(tmp_path):
+    for changes, message in (
+        ({'offsets': np.array([0, 10, 30])}, 'offsets must ascend from 0 to the 30 samples'),
+        ({'offsets': np.array([0, 10, 10, 30])}, 'in 4 entries, one more than is_test'),
+        ({'offsets': np.array([0, 10, 13, 29])}, 'must ascend'),
+    ):
+        with pytest.raises(errors.UserError, match=message):
+            audio_sources.AudioNpz(write_npz(tmp_path / 'a.npz', **changes))
+    np.savez(tmp_path / 'b.npz', audio=np.zeros(3, np.int16))
+    with pytest.raises(errors.UserError, match=r"array in .* 'offsets'"):
+        audio_sources.AudioNpz(str(tmp_path / 'b.npz'))
+
+
+@pytest.mark.shared_data
+def test_shared_recordings(shared_data):
+    """Against the counts that the data's own description gives."""
+    path = str(shared_data / 'fsdd' / 'fsdd_8khz.npz')
+    train, test = (audio_sources.AudioNpz(path, split) for split in ('train', 'test'))
+    assert (len(train), len(test)) == (2700, 300)
+    labels = [int(test[i]['label']) for i in range(300)]
+    assert np.bincount(labels).tolist() == [30] * 10
+    lengths = [len(source[i]['audio']) for source in (train, test) for i in range(len(source))]
+    assert sum(lengths) == 10_498_424
+    assert max(np.abs(test[i]['audio']).max() for i in range(300)) <= 1

@@ -1,0 +1,126 @@
+"""Decoding, resizing and cropping against Pillow's own files and plain numpy."""
+
+import numpy as np
+import pytest
+
+from bigmodels import errors
+from bigmodels.data import images
+from tests.data.image_files import encoded, smooth
+
+
+def test_png_is_decoded_exactly_and_jpeg_closely():
+    image = smooth(0, 33, 20)
+    np.testing.assert_array_equal(images.decode(encoded(image), 'a'), image)
+    decoded = images.decode(encoded(image, 'JPEG', quality=95, subsampling=0), 'a')
+    assert np.abs(decoded.astype(int) - image).max() <= 4
+    grey = image[..., 0]
+    np.testing.assert_array_equal(images.decode(encoded(grey), 'a', channels=1)[..., 0], grey)
+    np.testing.assert_array_equal(images.decode(encoded(grey), 'a'), np.stack([grey] * 3, -1))
+    with_alpha = np.dstack([image, np.full(image.shape[:2], 7, np.uint8)])
+    np.testing.assert_array_equal(images.decode(encoded(with_alpha), 'a'), image)
+
+
+def test_a_large_jpeg_is_decoded_small():
+    """At a half, a quarter or an eighth of its size, but not below what is wanted."""
+    image = smooth(1, 200, 320) // 4 + 90
+    data = encoded(image, 'JPEG', quality=95)
+    for wanted, shape in (((100, 160), (100, 160)), ((90, 60), (100, 160)), ((1, 1), (25, 40)),
+                          ((101, 10), (200, 320))):  # fmt: skip
+        decoded = images.decode(data, 'a', at_least=wanted)
+        assert decoded.shape == (*shape, 3)
+        resized = images.resize(image, *shape).astype(int)
+        assert np.abs(decoded - resized).mean() < 3
+    assert images.decode(encoded(image), 'a', at_least=(10, 10)).shape == image.shape
+
+
+def test_damaged_files_are_named():
+    image = smooth(2, 40, 40)
+    for data, message in (
+        (encoded(image, 'JPEG')[:-200], r'^x\.jpg \(record 3\) is not a whole .*[Tt]runcated'),
+        (encoded(image)[:-60], r'^x\.jpg \(record 3\) is not a whole'),
+        (b'', r'^x\.jpg \(record 3\) is neither a JPEG nor a PNG image'),
+        (b'GIF89a and more', 'neither'),
+        (encoded(image.astype(np.uint16)[..., 0] * 200), 'over 8 bits per channel'),
+    ):
+        with pytest.raises(errors.UserError, match=message):
+            images.decode(data, 'x.jpg (record 3)')
+
+
+def triangle_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Separable resampling in float64: weights 1 - |distance|, in units of the larger pixel."""
+
+    def matrix(size, new):
+        scale = size / new
+        centres = (np.arange(new)[:, None] + 0.5) * scale
+        distance = np.abs(centres - (np.arange(size) + 0.5)) / max(scale, 1)
+        weights = np.maximum(0, 1 - distance)
+        return weights / weights.sum(1, keepdims=True)
+
+    rows, columns = matrix(image.shape[0], height), matrix(image.shape[1], width)
+    return np.einsum('ih,jw,hwc->ijc', rows, columns, image.astype(np.float64))
+
+
+@pytest.mark.parametrize('size', [(7, 9), (24, 31), (60, 40), (23, 8)])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_resize_is_bilinear_over_all_pixels(size, channels):
+    image = np.random.default_rng(0).integers(0, 256, (24, 31, channels), np.uint8)
+    resized = images.resize(image, *size)
+    assert resized.dtype == np.uint8
+    assert np.abs(resized - triangle_resize(image, *size)).max() <= 1.01
+
+
+def test_resize_shorter_side():
+    for shape, size, expected in (
+        ((300, 400), 150, (150, 200)), ((400, 300), 256, (341, 256)), ((10, 10), 3, (3, 3)),
+        ((500, 3), 2, (333, 2)),
+    ):  # fmt: skip
+        resized = images.resize_shorter_side(np.zeros((*shape, 3), np.uint8), size)
+        assert resized.shape == (*expected, 3)
+
+
+def test_centre_crop():
+    image = np.arange(7 * 8 * 3, dtype=np.uint8).reshape(7, 8, 3)
+    np.testing.assert_array_equal(images.centre_crop(image, 3, 4), image[2:5, 2:6])
+    np.testing.assert_array_equal(images.centre_crop(image, 4, 7), image[1:5, 0:7])
+    np.testing.assert_array_equal(images.centre_crop(image, 7, 8), image)
+    for height, width in ((8, 8), (7, 9)):
+        with pytest.raises(errors.UserError, match='image of 7 x 8: resize it first'):
+            images.centre_crop(image, height, width)
+
+
+def test_random_crop_takes_every_place_equally_often():
+    image = np.arange(5 * 4, dtype=np.uint8).reshape(5, 4, 1)
+    rng = np.random.default_rng(0)
+    corners = [int(images.random_crop(rng, image, 3, 3)[0, 0, 0]) for _ in range(1200)]
+    places, counts = np.unique(corners, return_counts=True)
+    assert places.tolist() == [0, 1, 4, 5, 8, 9]
+    assert (np.abs(counts - 200) < 60).all()  # 4.6 standard deviations
+    again = images.random_crop(np.random.default_rng(3), image, 3, 3)
+    np.testing.assert_array_equal(again, images.random_crop(np.random.default_rng(3), image, 3, 3))
+
+
+def test_random_resized_crop_has_the_area_and_aspect_asked_for():
+    """Measured on an image whose channels are the coordinates."""
+    y, x = np.mgrid[:250, :250]
+    image = np.stack([y, x, x], -1).astype(np.uint8)
+    rng = np.random.default_rng(0)
+    areas, aspects = [], []
+    for _ in range(300):
+        crop = images.random_resized_crop(rng, image, 32, 24).astype(float)
+        assert crop.shape == (32, 24, 3)
+        height = (crop[20, 12, 0] - crop[12, 12, 0]) * 4
+        width = (crop[16, 15, 1] - crop[16, 9, 1]) * 4
+        areas.append(height * width / 250**2)
+        aspects.append(width / height)
+    assert 0.06 < min(areas) < 0.15
+    assert 0.85 < max(areas) < 1.1
+    assert 0.6 < min(aspects) < 0.85 < 1.2 < max(aspects) < 1.6
+    assert abs(np.log(aspects).mean()) < 0.05
+
+
+def test_random_resized_crop_of_a_strip():
+    """No part of the asked aspect is a tenth of it, so it is the middle."""
+    image = np.zeros((10, 400, 3), np.uint8)
+    image[:, 193:208] = 200  # the middle 15 columns; 4 / 3 of the height is 13
+    crop = images.random_resized_crop(np.random.default_rng(0), image, 16, 16, area=(0.5, 1.0))
+    assert (crop == 200).all()
