@@ -52,6 +52,7 @@ def prepare(topologies: list[str]) -> None:
     """Sets JAX up, before its first use: no TPU is looked for, and enough CPU devices exist."""
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # libtpu would ask the cloud where it is
     os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+    os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')  # nothing here uses a TPU
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     from bigmodels.plan import topology
 

@@ -25,6 +25,8 @@ ALIASES = (
     *('all-gather-done', 'all-reduce-done', 'collective-permute-done', 'send-done', 'recv-done'),
 )
 _KERNELS = ('tpu_custom_call', '__gpu$xla.gpu.triton', 'mosaic_gpu_v2')
+# Matrix products of queries with keys that JAX's splash attention makes in each of its kernels.
+_SPLASH_PRODUCTS = {'splash_mha_fwd': 2, 'splash_mha_dq': 3, 'splash_mha_dkv': 4}
 _ALLOCATIONS = ('AllocateBuffer', 'AssumeGatherIndicesInBound', 'Sharding')
 
 
@@ -191,7 +193,7 @@ class Program:
             for run in self.runs()
             if run.instruction.opcode == 'custom-call'
             and any(f'"{target}"' in run.instruction.attributes for target in _KERNELS)
-            and 'cost_estimate' not in run.instruction.attributes
+            and not self.flops(run)
         ]
 
     def inside(self, instruction: Instruction) -> Iterator[tuple[Instruction, Computation]]:
@@ -212,6 +214,8 @@ class Program:
         found = collections.Counter()
         if told := run.instruction.attribute(r'"cost_estimate":\{[^}]*"flops":"?(\d+)'):
             found['bf16'] += int(told)
+        elif flops := _splash_flops(run.instruction, run.computation):
+            found['bf16'] += flops
         pairs = [(run.instruction, run.computation), *self.inside(run.instruction)]
         for instruction, computation in pairs:
             if instruction.opcode in ('dot', 'convolution'):
@@ -307,6 +311,23 @@ def _dot_flops(dot: Instruction, left: Array, right: Array) -> float:
     return 2 * math.prod(dot.outputs[0].shape) * contracted
 
 
+def _splash_flops(kernel: Instruction, computation: Computation) -> float:
+    """Of one of the kernels of splash attention, which tell none; 0 for other instructions.
+
+    They leave out the blocks that their mask hides: of a square grid of blocks, [1, rows, columns],
+    all above the diagonal; a narrower one has only the columns that a window lets be seen.
+    """
+    products = [n for name, n in _SPLASH_PRODUCTS.items() if kernel.name.startswith(name)]
+    if kernel.opcode != 'custom-call' or not products:
+        return 0
+    shapes = [computation.by_name[name].outputs[0].shape for name in kernel.operands]
+    (_, rows, columns), *_ = shapes
+    queries, keys = (shape for shape in shapes[2:4])  # [H, L, K], [N, S, K]
+    heads, length, head_dim = queries
+    seen = (rows + 1) / (2 * rows) if rows == columns else columns * length / rows / keys[1]
+    return products[0] * 2 * heads * length * keys[1] * head_dim * seen
+
+
 def _convolution_flops(convolution: Instruction, left: Array, right: Array) -> float:
     """Multiplications with what is not padding or a gap, twice.
 
@@ -353,10 +374,13 @@ def parse(text: str) -> Program:
         if line.startswith(('%', 'ENTRY')) and line.endswith('{'):
             name, lines = _NAME.search(line)[1], []
             entry = name if line.startswith('ENTRY') else entry
-        elif line.startswith('}'):
-            computations[name] = Computation(lines)
-        elif name is not None and line.startswith('  '):
-            lines.append(_instruction(line))
+        elif line == '}' or line.startswith('}, execution_thread'):
+            computations[name] = Computation([_instruction(each) for each in lines])
+            name = None
+        elif name is not None and line.startswith(('  %', '  ROOT %')):
+            lines.append(line)
+        elif name is not None:  # the metadata of kernels has several lines
+            lines[-1] += line
     return Program(computations, entry)
 
 
