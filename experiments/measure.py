@@ -80,7 +80,7 @@ class _Peak:
         return self._bytes
 
 
-def write(name: str, result: Mapping, folder: pathlib.Path = RESULTS) -> None:
+def write(name: str, result: Mapping, folder: pathlib.Path = RESULTS, quiet: bool = False) -> None:
     """Writes experiments/results/NAME.json with the date, the versions and the machine."""
     result = {
         'date': datetime.date.today().isoformat(),
@@ -91,4 +91,5 @@ def write(name: str, result: Mapping, folder: pathlib.Path = RESULTS) -> None:
     }
     folder.mkdir(exist_ok=True)
     (folder / f'{name}.json').write_text(json.dumps(result, indent=1) + '\n')
-    print(json.dumps(result, indent=1))
+    if not quiet:
+        print(json.dumps(result, indent=1))

@@ -128,6 +128,7 @@ def open_topology(name: str) -> Topology:
     Raises:
       UserError: for an unknown one, and for a TPU where its compiler is not installed.
     """
+    num_cpu_devices(name)  # refuses what is no name
     kind, _, rest = name.partition(':')
     if kind == 'cpu':
         from bigmodels.plan import calibration
