@@ -11,7 +11,7 @@ import jax
 
 from bigmodels import errors, experiment, explain, hardware, sharding, trees
 from bigmodels.experiment import Experiment
-from bigmodels.plan import hlo, memory
+from bigmodels.plan import costs, hlo, memory
 from bigmodels.plan.collectives import Collective, collectives, summary
 from bigmodels.plan.topology import Topology
 
@@ -185,7 +185,7 @@ def _cost(
     chip = topology.chip
     flops, moved, computing, one_by_one = 0.0, 0.0, 0.0, 0.0
     for run in program.runs():
-        products, read_and_written = program.flops(run), program.bytes_moved(run)
+        products, read_and_written = costs.flops(program, run), costs.bytes_moved(program, run)
         seconds = sum(count / chip.peak_of(dtype) for dtype, count in products.items())
         flops += run.times * sum(products.values())
         moved += run.times * read_and_written
@@ -223,7 +223,7 @@ def _notes(program: hlo.Program, topology: Topology) -> list[str]:
     notes = []
     if loops := program.unknown_loops():
         notes.append(f'the turns of {errors.some(loops)} are not known: counted once')
-    if kernels := program.silent_kernels():
+    if kernels := costs.silent_kernels(program):
         notes.append(f'FLOPs and bytes of {errors.some(kernels)} are not known: not counted')
     if topology.is_stand_in:
         notes.append(
