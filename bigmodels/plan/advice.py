@@ -75,10 +75,6 @@ def changes(settings: Experiment) -> list[tuple[str, ...]]:
         )
     if 'num_layers' in settings.model and remat in REMATS:
         found += [(f'model.remat={policy}',) for policy in REMATS[REMATS.index(remat) + 1 :]]
-    if settings.task.get('loss_chunk') == 0 or (
-        'sequence_length' in settings.task and 'loss_chunk' not in settings.task
-    ):
-        found.append((f'task.loss_chunk={4 * settings.task["sequence_length"]}',))
     part = settings.batch_size // settings.accumulate
     if part % 2 == 0:
         found.append((f'accumulate={2 * settings.accumulate}',))

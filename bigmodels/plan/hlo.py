@@ -108,16 +108,13 @@ class Program:
         for instruction in computation.instructions:
             yield Run(instruction, computation, times)
             if instruction.opcode == 'while':
-                turns = self.turns(instruction, computation) or 1
-                for body in instruction.called('body'):
-                    yield from self.runs(body, times * turns)
+                turns = self.turns(instruction, computation)
+                [body] = instruction.called('body')
+                yield from self.runs(body, times * (1 if turns is None else turns))
             elif instruction.opcode == 'conditional':
                 yield from self.runs(self.likely_branch(instruction), times)
-            elif instruction.opcode == 'call':
+            elif instruction.opcode in ('call', 'async-start'):
                 for called in instruction.called('to_apply', 'calls'):
-                    yield from self.runs(called, times)
-            elif instruction.opcode == 'async-start':
-                for called in instruction.called('calls'):
                     yield from self.runs(called, times)
 
     def likely_branch(self, conditional: Instruction) -> str:
@@ -140,7 +137,8 @@ class Program:
         """How often a loop's body runs, None where the text does not say.
 
         Some compilers write it down; else it follows from a condition `counter < constant` and
-        the counter's first value, counted in ones, as `jax.lax.scan` does.
+        the counter's first value, counted in ones. Where that is not in sight it is 0, as
+        `jax.lax.scan` begins.
         """
         if known := loop.attribute(r'known_trip_count[^}]*"n":"(\d+)"'):
             return int(known)
