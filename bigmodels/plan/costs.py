@@ -61,8 +61,7 @@ def bytes_moved(program: Program, run: Run) -> float:
     ):
         return 0
     if instruction.opcode == 'fusion':
-        [name] = instruction.called('calls')
-        return _fusion_bytes(instruction, program.computations[name])
+        return _fusion_bytes(program, instruction)
     operands = [computation.by_name[name] for name in instruction.operands]
     if instruction.opcode in ('dynamic-slice', 'gather', 'slice'):
         return 2 * instruction.bytes
@@ -70,50 +69,63 @@ def bytes_moved(program: Program, run: Run) -> float:
         return 2 * operands[1].bytes
     if instruction.opcode == 'copy-start':  # its outputs are the copy, the source, a context
         return sum(array.bytes for array in instruction.outputs[:2] if array.in_memory)
+    if instruction.opcode.endswith('slice-start'):  # the source, the slice, a context
+        source, part = instruction.outputs[:2]
+        return part.bytes * (source.in_memory + part.in_memory)
     return instruction.bytes + sum(operand.bytes for operand in operands)
 
 
-def _fusion_bytes(fusion: Instruction, body: Computation) -> float:
-    written = 0
+def _fusion_bytes(program: Program, fusion: Instruction) -> float:
+    [name] = fusion.called('calls')
+    body = program.computations[name]
     root = body.root
     outputs = [body.by_name[name] for name in root.operands] if root.opcode == 'tuple' else [root]
-    for output, array in zip(outputs, fusion.outputs, strict=True):
-        source = _through_bitcasts(output, body)
-        if source.opcode == 'dynamic-update-slice':
-            written += body.by_name[source.operands[1]].outputs[0].bytes * array.in_memory
-        else:
-            written += array.bytes * array.in_memory
-    read = 0
-    for i in range(len(fusion.operands)):
-        parameter = body.parameter(i)
-        read += _bytes_read(parameter, body)
+    written = sum(
+        _bytes_written(program, output, body)
+        for output, array in zip(outputs, fusion.outputs, strict=True)
+        if array.in_memory
+    )
+    parameters = [body.parameter(i) for i in range(len(fusion.operands))]
+    read = sum(
+        _bytes_read(program, parameter, body)
+        for parameter in parameters
+        if any(array.in_memory for array in parameter.outputs)
+    )
     return read + written
 
 
-def _through_bitcasts(instruction: Instruction, computation: Computation) -> Instruction:
-    while instruction.opcode in ('bitcast', 'convert', 'copy') and instruction.operands:
-        instruction = computation.by_name[instruction.operands[0]]
-    return instruction
+def _bytes_written(program: Program, output: Instruction, body: Computation) -> float:
+    """Of an output of a fusion: all of it, or the slice that is put into it."""
+    while output.opcode in ('bitcast', 'convert', 'copy'):
+        output = body.by_name[output.operands[0]]
+    if output.opcode == 'dynamic-update-slice':
+        return body.by_name[output.operands[1]].outputs[0].bytes
+    if output.opcode == 'fusion' and len(output.outputs) == 1:
+        [name] = output.called('calls')
+        inner = program.computations[name]
+        return _bytes_written(program, inner.root, inner)
+    return sum(array.bytes for array in output.outputs)
 
 
-def _bytes_read(parameter: Instruction, body: Computation) -> float:
-    """Of a fusion's parameter in main memory: all of it, or the slices that are taken of it."""
-    [array] = parameter.outputs if len(parameter.outputs) == 1 else [None]
-    if array is None or not array.in_memory:
-        return parameter.bytes
-    total, left = 0, [parameter]
-    while left:
-        value = left.pop()
-        for user in body.users[value.name]:
-            if user.opcode == 'bitcast':
-                left.append(user)
-            elif user.opcode in ('dynamic-slice', 'slice', 'gather'):
-                total += user.outputs[0].bytes
-            elif user.opcode == 'dynamic-update-slice' and user.operands[0] == value.name:
-                continue  # in place
-            else:
-                return array.bytes
-    return min(total, array.bytes)
+def _bytes_read(program: Program, value: Instruction, body: Computation) -> float:
+    """Of a value within a fusion: all of it, or the slices that are taken of it."""
+    whole, total = sum(array.bytes for array in value.outputs), 0
+    for user in body.users[value.name]:
+        if user.opcode == 'bitcast':
+            total += _bytes_read(program, user, body)
+        elif user.opcode in ('dynamic-slice', 'slice', 'gather'):
+            total += user.outputs[0].bytes
+        elif user.opcode == 'fusion':
+            [name] = user.called('calls')
+            inner = program.computations[name]
+            total += sum(
+                _bytes_read(program, inner.parameter(i), inner)
+                for i, operand in enumerate(user.operands)
+                if operand == value.name
+            )
+        elif not (user.opcode == 'dynamic-update-slice' and user.operands[0] == value.name):
+            return whole  # an update in place reads nothing of what it updates
+    return min(total, whole)
 
 
 def _dimensions(instruction: Instruction, key: str) -> list[int]:

@@ -12,7 +12,7 @@ import jax
 from bigmodels import errors, experiment, explain, hardware, sharding, trees
 from bigmodels.experiment import Experiment
 from bigmodels.plan import costs, hlo, memory
-from bigmodels.plan.collectives import Collective, collectives, summary
+from bigmodels.plan.collectives import KINDS, Collective, collectives, summary
 from bigmodels.plan.topology import Topology
 
 
@@ -43,7 +43,7 @@ class Cost:
       flops: of matrix products, as compiled: with recomputation, and what a mask hides.
       bytes_moved: between its main memory and its cores.
       compute_seconds, memory_seconds: these over the chip's peak and bandwidth.
-      operation_seconds: of each instruction the larger of the two, added up.
+      operation_seconds: of each instruction but collectives the larger of the two, added up.
       traffic: its collectives.
       xla_seconds: the compiler's own `optimal_seconds` where it gives one. It counts the body of
         a loop once.
@@ -190,7 +190,8 @@ def _cost(
         flops += run.times * sum(products.values())
         moved += run.times * read_and_written
         computing += run.times * seconds
-        one_by_one += run.times * max(seconds, read_and_written / chip.bandwidth)
+        if run.instruction.opcode.removesuffix('-start') not in KINDS:  # links are slower
+            one_by_one += run.times * max(seconds, read_and_written / chip.bandwidth)
     if topology.is_stand_in:  # another compiler fuses otherwise: only what no compiler avoids
         state = held.params + held.optimiser + held.average
         moved = 2 * (state + held.gradients + held.activations)

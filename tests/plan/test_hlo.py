@@ -152,6 +152,38 @@ def test_loops_move_the_slices_that_they_read():
     assert least <= moved < 4 * least
 
 
+def test_slices_taken_and_put_within_nested_fusions():
+    """One layer of nine is read and written, in place: 2 kB of either."""
+    text = """HloModule m
+
+%inner (stack: f32[9,16,32], i: s32[]) -> f32[1,16,32] {
+  %stack = f32[9,16,32]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %slice = f32[1,16,32]{2,1,0} dynamic-slice(%stack, %i, %zero, %zero), \
+dynamic_slice_sizes={1,16,32}
+}
+
+%outer (stack: f32[9,16,32], i: s32[]) -> f32[9,16,32] {
+  %stack = f32[9,16,32]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %layer = f32[1,16,32]{2,1,0} fusion(%stack, %i), kind=kLoop, calls=%inner
+  %twice = f32[1,16,32]{2,1,0} add(%layer, %layer)
+  ROOT %put = f32[9,16,32]{2,1,0} dynamic-update-slice(%stack, %twice, %i, %zero, %zero)
+}
+
+ENTRY %main (stack: f32[9,16,32], i: s32[]) -> f32[9,16,32] {
+  %stack = f32[9,16,32]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %f = f32[9,16,32]{2,1,0} fusion(%stack, %i), kind=kLoop, calls=%outer
+}
+"""
+    program = hlo.parse(text)
+    *_, run = program.runs()
+    assert costs.bytes_moved(program, run) == 2 * 4 * 16 * 32 + 4  # and the index
+
+
 @pytest.mark.parametrize(
     ('text', 'expected'),
     [
