@@ -33,11 +33,11 @@ PLANS = (
     ('405b', 'v5p:8x8x16', (*LLAMA, 'mesh.fsdp=1024', 'mesh.data=1', 'batch_size=1024',
                             'model.remat=full')),
     ('405b', 'gpu:h200:512', (*LLAMA, 'mesh.fsdp=512', 'mesh.data=1', 'batch_size=512',
-                              'model.remat=full')),
+                              'model.remat=full', 'task.sequence_length=4096')),
     ('8x7b', 'v5p:4x4x4', (*MIXTRAL, 'mesh.fsdp=8', 'mesh.expert=8', 'mesh.data=1',
                            'batch_size=128')),
     ('8x7b', 'gpu:h200:64', (*MIXTRAL, 'mesh.fsdp=8', 'mesh.expert=8', 'mesh.data=1',
-                             'batch_size=64')),
+                             'batch_size=256', 'model.remat=full')),
 )  # fmt: skip
 NAMES = {'8b': 'Llama 3 8B', '70b': 'Llama 3 70B', '405b': 'Llama 3 405B', '8x7b': 'Mixtral 8x7B'}
 
