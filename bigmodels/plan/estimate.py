@@ -41,9 +41,9 @@ class Cost:
 
     Fields:
       flops: of matrix products, as compiled: with recomputation, and what a mask hides.
-      bytes_moved: between its main memory and its cores.
+      bytes_moved: between its main memory and its cores, but for collectives.
       compute_seconds, memory_seconds: these over the chip's peak and bandwidth.
-      operation_seconds: of each instruction but collectives the larger of the two, added up.
+      operation_seconds: of each instruction the larger of the two, added up.
       traffic: its collectives.
       xla_seconds: the compiler's own `optimal_seconds` where it gives one. It counts the body of
         a loop once.
@@ -185,13 +185,14 @@ def _cost(
     chip = topology.chip
     flops, moved, computing, one_by_one = 0.0, 0.0, 0.0, 0.0
     for run in program.runs():
+        if run.instruction.opcode.removesuffix('-start') in KINDS:
+            continue  # their links are slower than the memory
         products, read_and_written = costs.flops(program, run), costs.bytes_moved(program, run)
         seconds = sum(count / chip.peak_of(dtype) for dtype, count in products.items())
         flops += run.times * sum(products.values())
         moved += run.times * read_and_written
         computing += run.times * seconds
-        if run.instruction.opcode.removesuffix('-start') not in KINDS:  # links are slower
-            one_by_one += run.times * max(seconds, read_and_written / chip.bandwidth)
+        one_by_one += run.times * max(seconds, read_and_written / chip.bandwidth)
     if topology.is_stand_in:  # another compiler fuses otherwise: only what no compiler avoids
         state = held.params + held.optimiser + held.average
         moved = 2 * (state + held.gradients + held.activations)
