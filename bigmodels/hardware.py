@@ -17,7 +17,7 @@ class Chip:
       bandwidth: of that memory, bytes/s.
       links: to neighbours in the same slice or host, and `link_bandwidth` of each in bytes/s one
         way. GPUs have one here, the sum of those to the switch between them.
-      network: bytes/s one way to other hosts (GPUs) or slices (TPUs), for one chip.
+      network: bytes/s one way to other hosts, for one GPU; TPUs of a slice need none.
       watts: the chip's own power, see POWER_SOURCES; without host, network and cooling.
       float32_flops: where products of float32 matrices have a peak of their own, as on CPUs.
       dollars_per_hour: on demand, see PRICE_SOURCE; None where no list price is kept here.
@@ -30,7 +30,7 @@ class Chip:
     bandwidth: float
     links: int
     link_bandwidth: float
-    network: float
+    network: float | None
     watts: float
     dollars_per_hour: float | None = None
     watts_published: bool = True
@@ -58,10 +58,10 @@ CHIPS = {
         Chip('h100', 'H100', 989e12, 0.94 * 80e9, 3.35e12, 1, 450e9, 50e9, 700),
         Chip('h200', 'H200', 989e12, 0.94 * 141e9, 4.8e12, 1, 450e9, 50e9, 700),
         Chip('b200', 'B200', 2250e12, 0.94 * 180e9, 7.7e12, 1, 900e9, 50e9, 1000),
-        Chip('v4', 'TPU v4', 275e12, 31.75 * GIB, 1.2e12, 6, 50e9, 3.1e9, 192, 3.22),
-        Chip('v5e', 'TPU v5 lite', 197e12, 15.75 * GIB, 819e9, 4, 50e9, 3.1e9, 200, 1.20, False),
-        Chip('v5p', 'TPU v5', 459e12, 94.75 * GIB, 2765e9, 6, 100e9, 6.2e9, 450, 4.20, False),
-        Chip('v6e', 'TPU v6 lite', 918e12, 31.25 * GIB, 1638e9, 4, 100e9, 12.5e9, 300, 2.70, False),
+        Chip('v4', 'TPU v4', 275e12, 31.75 * GIB, 1.2e12, 6, 50e9, None, 192, 3.22),
+        Chip('v5e', 'TPU v5 lite', 197e12, 15.75 * GIB, 819e9, 4, 50e9, None, 200, 1.20, False),
+        Chip('v5p', 'TPU v5', 459e12, 94.75 * GIB, 2765e9, 6, 100e9, None, 450, 4.20, False),
+        Chip('v6e', 'TPU v6 lite', 918e12, 31.25 * GIB, 1638e9, 4, 100e9, None, 300, 2.70, False),
     )
 }
 POWER_SOURCES = (

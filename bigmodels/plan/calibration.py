@@ -33,7 +33,7 @@ def this_machine(num_devices: int) -> hardware.Chip:
         bandwidth=bandwidth / num_devices,
         links=1,
         link_bandwidth=bandwidth / num_devices,
-        network=bandwidth / num_devices,
+        network=None,
         watts=0.0,
         float32_flops=products['float32'] / num_devices,
     )

@@ -1,7 +1,6 @@
 """A config on a topology: its train step compiled, read, and timed by rooflines."""
 
 import collections
-import contextlib
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
@@ -157,22 +156,11 @@ def make_plan(settings: Experiment, topology: Topology) -> Plan:
 def _compiled(run: Any) -> tuple[Any, str]:
     """The compiled step, or None and the message of a compiler that had not enough memory."""
     try:
-        with _without_cache():  # it holds no programs for devices that are not there
-            return run.compile_train_step('jit'), ''
+        return run.compile_train_step('jit'), ''
     except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
         return None, str(error)
-
-
-@contextlib.contextmanager
-def _without_cache():
-    before = jax.config.jax_enable_compilation_cache
-    jax.config.update('jax_enable_compilation_cache', False)
-    try:
-        yield
-    finally:
-        jax.config.update('jax_enable_compilation_cache', before)
 
 
 def _cost(
