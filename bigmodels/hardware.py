@@ -47,7 +47,7 @@ class Chip:
 GIB = 2**30
 # Sources of peak, memory and links. TPUs: Google Cloud's pages "TPU v4", "TPU v5e", "TPU v5p" and
 # "TPU v6e"; a link's bandwidth is the bidirectional one of the chip over twice its ports, and of
-# the memory 0.25 GiB is the runtime's (what the compiler allows: 15.75, 94.75 and 31.25 GiB).
+# the memory 0.25 GiB is taken to be the runtime's.
 # GPUs: NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 SXM and B200 (HGX), NVLink one way;
 # their network is one adapter of 200 (A100) or 400 Gbit/s a GPU, as in DGX systems; 6 % of memory
 # is left to the runtime.
