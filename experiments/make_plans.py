@@ -34,7 +34,7 @@ PLANS = (
                             'model.remat=full')),
     ('405b', 'gpu:h200:512', (*LLAMA, 'mesh.fsdp=512', 'mesh.data=1', 'batch_size=512',
                               'model.remat=full', 'task.sequence_length=4096')),
-    ('8x7b', 'v5p:4x4x4', (*MIXTRAL, 'mesh.fsdp=8', 'mesh.expert=8', 'mesh.data=1',
+    ('8x7b', 'v5p:4x4x4', (*MIXTRAL, 'mesh.fsdp=16', 'mesh.expert=4', 'mesh.data=1',
                            'batch_size=128')),
     ('8x7b', 'gpu:h200:64', (*MIXTRAL, 'mesh.fsdp=8', 'mesh.expert=8', 'mesh.data=1',
                              'batch_size=256', 'model.remat=full')),

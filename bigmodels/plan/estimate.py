@@ -123,7 +123,13 @@ def make_plan(settings: Experiment, topology: Topology) -> Plan:
     Raises:
       UserError: where the mesh does not fit the topology, or the batch the mesh.
     """
-    mesh = sharding.make_mesh(settings.mesh, topology.devices)
+    try:
+        mesh = sharding.make_mesh(settings.mesh, topology.devices)
+    except NotImplementedError as error:  # JAX lays no axis over a part of a torus' dimension
+        raise errors.UserError(
+            f'config.mesh {settings.mesh} cannot be laid on {topology.name}: the size of each axis '
+            f'must be a product of some of the dimensions of the slice.'
+        ) from error
     experiment.check_batch(settings, sharding.num_batch_shards(mesh))
     began = time.perf_counter()
     task, run = explain.abstract_program(settings, mesh)
