@@ -125,7 +125,7 @@ def write_page(kept: Mapping[str, dict]) -> None:
         sections.append(f'## {NAMES[variant]} on {topology}\n\n    {plan["command"]}\n\n{indented}')
     (measure.ROOT / 'docs' / 'plans.md').write_text(
         PAGE.format(
-            power=hardware.POWER_SOURCES,
+            power=f'Power: {hardware.POWER_SOURCES}',
             price=f'Prices: {hardware.PRICE_SOURCE}',
             summary='\n'.join(rows),
             sections='\n\n'.join(sections),
