@@ -147,11 +147,11 @@ def _splash_flops(kernel: Instruction, computation: Computation) -> float:
     if kernel.opcode != 'custom-call' or not products:
         return 0
     shapes = [computation.by_name[name].outputs[0].shape for name in kernel.operands]
-    (_, rows, columns), *_ = shapes
-    queries, keys = (shape for shape in shapes[2:4])  # [H, L, K], [N, S, K]
-    heads, length, head_dim = queries
-    seen = (rows + 1) / (2 * rows) if rows == columns else columns * length / rows / keys[1]
-    return products[0] * 2 * heads * length * keys[1] * head_dim * seen
+    *_, rows, columns = shapes[0]
+    *heads, length, head_dim = shapes[2]  # [H, L, K], or [B, H, L, K]
+    num_keys = shapes[3][-2]
+    seen = (rows + 1) / (2 * rows) if rows == columns else columns * length / rows / num_keys
+    return products[0] * 2 * math.prod(heads) * length * num_keys * head_dim * seen
 
 
 def _convolution_flops(convolution: Instruction, left: Array, right: Array) -> float:
