@@ -51,9 +51,16 @@ def plan(settings: Experiment) -> program.Program:
         experiment.check_batch(settings, sharding.num_batch_shards(mesh))
     except errors.UserError as error:
         notes.append(str(error))
-    task = experiment.make_task(settings)
-    run = program.make_program(settings, task, mesh, _batch_shapes(settings, task))
+    _, run = abstract_program(settings, mesh)
     return dataclasses.replace(run, notes=notes + run.notes)
+
+
+def abstract_program(
+    settings: Experiment, mesh: Mesh | AbstractMesh
+) -> tuple[Any, program.Program]:
+    """The task of an experiment, and its program as shapes on a mesh."""
+    task = experiment.make_task(settings)
+    return task, program.make_program(settings, task, mesh, _batch_shapes(settings, task))
 
 
 def _batch_shapes(settings: Experiment, task: Any) -> program.Shapes:

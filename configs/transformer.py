@@ -8,7 +8,8 @@ Result: 1.289 nats, 1.860 bits per byte on 19 held-out files, after 1.8 M bytes 
 
 Variants, as in `--config=configs/transformer.py:124m`: `tiny` for tests, the default, `moe` (the
 default with 8 experts, of which each token goes through two of half its width), and the shapes of
-published models on the same text, for accelerators: `124m` (GPT-2 small), `1b`, `8b` (Llama 3 8B).
+published models on the same text, for accelerators: `124m` (GPT-2 small), `1b`, `8b`, `70b` and
+`405b` (Llama 3) and `8x7b` (Mixtral). docs/plans.md says what these need.
 """
 
 from configs import common
@@ -37,6 +38,15 @@ SHAPES = {
     '1b': LLAMA | dict(num_layers=16, embed_dim=2048, mlp_dim=8192, max_length=2048),
     '8b': LLAMA
     | dict(num_layers=32, embed_dim=4096, mlp_dim=14336, max_length=8192, rotary_theta=500_000.0),
+    '70b': LLAMA
+    | dict(num_layers=80, embed_dim=8192, mlp_dim=28672, max_length=8192, rotary_theta=500_000.0)
+    | dict(num_heads=64),
+    '405b': LLAMA
+    | dict(num_layers=126, embed_dim=16384, mlp_dim=53248, max_length=8192, rotary_theta=500_000.0)
+    | dict(num_heads=128),
+    '8x7b': LLAMA
+    | dict(num_layers=32, embed_dim=4096, mlp_dim=14336, max_length=8192, rotary_theta=1e6)
+    | dict(moe=dict(num_experts=8, experts_per_token=2)),
 }
 
 

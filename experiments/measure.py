@@ -131,7 +131,11 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def write(
-    name: str, result: Mapping, folder: pathlib.Path = RESULTS, libraries=('jax', 'flax')
+    name: str,
+    result: Mapping,
+    folder: pathlib.Path = RESULTS,
+    libraries=('jax', 'flax'),
+    quiet: bool = False,
 ) -> None:
     """Writes experiments/results/NAME.json with the date, the versions and the machine."""
     result = {
@@ -143,4 +147,5 @@ def write(
     }
     folder.mkdir(exist_ok=True)
     (folder / f'{name}.json').write_text(json.dumps(result, indent=1) + '\n')
-    print(json.dumps(result, indent=1))
+    if not quiet:
+        print(json.dumps(result, indent=1))

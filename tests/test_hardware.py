@@ -1,0 +1,37 @@
+"""Facts about chips are found by what JAX calls the chips."""
+
+import types
+
+import pytest
+
+from bigmodels import hardware
+
+
+@pytest.mark.parametrize(
+    ('kind', 'expected'),
+    [
+        ('NVIDIA H100 80GB HBM3', 'h100'),
+        ('NVIDIA H200', 'h200'),
+        ('NVIDIA A100-SXM4-80GB', 'a100'),
+        ('TPU v4', 'v4'),
+        ('TPU v5 lite', 'v5e'),
+        ('TPU v5', 'v5p'),
+        ('TPU v5p', 'v5p'),
+        ('TPU v6 lite', 'v6e'),
+        ('cpu', None),
+    ],
+)
+def test_a_device_s_chip(kind, expected):
+    chip = hardware.chip_of(types.SimpleNamespace(device_kind=kind))
+    assert (chip and chip.name) == expected
+
+
+def test_ridge_points_are_plausible():
+    """FLOPs that a byte read must serve, which is how chips are compared: 100 to 600 for all."""
+    for chip in hardware.CHIPS.values():
+        assert 100 < chip.peak_flops / chip.bandwidth < 600
+        assert chip.bandwidth > chip.links * chip.link_bandwidth
+
+
+def test_energy():
+    assert hardware.kilowatt_hours(watts=500, seconds=7200) == 1
