@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / 'experiments' / 'results'
@@ -80,13 +80,21 @@ class _Peak:
         return self._bytes
 
 
-def write(name: str, result: Mapping, folder: pathlib.Path = RESULTS) -> None:
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is the header."""
+    header, *rest = ('| ' + ' | '.join(row) + ' |' for row in rows)
+    return '\n'.join([header, '| --- ' * len(rows[0]) + '|', *rest])
+
+
+def write(
+    name: str, result: Mapping, folder: pathlib.Path = RESULTS, libraries=('jax', 'flax')
+) -> None:
     """Writes experiments/results/NAME.json with the date, the versions and the machine."""
     result = {
         'date': datetime.date.today().isoformat(),
         'command': f'python {" ".join([os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])}',
         'machine': f'{os.cpu_count()} CPU cores, {platform.machine()}',
-        'versions': {name: importlib.metadata.version(name) for name in ('jax', 'flax')},
+        'versions': {name: importlib.metadata.version(name) for name in libraries},
         **result,
     }
     folder.mkdir(exist_ok=True)
