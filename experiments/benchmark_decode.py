@@ -33,7 +33,7 @@ from bigmodels.deploy.sampling import Sampling
 
 # Name: configuration, conversion, length of the prompts, new tokens.
 MODELS = {
-    'gpt2': (hugging_face.GPT2_124M, hugging_face.gpt2, 64, 64),
+    'gpt2': (hugging_face.GPT2_124M, hugging_face.gpt2, 32, 64),
     'llama': (hugging_face.LLAMA_1B, hugging_face.llama, 32, 16),
 }
 # Ours: dtype of the computation and how kernels are kept; theirs: dtype of everything.

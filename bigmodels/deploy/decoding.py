@@ -80,6 +80,8 @@ def _generate_tokens(model, params, prompts, lengths, stops, rng, *, max_new_tok
     row_keys = jax.vmap(lambda row: jax.random.fold_in(rng, row))(jnp.arange(batch))
 
     def append(step, logits, tokens, counts, done):
+        # Else a CPU computes them inside of the argmax, which is one thread.
+        logits = jax.lax.optimization_barrier(logits)
         keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(row_keys)
         token = jax.vmap(lambda key, row: sample(key, row[None], sampling)[0])(keys, logits)
         tokens = tokens.at[:, step].set(jnp.where(done, 0, token))

@@ -57,7 +57,7 @@ def multiply(x: Array, kernel: Kernel) -> Array:
 
 
 def _thin(x: Array, kernel: Kernel) -> Array:
-    """`multiply` for few rows on a CPU: one loop over the values, a sum for each row of x.
+    """`multiply` for few rows on a CPU: one loop over the values, with all sums in registers.
 
     XLA compiles a matmul to a call that first packs the kernel, which costs more than the product;
     and where it does not, on one thread and with narrow kernels widened in memory. This reduction
@@ -65,19 +65,24 @@ def _thin(x: Array, kernel: Kernel) -> Array:
     `deploy.decoding.CPU_OPTIONS` for what that takes, experiments/notes_decode.md for figures.
     """
     x = jax.lax.optimization_barrier(x)  # else what x is made of is computed again at every value
-    grouped = kernel.scales is not None and kernel.scales.shape[1] > 1
-    split = (lambda a: _grouped(a, kernel.scales)) if grouped else (lambda a: a)
-    values = split(kernel.values.astype(jnp.float32))
-    products = tuple(values * row for row in split(x.astype(jnp.float32)))
+    outputs, scales = len(kernel.values), kernel.scales
+    in_groups = scales is not None and scales.shape[1] > 1
+    split = (lambda a: _grouped(a, scales)) if in_groups else (lambda a: a)
+    values, rows = (split(a.astype(jnp.float32)) for a in (kernel.values, x))
+    # Two halves of the outputs at once use what is read of x twice, which matters where x outgrows
+    # its cache. Of an odd number, both compute the one in the middle.
+    half = -(-outputs // 2) if len(x) > 2 else outputs
+    halves = (values[:half], values[outputs - half :])[: 1 + (half < outputs)]
+    products = tuple(part * row for part in halves for row in rows)
     zeros = (np.float32(0),) * len(products)
     sums = jax.lax.reduce(
         products, zeros, lambda a, b: tuple(map(jax.lax.add, a, b)), (values.ndim - 1,)
     )
-    if grouped:
-        sums = [(total * kernel.scales).sum(-1) for total in sums]
-    elif kernel.scales is not None:
-        sums = [total * kernel.scales[:, 0] for total in sums]
-    return jnp.stack(sums)
+    sums = jnp.stack(sums[: len(x)]), jnp.stack(sums[len(x) :] or sums)[:, 2 * half - outputs :]
+    product = jnp.concatenate(sums, 1) if half < outputs else sums[0]
+    if in_groups:
+        return (product * scales).sum(-1)
+    return product if scales is None else product * scales[:, 0]
 
 
 def _grouped(x: Array, scales: Array) -> Array:

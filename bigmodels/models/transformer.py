@@ -199,10 +199,14 @@ class Transformer(nn.Module, Settings):
         return layers.soft_cap(layers.matmul(hidden, kernel, jnp.float32), self.logit_softcap)
 
     def init_cache(self, batch_size: int, length: int) -> Cache:
-        """Empty key and value slots for every layer: [B, N, S, K] in the compute dtype."""
+        """Empty key and value slots for every layer: [B, N, S, K] in the compute dtype.
+
+        On a CPU in float32, to which XLA would widen all of it at every token, and back.
+        """
         shape = (batch_size, self.kv_heads, length, self.dim_per_head)
+        dtype = 'float32' if jax.default_backend() == 'cpu' else self.dtype
         return tuple(
-            {'key': jnp.zeros(shape, self.dtype), 'value': jnp.zeros(shape, self.dtype)}
+            {'key': jnp.zeros(shape, dtype), 'value': jnp.zeros(shape, dtype)}
             for _ in range(self.num_layers)
         )
 

@@ -1,12 +1,14 @@
 """Params as decoding reads them against those that were trained."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bigmodels import errors, trees
-from bigmodels.deploy import weights
+from bigmodels.deploy import decoding, weights
 from bigmodels.deploy.decoding import generate_text
 from bigmodels.deploy.sampling import Sampling
 from bigmodels.models import transformer
@@ -85,3 +87,23 @@ def test_text_from_quantised_kernels():
     assert sum(a == b for a, b in zip(''.join(exact), ''.join(near), strict=True)) > 18
     with pytest.raises(errors.UserError, match=r"weights = 'int2'.*float32, .*int8"):
         generate_text(task, params, PROMPTS, 9, Sampling(), seed=0, weights='int2')
+
+
+@pytest.mark.parametrize('batch', [1, 4])
+@pytest.mark.parametrize('kept', ['bfloat16', 'int8'])
+def test_a_token_reads_kernels_as_they_are_kept(kept, batch):
+    """The compiled loop writes no widened kernel, no copy of one and no copy of the cache."""
+    model, params = make(dtype='bfloat16', mlp_dim=80)
+    packed = weights.packed(model, params, kept)
+    arrays = (
+        packed[1], TOKENS[:1].repeat(batch, 0), jnp.full(batch, 12), jnp.zeros((0, 0), jnp.int32),
+        jax.random.key(0),
+    )  # fmt: skip
+    lowered = decoding.program().lower(packed[0], *arrays, max_new_tokens=4, sampling=GREEDY)
+    computations = lowered.compile().as_text().split('\n}')
+    [loop] = [c for c in computations if 'opt-barrier(' in c and 'ENTRY' not in c]
+    large = rf'\[256,32\]|\[80,32\]|\[32,80\]|\[{batch},4,16,8\]'
+    written = re.findall(rf'%(\S+) = \w+(?:{large})\S* (?:copy|convert|fusion)\(', loop)
+    # The new slots of keys and values in two layers, in place.
+    assert len(written) == 4
+    assert all('scatter' in name or 'dynamic-update' in name for name in written), written
