@@ -4,7 +4,6 @@ Axes: D input features, F output features, G groups.
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -67,16 +66,3 @@ def quantize(transposed: Array, form: Format) -> Kernel:
     if jnp.issubdtype(dtype, jnp.integer):
         values = jnp.round(values)
     return Kernel(values.astype(dtype).reshape(outputs, inputs), scales)
-
-
-def quantize_kernels(params: Mapping, form: Format) -> Mapping:
-    """Params with every `Kernel`, see `deploy.weights.packed`, in this format; others as they are.
-
-    Raises:
-      UserError: as `quantize` does.
-    """
-    return jax.tree.map(
-        lambda leaf: quantize(leaf.values, form) if isinstance(leaf, Kernel) else leaf,
-        params,
-        is_leaf=lambda leaf: isinstance(leaf, Kernel),
-    )

@@ -71,15 +71,15 @@ def _thin(x: Array, kernel: Kernel) -> Array:
     values, rows = (split(a.astype(jnp.float32)) for a in (kernel.values, x))
     # Two halves of the outputs at once use what is read of x twice, which matters where x outgrows
     # its cache. Of an odd number, both compute the one in the middle.
-    half = -(-outputs // 2) if len(x) > 2 else outputs
-    halves = (values[:half], values[outputs - half :])[: 1 + (half < outputs)]
-    products = tuple(part * row for part in halves for row in rows)
+    half = -(-outputs // 2)
+    parts = [values] if len(x) <= 2 else [values[:half], values[-half:]]
+    products = tuple(part * row for part in parts for row in rows)
     zeros = (np.float32(0),) * len(products)
     sums = jax.lax.reduce(
         products, zeros, lambda a, b: tuple(map(jax.lax.add, a, b)), (values.ndim - 1,)
     )
-    sums = jnp.stack(sums[: len(x)]), jnp.stack(sums[len(x) :] or sums)[:, 2 * half - outputs :]
-    product = jnp.concatenate(sums, 1) if half < outputs else sums[0]
+    first, *second = (jnp.stack(sums[i : i + len(x)]) for i in range(0, len(sums), len(x)))
+    product = jnp.concatenate([first, *(part[:, 2 * half - outputs :] for part in second)], 1)
     if in_groups:
         return (product * scales).sum(-1)
     return product if scales is None else product * scales[:, 0]
