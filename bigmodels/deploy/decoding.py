@@ -18,12 +18,13 @@ from bigmodels.models import transformer
 
 Array = jax.Array
 # What `kernels.multiply` needs on a CPU: sums that may be reordered, so that a reduction is a loop
-# over vectors; that loop not split in two, nor given to a library that widens kernels in memory;
+# over vectors; that loop not split in two, nor given to a library that widens kernels in memory
+# (which gets whole products alone: fused with their neighbours it does not take narrow ones);
 # kernels not widened once for the whole loop over tokens, which would then read them wide; and
 # optimization barriers that still stand when operations are fused.
 CPU_OPTIONS = {
     'xla_cpu_enable_fast_math': True,
-    'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_DOT',
+    'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT',
     'xla_disable_hlo_passes': 'tree_reduction_rewriter,while-loop-invariant-code-motion,'
     'cse_barrier_expander',
 }
