@@ -4,21 +4,32 @@ python -m bigmodels.deploy.generate --workdir=runs/transformer --prompt='def '
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigmodels import errors
+from bigmodels import compiler, errors
+from bigmodels.deploy import weights as weights_lib
 from bigmodels.deploy.sampling import Sampling, sample
 from bigmodels.models import transformer
 
 Array = jax.Array
+# What `kernels.multiply` needs on a CPU: sums that may be reordered, so that a reduction is a loop
+# over vectors; that loop not split in two, nor given to a library that widens kernels in memory
+# (which gets whole products alone: fused with their neighbours it does not take narrow ones);
+# kernels not widened once for the whole loop over tokens, which would then read them wide; and
+# optimization barriers that still stand when operations are fused.
+CPU_OPTIONS = {
+    'xla_cpu_enable_fast_math': True,
+    'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT',
+    'xla_disable_hlo_passes': 'tree_reduction_rewriter,while-loop-invariant-code-motion,'
+    'cse_barrier_expander',
+}
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'max_new_tokens', 'sampling'))
 def generate_tokens(
     model: transformer.Transformer,
     params: Mapping,
@@ -33,56 +44,78 @@ def generate_tokens(
     """Continues prompts of different lengths.
 
     Args:
-      model, params: with unrolled layers, see `transformer.unscanned`.
+      model, params: with unrolled layers, see `weights.packed`.
       prompts: int32 [B, P], each row padded at its end.
       lengths: int32 [B] of the prompts, at least 1.
       stops: int32 [N, W]: a row ends when its latest new tokens equal one of these sequences,
         each padded at its start with -1; [0, 0] for none.
       rng: key; each row and step has its own.
+      max_new_tokens: at least 1.
 
     Returns:
       (tokens int32 [B, max_new_tokens], counts int32 [B]): a row's tokens are the first `count`,
       a completed stop sequence included.
     """
-    batch, width = prompts.shape
-    cache = model.init_cache(batch, width + max_new_tokens)
-    slots = jnp.broadcast_to(jnp.arange(width), prompts.shape)
-    # The slots of padding are written with garbage: each is overwritten before it is ever seen,
-    # because a query only sees slots up to its own position.
-    hidden, cache = model.apply(
-        {'params': params}, prompts, positions=slots, cache=cache, return_hidden=True
+    return program()(
+        model,
+        params,
+        prompts,
+        lengths,
+        stops,
+        rng,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
     )
-    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+
+
+@functools.cache
+def program() -> Callable:
+    """`generate_tokens` as a jitted function, which can be compiled ahead."""
+    options = compiler.known(CPU_OPTIONS) if jax.default_backend() == 'cpu' else None
+    static = ('model', 'max_new_tokens', 'sampling')
+    return jax.jit(_generate_tokens, static_argnames=static, compiler_options=options)
+
+
+def _generate_tokens(model, params, prompts, lengths, stops, rng, *, max_new_tokens, sampling):
+    batch, width = prompts.shape
     row_keys = jax.vmap(lambda row: jax.random.fold_in(rng, row))(jnp.arange(batch))
 
-    def choose(logits, step):
+    def append(step, logits, tokens, counts, done):
+        # Else a CPU computes them inside of the argmax, which is one thread.
+        logits = jax.lax.optimization_barrier(logits)
         keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(row_keys)
-        return jax.vmap(lambda key, row: sample(key, row[None], sampling)[0])(keys, logits)
+        token = jax.vmap(lambda key, row: sample(key, row[None], sampling)[0])(keys, logits)
+        tokens = tokens.at[:, step].set(jnp.where(done, 0, token))
+        return tokens, counts + ~done, done | _ends_with_stop(tokens, step, stops)
 
     def go_on(carry):
-        step, _, _, _, done, _ = carry
+        step, (_, _, done), _ = carry
         return (step < max_new_tokens) & ~done.all()
 
     def one_token(carry):
-        step, logits, tokens, counts, done, cache = carry
-        token = choose(logits, step)
-        tokens = tokens.at[:, step].set(jnp.where(done, 0, token))
-        counts += ~done
-        done |= _ends_with_stop(tokens, step, stops)
-        logits, cache = model.apply(
-            {'params': params}, token[:, None], positions=(lengths + step)[:, None], cache=cache
-        )
-        return step + 1, logits[:, 0], tokens, counts, done, cache
+        step, so_far, cache = carry
+        latest = jax.lax.dynamic_slice_in_dim(so_far[0], step - 1, 1, axis=1)
+        positions = (lengths + step - 1)[:, None]
+        logits, cache = model.apply({'params': params}, latest, positions=positions, cache=cache)
+        return step + 1, append(step, logits[:, 0], *so_far), cache
 
-    carry = (
-        0,
-        model.logits(params, last),
+    # The slots of padding are written with garbage: each is overwritten before it is ever seen,
+    # because a query only sees slots up to its own position.
+    hidden, cache = model.apply(
+        {'params': params},
+        prompts,
+        positions=jnp.broadcast_to(jnp.arange(width), prompts.shape),
+        cache=model.init_cache(batch, width + max_new_tokens),
+        return_hidden=True,
+    )
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    nothing = (
         jnp.zeros((batch, max_new_tokens), jnp.int32),
         jnp.zeros(batch, jnp.int32),
         jnp.zeros(batch, bool),
-        cache,
     )
-    _, _, tokens, counts, _, _ = jax.lax.while_loop(go_on, one_token, carry)
+    first = 1, append(0, model.logits(params, last), *nothing), cache
+    _, (tokens, counts, _), _ = jax.lax.while_loop(go_on, one_token, first)
     return tokens, counts
 
 
@@ -105,10 +138,12 @@ def generate_text(
     *,
     seed: int,
     stop: Sequence[str] = (),
+    weights: str | None = None,
 ) -> list[str]:
     """Continuations of prompts, each up to a stop string (left out) or the end of the text.
 
-    An empty prompt begins a document: it stands for the end-of-text token before it.
+    An empty prompt begins a document: it stands for the end-of-text token before it. `weights`:
+    see `weights.packed`.
 
     Raises:
       UserError: for a prompt that leaves no room in the context, or no tokens to generate.
@@ -128,7 +163,7 @@ def generate_text(
                 f'A prompt of {len(ids)} tokens and {max_new_tokens} new ones exceed the context '
                 f'of {task.model.max_length}: shorten {prompt[:40]!r}... or ask for fewer.'
             )
-    model, params = transformer.unscanned(task.model, params)
+    model, params = weights_lib.packed(task.model, params, weights)
     width = max(map(len, encoded))
     rows = np.stack([np.pad(ids, (0, width - len(ids))) for ids in encoded])
     stops = [vocabulary.encode(text) for text in stop]

@@ -8,6 +8,7 @@ import argparse
 from bigmodels import errors, runs, writers
 from bigmodels.deploy.decoding import generate_text
 from bigmodels.deploy.sampling import Sampling
+from bigmodels.deploy.weights import WEIGHTS
 from bigmodels.models import transformer
 
 
@@ -23,6 +24,11 @@ def main() -> None:
     parser.add_argument('--top_p', type=float, default=1.0)
     parser.add_argument('--min_p', type=float, default=0.0)
     parser.add_argument('--stop', action='append', default=[], help='a string that ends the text')
+    parser.add_argument(
+        '--weights',
+        choices=WEIGHTS,
+        help="how kernels are kept while generating; default: in the type of the run's computation",
+    )
     parser.add_argument('--seed', type=int, default=0)
     runs.add_trust(parser)
     a = parser.parse_args()
@@ -34,7 +40,14 @@ def main() -> None:
             f'{a.workdir} holds a {type(run.model).__name__}; only a Transformer generates text.'
         )
     texts = generate_text(
-        run.task, run.params, a.prompt, a.max_new_tokens, sampling, seed=a.seed, stop=a.stop
+        run.task,
+        run.params,
+        a.prompt,
+        a.max_new_tokens,
+        sampling,
+        seed=a.seed,
+        stop=a.stop,
+        weights=a.weights,
     )
     for prompt, text in zip(a.prompt, texts, strict=True):
         print(writers.printable(prompt + text))

@@ -176,6 +176,8 @@ class Attention(nn.Module):
                 'key': _write(cache['key'], key, positions),
                 'value': _write(cache['value'], value, positions),
             }
+            # Else XLA writes them again for what reads them below, into a copy.
+            cache = jax.lax.optimization_barrier(cache)
             key, value = (cache[name].transpose(0, 2, 1, 3) for name in ('key', 'value'))
         attended = attend(
             query,

@@ -14,18 +14,22 @@ import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from bigmodels import config, sharding
+from bigmodels.models import kernels
 
 Array = jax.Array
 Dtype = Literal['float32', 'bfloat16', 'float16']
 
 
-def matmul(x: Array, kernel: Array, out_dtype=None) -> Array:
+def matmul(x: Array, kernel: Array | kernels.Kernel, out_dtype=None) -> Array:
     """x [..., D] @ kernel [D, F] -> [..., F], accumulated in float32, in out_dtype or x's dtype.
 
     The product is taken over two-dimensional operands, which XLA's CPU backend multiplies two to
     three times faster than batched ones; but not where the mesh splits x along two dimensions,
     which folded would have to be gathered.
     """
+    if isinstance(kernel, kernels.Kernel):
+        product = kernels.multiply(x.reshape(-1, x.shape[-1]), kernel)
+        return product.reshape(*x.shape[:-1], -1).astype(out_dtype or x.dtype)
     fold = sharding.axis_size('sequence') == 1
     rows = x.reshape(-1, x.shape[-1]) if fold else x
     if x.dtype == jnp.float32:
@@ -96,12 +100,15 @@ _low_precision_matmul.defvjp(_low_precision_forward, _low_precision_backward)
 
 
 def look_up(embed: nn.Embed, ids: Array, rows: str | None) -> Array:
-    """embed(ids) [B, L, D], for a table [V, D] whose rows are split over the mesh axis `rows`.
+    """float32 embed(ids) [B, L, D], for a table [V, D] whose rows are split over `rows`.
 
     The table's columns are gathered first: otherwise XLA looks up a part of them for all positions
     and gathers that.
     """
-    return jnp.take(sharding.constrain(embed.embedding, (rows, None)), ids, axis=0)
+    if isinstance(embed.embedding, kernels.Kernel):
+        return embed.embedding.rows(ids)
+    table = sharding.constrain(embed.embedding, (rows, None))
+    return jnp.take(table, ids, axis=0).astype(jnp.float32)
 
 
 def layer_norm(x: Array, scale: Array, bias: Array | None, epsilon: float) -> Array:
@@ -206,6 +213,17 @@ GATED_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def kernel_of(
+    module: nn.Module, name: str, init: Callable, shape: tuple[int, int]
+) -> Array | kernels.Kernel:
+    """A module's float32 parameter [D, F], or the `Kernel` that decoding puts in its place."""
+    kernel = module.get_variable('params', name)
+    # Not by `param`, which compares the shape: a `Kernel` lies transposed.
+    if isinstance(kernel, kernels.Kernel):
+        return kernel
+    return module.param(name, init, shape, jnp.float32)
+
+
 class Linear(nn.Module):
     """x [..., D] -> [..., features] in x's dtype, by a two-dimensional float32 kernel."""
 
@@ -215,7 +233,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        kernel = kernel_of(self, 'kernel', self.kernel_init, (x.shape[-1], self.features))
         y = matmul(x, kernel)
         if self.use_bias:
             bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from bigmodels import errors, sharding, trees
-from bigmodels.models import balanced, blocks, layers, pipeline
+from bigmodels.models import balanced, blocks, kernels, layers, pipeline
 from bigmodels.models import moe as moe_lib
 from bigmodels.models.blocks import Block, Cache, Settings, scaled_normal
 
@@ -97,10 +97,13 @@ class Transformer(nn.Module, Settings):
         if split:
             x = balanced.from_balanced(x)
         if self.tie_embeddings:
-            kernel = embed.embedding.T
+            kernel = _transposed(embed.embedding)
         else:
-            kernel = self.param(
-                'unembed', scaled_normal(1 / self.embed_dim), (self.embed_dim, self.vocab_size)
+            kernel = layers.kernel_of(
+                self,
+                'unembed',
+                scaled_normal(1 / self.embed_dim),
+                (self.embed_dim, self.vocab_size),
             )
         out = x if return_hidden else self._logits(x, kernel)
         return out if cache is None else (out, cache)
@@ -156,16 +159,21 @@ class Transformer(nn.Module, Settings):
     def logits(self, params: Mapping, hidden: Array) -> Array:
         """hidden [..., D], as from `return_hidden`, -> float32 logits [..., V]."""
         tied = self.tie_embeddings
-        return self._logits(hidden, params['embed']['embedding'].T if tied else params['unembed'])
+        embedding = params['embed']['embedding']
+        return self._logits(hidden, _transposed(embedding) if tied else params['unembed'])
 
     def _logits(self, hidden: Array, kernel: Array) -> Array:
         return layers.soft_cap(layers.matmul(hidden, kernel, jnp.float32), self.logit_softcap)
 
     def init_cache(self, batch_size: int, length: int) -> Cache:
-        """Empty key and value slots for every layer: [B, N, S, K] in the compute dtype."""
+        """Empty key and value slots for every layer: [B, N, S, K] in the compute dtype.
+
+        On a CPU in float32, to which XLA would widen all of it at every token, and back.
+        """
         shape = (batch_size, self.kv_heads, length, self.dim_per_head)
+        dtype = 'float32' if jax.default_backend() == 'cpu' else self.dtype
         return tuple(
-            {'key': jnp.zeros(shape, self.dtype), 'value': jnp.zeros(shape, self.dtype)}
+            {'key': jnp.zeros(shape, dtype), 'value': jnp.zeros(shape, dtype)}
             for _ in range(self.num_layers)
         )
 
@@ -183,6 +191,11 @@ class Transformer(nn.Module, Settings):
             multiplied -= moe_lib.num_idle(params, self.experts)
         attended = min(length, 2 * (self.sliding_window or length))
         return 6 * multiplied + 6 * self.num_layers * self.num_heads * self.dim_per_head * attended
+
+
+def _transposed(embedding: Array | kernels.Kernel) -> Array | kernels.Kernel:
+    """An embedding [V, D] as the kernel [D, V] of logits."""
+    return embedding if isinstance(embedding, kernels.Kernel) else embedding.T
 
 
 def unscanned(model: Transformer, params: Mapping) -> tuple[Transformer, Mapping]:

@@ -1,0 +1,90 @@
+"""Kernels as they are kept for decoding: transposed, narrow, read once a token.
+
+Axes: B rows, D input features, F output features, G groups of D with a scale of their own.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+# Up to this many rows a product on a CPU is a reduction rather than a matmul.
+THIN = 8
+
+
+@flax.struct.dataclass
+class Kernel:
+    """The matrix [D, F] whose transpose is values * scales; an embedding [V, D] as it lies.
+
+    Fields:
+      values: [F, D], of any floating or integer type.
+      scales: float32 [F, G], each for D / G neighbouring values; None for 1.
+    """
+
+    values: Array
+    scales: Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.values.shape[::-1]
+
+    def rows(self, ids: Array) -> Array:
+        """The rows `ids` [...] of the transpose: float32 [..., D]."""
+        rows = jnp.take(self.values, ids, axis=0).astype(jnp.float32)
+        if self.scales is None:
+            return rows
+        scales = jnp.take(self.scales, ids, axis=0)
+        return (_grouped(rows, self.scales) * scales[..., None]).reshape(rows.shape)
+
+
+def widened(kernel: Kernel) -> Array:
+    """The matrix itself: float32 [D, F]."""
+    return kernel.rows(jnp.arange(len(kernel.values))).T
+
+
+def multiply(x: Array, kernel: Kernel) -> Array:
+    """x [B, D] @ kernel [D, F] -> float32 [B, F], without a gradient."""
+    if jax.default_backend() == 'cpu' and len(x) <= THIN:
+        return _thin(x, kernel)
+    scales = kernel.scales
+    if scales is None or scales.shape[1] == 1:
+        product = jnp.einsum(
+            'bd,fd->bf', x, kernel.values.astype(x.dtype), preferred_element_type=jnp.float32
+        )
+        return product if scales is None else product * scales[:, 0]
+    return jnp.matmul(x, widened(kernel).astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+def _thin(x: Array, kernel: Kernel) -> Array:
+    """`multiply` for few rows on a CPU: one loop over the values, with all sums in registers.
+
+    XLA compiles a matmul to a call that first packs the kernel, which costs more than the product;
+    and where it does not, on one thread and with narrow kernels widened in memory. This reduction
+    of several operands becomes a loop that widens values in registers; see
+    `deploy.decoding.CPU_OPTIONS` for what that takes, experiments/notes_decode.md for figures.
+    """
+    x = jax.lax.optimization_barrier(x)  # else what x is made of is computed again at every value
+    outputs, scales = len(kernel.values), kernel.scales
+    in_groups = scales is not None and scales.shape[1] > 1
+    split = (lambda a: _grouped(a, scales)) if in_groups else (lambda a: a)
+    values, rows = (split(a.astype(jnp.float32)) for a in (kernel.values, x))
+    # Two halves of the outputs at once use what is read of x twice, which matters where x outgrows
+    # its cache. Of an odd number, both compute the one in the middle.
+    half = -(-outputs // 2)
+    parts = [values] if len(x) <= 2 else [values[:half], values[-half:]]
+    products = tuple(part * row for part in parts for row in rows)
+    zeros = (np.float32(0),) * len(products)
+    sums = jax.lax.reduce(
+        products, zeros, lambda a, b: tuple(map(jax.lax.add, a, b)), (values.ndim - 1,)
+    )
+    first, *second = (jnp.stack(sums[i : i + len(x)]) for i in range(0, len(sums), len(x)))
+    product = jnp.concatenate([first, *(part[:, 2 * half - outputs :] for part in second)], 1)
+    if in_groups:
+        return (product * scales).sum(-1)
+    return product if scales is None else product * scales[:, 0]
+
+
+def _grouped(x: Array, scales: Array) -> Array:
+    """[..., D] -> [..., G, D / G]."""
+    return x.reshape(*x.shape[:-1], scales.shape[1], -1)
