@@ -12,7 +12,6 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from bigmodels import config, errors, sharding
 from bigmodels.models import layers
@@ -169,7 +168,6 @@ class Attention(nn.Module):
             query_slots=None if cache is None else positions,
             implementation=c.attention,
         )
-        attended = checkpoint_name(attended, 'attended')
         out = layers.Linear(
             d, use_bias=c.use_bias, name='out', kernel_init=c.residual_init(heads * head_dim)
         )(attended.reshape(b, l, heads * head_dim))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from bigmodels import errors, sharding, trees
 from bigmodels.models import balanced, layers, pipeline
 from bigmodels.models import moe as moe_lib
+from bigmodels.models.attention import ATTENDED
 from bigmodels.models.blocks import Block, Settings, scaled_normal
 
 Array = jax.Array
@@ -25,7 +26,7 @@ Cache = tuple[dict[str, Array], ...]  # per layer: key and value, [B, N, S, K]
 REMAT_POLICIES = {
     'full': jax.checkpoint_policies.nothing_saveable,
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    'attention': jax.checkpoint_policies.save_only_these_names('attended'),
+    'attention': jax.checkpoint_policies.save_only_these_names(ATTENDED),
 }
 
 # What layers say beside their output: [B] arrays, see `moe.MixtureOfExperts`.
