@@ -75,7 +75,7 @@ def for_mesh(
     wanted = {name: value for name, value in {**defaults, **changes}.items() if value is not None}
     options = known(wanted, device)
     refused = wanted.keys() - options.keys()
-    for name in sorted(refused & changes.keys()):
+    for name in sorted(refused & set(changes)):
         reason = _refusal(device, **{name: wanted[name]})
         raise errors.UserError(
             f'config.xla.{name} = {wanted[name]!r}: {reason}. This is XLA of jaxlib '
