@@ -21,6 +21,8 @@ from bigmodels.tasks import TASKS
 EXECUTION_KEYS = (
     'mesh.',
     'parallel',
+    'xla',
+    'xla.',
     'log_every',
     'checkpoint.',
     'data.threads',
@@ -63,6 +65,7 @@ class Experiment:
       model, task, optimizer: sections with a name and its arguments.
       mesh: devices per axis, see `sharding.MeshShape`.
       parallel: 'jit' over the mesh, or 'pmap' over its data axis.
+      xla: options of its compiler, changing those of `xla_options`.
       guard: what to do at a step that is not finite or a spike, see `guard.Guard`.
       eval_every: steps between evaluations; 0 for one at the end only.
       log_every: steps between lines of metrics.
@@ -79,6 +82,7 @@ class Experiment:
     ema_decay: float = 0.0
     mesh: sharding.MeshShape = dataclasses.field(default_factory=sharding.MeshShape)
     parallel: Literal['jit', 'pmap'] = 'jit'
+    xla: Mapping = dataclasses.field(default_factory=dict)
     guard: guard_lib.Guard = dataclasses.field(default_factory=guard_lib.Guard)
     checkpoint: checkpoint_lib.Settings = dataclasses.field(default_factory=checkpoint_lib.Settings)
     eval_every: int = 0

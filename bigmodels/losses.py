@@ -16,7 +16,7 @@ def softmax_cross_entropy(
     """-log softmax(logits)[target], in nats, in float32.
 
     Args:
-      logits: [..., V].
+      logits: [..., V]; -inf where there is no class.
       targets: int [...].
       label_smoothing: the share of the target's probability spread over all classes
         (Szegedy et al. 2016).
@@ -31,7 +31,8 @@ def softmax_cross_entropy(
     is_target = targets[..., None] == jnp.arange(logits.shape[-1])
     target_logit = jnp.where(is_target, logits, 0).sum(-1)
     if label_smoothing:
-        target_logit = (1 - label_smoothing) * target_logit + label_smoothing * logits.mean(-1)
+        mean = logits.mean(-1, where=logits > -jnp.inf)
+        target_logit = (1 - label_smoothing) * target_logit + label_smoothing * mean
     loss = log_normalizer - target_logit
     return loss + z_loss * jnp.square(log_normalizer) if z_loss else loss
 

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -108,9 +108,40 @@ def _freeze(tx, patterns: Sequence[str], params: Any) -> optax.GradientTransform
 # Algorithms: from the clipped gradient to an update of about unit size, before the learning rate.
 
 
-def adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
-    """Adam (Kingma and Ba 2015); 'adamw' is the same with `weight_decay` allowed."""
-    return optax.scale_by_adam(b1, b2, eps)
+def adam(
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    moment_dtype: Literal['float32', 'bfloat16'] = 'float32',
+) -> optax.GradientTransformation:
+    """Adam (Kingma and Ba 2015); 'adamw' is the same with `weight_decay` allowed.
+
+    Moments kept in bfloat16 take half the memory; they are updated in float32.
+
+    Raises:
+      UserError: if b2 is so near to 1 that rounding would keep the second moment from falling.
+    """
+    wide = optax.scale_by_adam(b1, b2, eps)
+    if moment_dtype == 'float32':
+        return wide
+    if b2 > 0.99:
+        # Half the distance between two values of bfloat16 is up to 2**-8 of them.
+        raise errors.UserError(
+            f'optimizer.algorithm: with moment_dtype = "bfloat16", b2 = {b2} would be lost in '
+            f'rounding: use at most 0.99, for example 0.95.'
+        )
+
+    def cast(state, dtype):
+        mu, nu = optax.tree.cast((state.mu, state.nu), dtype)
+        return state._replace(mu=mu, nu=nu)
+
+    def update(updates, state, params=None):
+        updates, state = wide.update(updates, cast(state, 'float32'), params)
+        return updates, cast(state, moment_dtype)
+
+    return optax.GradientTransformation(
+        lambda params: cast(wide.init(params), moment_dtype), update
+    )
 
 
 def sgd(momentum: float = 0.9, nesterov: bool = False) -> optax.GradientTransformation:

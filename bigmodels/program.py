@@ -15,7 +15,7 @@ import optax
 
 from bigmodels import config as config_lib
 from bigmodels import guard as guard_lib
-from bigmodels import optimizers, sharding, steps
+from bigmodels import optimizers, sharding, steps, xla_options
 from bigmodels import state as state_lib
 from bigmodels.experiment import Experiment
 
@@ -33,7 +33,8 @@ class Program:
       schedule: step -> learning rate.
       state_shapes: of the TrainState, each with its sharding.
       batch_shapes: of a global batch, each with its sharding.
-      notes: what could not be placed as the sharding rules say.
+      compiler_options: of XLA, for the train step.
+      notes: what could not be placed as the sharding rules say, and options of XLA.
     """
 
     init: Callable
@@ -43,12 +44,18 @@ class Program:
     mesh: jax.sharding.Mesh
     state_shapes: state_lib.TrainState
     batch_shapes: Shapes
+    compiler_options: Mapping[str, xla_options.Value]
     notes: list[str]
 
     def compile_train_step(self, parallel: str) -> Callable:
         """`train_step` for these shapes on this mesh."""
         return sharding.compile_step(
-            self.train_step, self.mesh, self.state_shapes, self.batch_shapes, parallel
+            self.train_step,
+            self.mesh,
+            self.state_shapes,
+            self.batch_shapes,
+            parallel,
+            self.compiler_options,
         )
 
     def init_state(self, seed: int) -> state_lib.TrainState:
@@ -66,18 +73,22 @@ def make_program(
         for key, shape in batch_shapes.items()
     }
 
+    def init_variables(rng, batch):
+        with sharding.without_axes(mesh):
+            return task.init(rng, batch)
+
     def init(rng):
         batch = jax.tree.map(lambda shape: jax.numpy.zeros(shape.shape, shape.dtype), example)
         return state_lib.init_state(
             rng,
             batch,
-            init=task.init,
+            init=init_variables,
             tx=tx,
             use_ema=settings.ema_decay > 0,
             guard=guard_lib.init_memory(settings.guard),
         )
 
-    variables = jax.eval_shape(task.init, jax.random.key(0), example)
+    variables = jax.eval_shape(init_variables, jax.random.key(0), example)
     tx, schedule = config_lib.build(
         optimizers.make_optimizer,
         settings.optimizer,
@@ -87,6 +98,7 @@ def make_program(
     )
     shapes = jax.eval_shape(init, jax.random.key(0))
     placed, notes = sharding.state_shardings(shapes, sharding_rules(task), mesh)
+    options, told = xla_options.for_mesh(mesh, settings.xla)
     by_rows = sharding.batch_sharding(mesh)
     return Program(
         init=init,
@@ -105,7 +117,8 @@ def make_program(
         mesh=mesh,
         state_shapes=sharding.with_shardings(shapes, placed),
         batch_shapes=sharding.with_shardings(batch_shapes, dict.fromkeys(example, by_rows)),
-        notes=notes,
+        compiler_options=options,
+        notes=notes + told,
     )
 
 

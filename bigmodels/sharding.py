@@ -1,5 +1,6 @@
 """Where arrays live: a mesh with named axes, rules from parameter names to axes, compiled steps."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +9,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from bigmodels import errors, trees
 
@@ -142,6 +143,22 @@ def axis_size(axis: str) -> int:
     """Devices along an axis of the mesh that is set while tracing; 1 where there is none."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape.get(axis, 1)
+
+
+def platform() -> str:
+    """'cpu', 'gpu' or 'tpu': what is compiled for while tracing.
+
+    It is the platform of the mesh that is set, whose devices need not be of this machine; of this
+    process where there is no mesh, or one without devices.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def without_axes(mesh: jax.sharding.Mesh | AbstractMesh) -> contextlib.AbstractContextManager:
+    """Tracing for the platform of `mesh` as if there were no mesh: nothing is split."""
+    device = mesh.abstract_mesh.abstract_device
+    return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device))
 
 
 def constrain(x: jax.Array, axes: Sequence[str | tuple[str, ...] | None]) -> jax.Array:
@@ -291,6 +308,7 @@ def compile_step(
     state: Any,
     batch: Mapping[str, Any],
     parallel: Literal['jit', 'pmap'] = 'jit',
+    options: Mapping[str, Any] | None = None,
 ) -> Callable:
     """Compiles (state, batch) -> (state, metrics) for these shapes; the state is donated.
 
@@ -301,6 +319,7 @@ def compile_step(
       step: takes `axis_name`, the axis to average gradients over, None under jit.
       state, batch: shapes with shardings.
       parallel: 'jit' over the mesh, or 'pmap' over its devices with a replicated state.
+      options: of XLA, see `xla_options`; pmap takes none.
     """
     if parallel == 'pmap':
         return _pmap_step(step, mesh)
@@ -309,7 +328,7 @@ def compile_step(
         jitted = jax.jit(
             step, out_shardings=(placed, NamedSharding(mesh, PartitionSpec())), donate_argnums=0
         )
-        return jitted.lower(state, batch).compile()
+        return jitted.lower(state, batch).compile(compiler_options=dict(options or {}))
 
 
 def _pmap_step(step: Callable, mesh: jax.sharding.Mesh) -> Callable:

@@ -9,7 +9,13 @@ Result: 1.289 nats, 1.860 bits per byte on 19 held-out files, after 1.8 M bytes 
 Variants, as in `--config=configs/transformer.py:124m`: `tiny` for tests, the default, `moe` (the
 default with 8 experts, of which each token goes through two of half its width), and the shapes of
 published models on the same text, for accelerators: `124m` (GPT-2 small), `1b`, `8b`, `70b` and
-`405b` (Llama 3) and `8x7b` (Mixtral). docs/plans.md says what these need.
+`405b` (Llama 3) and `8x7b` (Mixtral); docs/plans.md says what these need. Their vocabulary of 256
+bytes becomes the published one with a tokenizer of that size; then
+`--config.model.vocab_multiple=128` gives tensor cores whole tiles.
+
+What a device holds of `8b` in training, per parameter: 4 bytes, its gradient 4, and Adam's moments
+2 each, in bfloat16: 12 bytes, 96 GB for the published 8.03e9, so that one GPU of 141 GB trains it.
+`experiments/benchmark_gpu.py` measures `124m`, `1b` and `8b` on a GPU; not measured yet.
 """
 
 from configs import common
@@ -63,6 +69,8 @@ def get_config(variant: str = ''):
         config.batch_size = 32
         config.total_steps = 2000
         config.optimizer.learning_rate = 6e-4
+        if variant == '8b':
+            config.optimizer.algorithm.moment_dtype = 'bfloat16'
     elif variant in ('', 'tiny', 'moe'):
         # What is sampled may be longer than the 128 bytes trained on: hence the window.
         common.small_transformer(config, vocab_size=256, num_layers=4, sliding_window=128)

@@ -63,11 +63,12 @@ def check(tx, rule, state, grads=GRADS, tolerance=2e-5):
     )
 
 
-def adam_rule(b1=0.9, b2=0.999, eps=1e-8, decay=0.0, rate=0.1):
+def adam_rule(b1=0.9, b2=0.999, eps=1e-8, decay=0.0, rate=0.1, kept=lambda moment: moment):
     def rule(p, g, t, s, kernel):
-        s['m'] = b1 * s['m'] + (1 - b1) * g
-        s['v'] = b2 * s['v'] + (1 - b2) * g**2
-        direction = s['m'] / (1 - b1**t) / (np.sqrt(s['v'] / (1 - b2**t)) + eps)
+        m = b1 * s['m'] + (1 - b1) * g
+        v = b2 * s['v'] + (1 - b2) * g**2
+        s['m'], s['v'] = kept(m), kept(v)
+        direction = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
         return p - rate * (direction + decay * kernel * p)
 
     return rule
@@ -84,6 +85,27 @@ def sgd_rule(momentum, nesterov=False):
 def test_adam():
     tx, _ = make(('adam', {'b1': 0.8, 'b2': 0.9, 'eps': 1e-3}))
     check(tx, adam_rule(0.8, 0.9, 1e-3), 'mv')
+
+
+def test_moments_in_bfloat16_are_rounded_between_updates_only():
+    arguments = {'b1': 0.8, 'b2': 0.9, 'eps': 1e-3}
+    tx, _ = make(('adam', arguments | {'moment_dtype': 'bfloat16'}))
+    rounded = lambda moment: np.float64(np.asarray(moment, jnp.bfloat16))
+    check(tx, adam_rule(0.8, 0.9, 1e-3, kept=rounded), 'mv')
+    state = tx.init(narrow(PARAMS))
+    float32 = make(('adam', arguments))[0].init(narrow(PARAMS))
+    moments = 2 * trees.count(PARAMS)
+    assert trees.size_bytes(float32) - trees.size_bytes(state) == 2 * moments
+
+
+def test_a_second_moment_in_bfloat16_falls():
+    """With b2 = 0.999 it would stay where it is: hence the bound."""
+    grads = [{'x': np.ones(3)}] + [{'x': np.zeros(3)}] * 40
+    tx = optimizers.adam(b2=0.99, moment_dtype='bfloat16')
+    _, state = run(tx, grads[0], grads)
+    np.testing.assert_allclose(np.float64(state.nu['x']), 0.01 * 0.99**40, rtol=0.3)
+    with pytest.raises(errors.UserError, match=r'b2 = 0\.999 would be lost in rounding'):
+        make(('adamw', {'moment_dtype': 'bfloat16'}))
 
 
 def test_adamw_decays_kernels_only_and_not_through_the_moments():

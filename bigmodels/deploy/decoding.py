@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigmodels import compiler, errors
+from bigmodels import errors, xla_options
 from bigmodels.deploy import weights as weights_lib
 from bigmodels.deploy.sampling import Sampling, sample
 from bigmodels.models import transformer
@@ -71,7 +71,7 @@ def generate_tokens(
 @functools.cache
 def program() -> Callable:
     """`generate_tokens` as a jitted function, which can be compiled ahead."""
-    options = compiler.known(CPU_OPTIONS) if jax.default_backend() == 'cpu' else None
+    options = xla_options.known(CPU_OPTIONS) if jax.default_backend() == 'cpu' else None
     static = ('model', 'max_new_tokens', 'sampling')
     return jax.jit(_generate_tokens, static_argnames=static, compiler_options=options)
 

@@ -9,9 +9,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from bigmodels import errors, sharding
-from bigmodels.models import balanced, ring
+from bigmodels.models import balanced, ring, splash
 from bigmodels.models.plain import plain_attend
 from bigmodels.models.scores import (
     bounded,
@@ -26,7 +27,9 @@ from bigmodels.models.scores import (
 )
 
 Array = jax.Array
-Implementation = Literal['auto', 'xla', 'blockwise', 'cudnn', 'ring']
+Implementation = Literal['auto', 'xla', 'blockwise', 'cudnn', 'splash', 'ring']
+# What remat may keep of attention, see `jax.checkpoint_policies.save_only_these_names`.
+ATTENDED = 'attended'
 # From this many keys on, the score matrix costs more memory traffic than recomputing it.
 BLOCKWISE_FROM = 4096
 
@@ -70,27 +73,25 @@ def attend(
         cached=query_slots is not None,
     )
     options = dict(causal=causal, window=window, segment_ids=segment_ids)
-    if chosen == 'ring':
-        return ring.ring_attend(query, key, value, **options, softcap=softcap)
-    mask = functools.partial(visible, **options, query_slots=query_slots)
-    if chosen == 'cudnn':
-        full = mask(jnp.arange(query.shape[1]), jnp.arange(key.shape[1]))
-        plain_causal = causal and window is None and segment_ids is None
-        return jax.nn.dot_product_attention(
-            query,
-            key,
-            value,
-            is_causal=plain_causal,
-            implementation='cudnn',
-            mask=None if plain_causal or full is None else full[:, None],
+    if chosen == 'splash':  # names more than its output, which its backward pass needs as well
+        return splash.splash_attend(
+            query, key, value, **options, softcap=softcap, residual_name=ATTENDED
         )
-    folded = scaled(fold(query, key.shape[2])), heads_first(key), heads_first(value)
-    if chosen == 'blockwise':
-        return unfold(_blockwise(*folded, mask, softcap))
-    band = (None, None)
-    if query_slots is None:
-        band = (None if window is None else window - 1, 0 if causal else None)
-    return unfold(plain_attend(*folded, mask, softcap, band))
+    if chosen == 'ring':
+        out = ring.ring_attend(query, key, value, **options, softcap=softcap)
+    elif chosen == 'cudnn':
+        out = _cudnn(query, key, value, **options)
+    else:
+        mask = functools.partial(visible, **options, query_slots=query_slots)
+        folded = scaled(fold(query, key.shape[2])), heads_first(key), heads_first(value)
+        if chosen == 'blockwise':
+            out = unfold(_blockwise(*folded, mask, softcap))
+        else:
+            band = (None, None)
+            if query_slots is None:
+                band = (None if window is None else window - 1, 0 if causal else None)
+            out = unfold(plain_attend(*folded, mask, softcap, band))
+    return checkpoint_name(out, ATTENDED)
 
 
 def choose_implementation(
@@ -104,7 +105,7 @@ def choose_implementation(
 ) -> tuple[str, str]:
     """The implementation that will run and, in words, why.
 
-    It depends on the mesh that is set: see `jax.set_mesh`.
+    It depends on the mesh that is set, see `jax.set_mesh`, and on its devices' platform.
 
     Raises:
       UserError: if an explicit request cannot run here, or the length does not divide.
@@ -119,32 +120,52 @@ def choose_implementation(
                 'config.mesh.sequence to more than 1, or use "auto".'
             )
         requested = 'auto'  # the same model decodes, and is initialised, without a mesh
-    platform = platform or jax.default_backend()
-    obstacle = None
-    if platform not in ('gpu', 'cuda'):
-        obstacle = f'it needs an NVIDIA GPU and this is {platform}'
-    elif jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
-        obstacle = f'it computes in bfloat16 or float16, not {jnp.dtype(dtype).name}'
-    elif head_dim > 128 or head_dim % 8:
-        obstacle = f'it takes head dimensions up to 128 in steps of 8, not {head_dim}'
-    elif softcap is not None:
-        obstacle = 'it has no soft cap'
-    elif cached:
-        obstacle = 'decoding with a cache does not use it'
-    if requested == 'cudnn':
+    platform = platform or sharding.platform()
+    obstacles = {
+        'cudnn': _cudnn_obstacle(platform, dtype, head_dim, softcap),
+        'splash': _splash_obstacle(platform, dtype, length),
+    }
+    if cached:
+        obstacles = dict.fromkeys(obstacles, 'decoding with a cache does not use it')
+    if requested in obstacles:
+        obstacle = obstacles[requested]
         if obstacle and not cached:
-            raise errors.UserError(f'attention = "cudnn" cannot run: {obstacle}. Use "auto".')
-        return ('xla', obstacle) if obstacle else ('cudnn', 'asked for')
+            raise errors.UserError(f'attention = "{requested}" cannot run: {obstacle}. Use "auto".')
+        return ('xla', obstacle) if obstacle else (requested, 'asked for')
     if requested != 'auto':
         return requested, 'asked for'
+    fused = 'splash' if platform == 'tpu' else 'cudnn'
+    obstacle = obstacles[fused]
     if obstacle is None:
-        return 'cudnn', 'auto: fused kernel, this GPU, dtype and head size have one'
+        return fused, 'auto: fused kernel, these devices, dtype and sizes have one'
     if length >= BLOCKWISE_FROM and not cached:
         return (
             'blockwise',
-            f'auto: {length} keys need memory linear in length; no cudnn: {obstacle}',
+            f'auto: {length} keys need memory linear in length; no {fused}: {obstacle}',
         )
-    return 'xla', f'auto: {length} keys fit a full score matrix; no cudnn: {obstacle}'
+    return 'xla', f'auto: {length} keys fit a full score matrix; no {fused}: {obstacle}'
+
+
+def _cudnn_obstacle(platform: str, dtype, head_dim: int, softcap: float | None) -> str | None:
+    """Why cuDNN's kernel cannot run, or None."""
+    if platform not in ('gpu', 'cuda'):
+        return f'it needs an NVIDIA GPU and this is {platform}'
+    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
+        return f'it computes in bfloat16 or float16, not {jnp.dtype(dtype).name}'
+    if head_dim > 128 or head_dim % 8:
+        return f'it takes head dimensions up to 128 in steps of 8, not {head_dim}'
+    return None if softcap is None else 'it has no soft cap'
+
+
+def _splash_obstacle(platform: str, dtype, length: int) -> str | None:
+    """Why the TPU's kernel cannot run, or None."""
+    if platform != 'tpu':
+        return f'it needs a TPU and this is {platform}'
+    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
+        return f'it computes in bfloat16 or float32, not {jnp.dtype(dtype).name}'
+    if length % splash.TILE:
+        return f'it takes lengths that are multiples of {splash.TILE}, not {length}'
+    return None
 
 
 def _choose_ring(requested: Implementation, length: int, num_parts: int) -> tuple[str, str]:
@@ -157,6 +178,32 @@ def _choose_ring(requested: Implementation, length: int, num_parts: int) -> tupl
     balanced.check_length(length, num_parts)
     asked = 'asked for' if requested == 'ring' else 'auto'
     return 'ring', f'{asked}: the sequence is split over {num_parts} devices'
+
+
+def _cudnn(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    causal: bool,
+    window: int | None,
+    segment_ids: Array | None,
+) -> Array:
+    """cuDNN's fused kernel, by JAX: arguments and result as in `attend`."""
+    fused = functools.partial(jax.nn.dot_product_attention, implementation='cudnn')
+    if segment_ids is None and (causal or window is None):
+        reach = None if window is None else (window - 1, 0)
+        return fused(query, key, value, is_causal=causal, local_window_size=reach)
+    # The kernel knows no segments: it reads their mask, [B, L, S], from memory.
+    mask = visible(
+        jnp.arange(query.shape[1]),
+        jnp.arange(key.shape[1]),
+        causal=causal,
+        window=window,
+        segment_ids=segment_ids,
+        query_slots=None,
+    )
+    return fused(query, key, value, mask=mask[:, None])
 
 
 def _blockwise(

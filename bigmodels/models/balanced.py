@@ -113,6 +113,11 @@ def row_axes(num_rows: int) -> tuple[str, ...] | None:
     return None if num_rows % sharding.num_batch_shards() else sharding.BATCH_AXES
 
 
+def head_axis(num_kv_heads: int) -> str | None:
+    """The axis over which heads are split: none where those of keys and values do not divide."""
+    return None if num_kv_heads % sharding.axis_size('tensor') else 'tensor'
+
+
 def cut(x: Array, axis: int, count: int) -> Array:
     """Cuts an axis into `count` equal parts, stacked along a new first axis."""
     shape = (*x.shape[:axis], count, x.shape[axis] // count, *x.shape[axis + 1 :])

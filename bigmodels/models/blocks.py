@@ -12,12 +12,11 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from bigmodels import config, errors, sharding
 from bigmodels.models import layers
 from bigmodels.models import moe as moe_lib
-from bigmodels.models.attention import Implementation, attend
+from bigmodels.models.attention import ATTENDED, Implementation, attend
 
 Array = jax.Array
 Cache = tuple[dict[str, Array], ...]  # per layer: key and value, [B, N, S, K]
@@ -27,7 +26,7 @@ Remat = Literal['none', 'full', 'dots', 'attention']
 REMAT_POLICIES = {
     'full': jax.checkpoint_policies.nothing_saveable,
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    'attention': jax.checkpoint_policies.save_only_these_names('attended'),
+    'attention': jax.checkpoint_policies.save_only_these_names(ATTENDED),
 }
 
 # Parameter name -> mesh axes of its trailing dimensions.
@@ -43,6 +42,8 @@ class Settings:
     """What a Transformer is made of; the fields of `Transformer` and the keys of `config.model`.
 
     Fields:
+      vocab_multiple: the tables have rows up to a multiple of this, as tensor cores are fastest on
+        multiples of 128; logits of these rows are -inf, and parameters, counted, are never trained.
       num_kv_heads: fewer than num_heads is grouped-query, one is multi-query attention.
       head_dim: default embed_dim / num_heads.
       mlp_dim: default 4 * embed_dim.
@@ -69,6 +70,7 @@ class Settings:
     num_layers: int
     embed_dim: int
     num_heads: int
+    vocab_multiple: int = 1
     num_kv_heads: int | None = None
     head_dim: int | None = None
     mlp_dim: int | None = None
@@ -106,7 +108,8 @@ class Settings:
         if self.moe is not None:
             self.moe = nn.FrozenDict(self.moe)
             _ = self.experts  # building them checks them
-        if min(self.num_layers, self.embed_dim, self.num_heads, self.vocab_size) < 1:
+        sizes = self.num_layers, self.embed_dim, self.num_heads, self.vocab_size
+        if min(*sizes, self.vocab_multiple) < 1:
             raise errors.UserError('The sizes of a Transformer must be at least 1.')
         if self.head_dim is None and self.embed_dim % self.num_heads:
             raise errors.UserError(
@@ -124,6 +127,11 @@ class Settings:
                     f'Rotary positions need an even head_dim, not {self.dim_per_head}.'
                 )
             layers.rotary_frequencies(self.dim_per_head, self.rotary_theta, self.rotary_scaling)
+
+    @property
+    def vocab_rows(self) -> int:
+        """Rows of the tables: the vocabulary and its padding."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
     @property
     def kv_heads(self) -> int:
@@ -190,7 +198,6 @@ class Attention(nn.Module):
             query_slots=None if cache is None else positions,
             implementation=c.attention,
         )
-        attended = checkpoint_name(attended, 'attended')
         out = layers.Linear(
             d, use_bias=c.use_bias, name='out', kernel_init=c.residual_init(heads * head_dim)
         )(attended.reshape(b, l, heads * head_dim))

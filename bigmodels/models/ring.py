@@ -107,7 +107,7 @@ _ring.defvjp(_ring_forward, _ring_backward)
 def _specs(key_shape: tuple[int, ...]) -> tuple[PartitionSpec, PartitionSpec, PartitionSpec]:
     """The placement of [B, L, H, K], of [B, L] and of [B, N, G, L]."""
     rows = balanced.row_axes(key_shape[0])
-    heads = None if key_shape[2] % sharding.axis_size('tensor') else 'tensor'
+    heads = balanced.head_axis(key_shape[2])
     return (
         PartitionSpec(rows, 'sequence', heads),
         PartitionSpec(rows, 'sequence'),

@@ -65,7 +65,8 @@ class Transformer(nn.Module, Settings):
           return_hidden: the final normalised states [B, L, D] instead; `logits` finishes them.
 
         Returns:
-          float32 [B, L, V]; with a cache, that and the cache with these tokens written.
+          float32 [B, L, V], with V = `vocab_rows`; with a cache, that and the cache with these
+          tokens written.
         """
         if positions is None:
             positions = jnp.arange(inputs.shape[1])[None]
@@ -80,7 +81,7 @@ class Transformer(nn.Module, Settings):
                 balanced.to_balanced, (inputs, positions, segment_ids)
             )
         normal = nn.initializers.normal(0.02)
-        embed = nn.Embed(self.vocab_size, self.embed_dim, embedding_init=normal, name='embed')
+        embed = nn.Embed(self.vocab_rows, self.embed_dim, embedding_init=normal, name='embed')
         x = layers.look_up(embed, inputs, 'tensor')
         if self.scale_embeddings:
             x *= math.sqrt(self.embed_dim)
@@ -103,7 +104,7 @@ class Transformer(nn.Module, Settings):
                 self,
                 'unembed',
                 scaled_normal(1 / self.embed_dim),
-                (self.embed_dim, self.vocab_size),
+                (self.embed_dim, self.vocab_rows),
             )
         out = x if return_hidden else self._logits(x, kernel)
         return out if cache is None else (out, cache)
@@ -163,7 +164,11 @@ class Transformer(nn.Module, Settings):
         return self._logits(hidden, _transposed(embedding) if tied else params['unembed'])
 
     def _logits(self, hidden: Array, kernel: Array) -> Array:
-        return layers.soft_cap(layers.matmul(hidden, kernel, jnp.float32), self.logit_softcap)
+        logits = layers.soft_cap(layers.matmul(hidden, kernel, jnp.float32), self.logit_softcap)
+        if self.vocab_rows == self.vocab_size:
+            return logits
+        # Not a slice: where V is split over devices, it would move the parts' borders.
+        return jnp.where(jnp.arange(self.vocab_rows) < self.vocab_size, logits, -jnp.inf)
 
     def init_cache(self, batch_size: int, length: int) -> Cache:
         """Empty key and value slots for every layer: [B, N, S, K] in the compute dtype.
@@ -180,13 +185,15 @@ class Transformer(nn.Module, Settings):
     def flops_per_token(self, params: Mapping, length: int) -> float:
         """Training FLOPs of one token, causal convention: 6 N + 6 * layers * H * K * length.
 
-        N leaves out embeddings that are only looked up, and experts that a token does not go to.
+        N leaves out embeddings that are only looked up, padding of the vocabulary, and experts that
+        a token does not go to.
         (PaLM, appendix B, halved for the mask.)
         """
         looked_up = [params['position_embed']] if self.positions == 'learned' else []
         if not self.tie_embeddings:
             looked_up.append(params['embed'])
-        multiplied = trees.count(params) - trees.count(looked_up)
+        padding = (self.vocab_rows - self.vocab_size) * self.embed_dim
+        multiplied = trees.count(params) - trees.count(looked_up) - padding
         if self.moe is not None:
             multiplied -= moe_lib.num_idle(params, self.experts)
         attended = min(length, 2 * (self.sliding_window or length))

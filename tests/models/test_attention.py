@@ -211,16 +211,27 @@ def test_what_runs_and_why():
         kernel, reason = choose('auto', platform='gpu', **settings)
         assert kernel == 'xla'
         assert words in reason
+    assert choose('auto', f32, 64, 8192, softcap=50.0, platform='tpu')[0] == 'splash'
+    for blocked, words in (
+        (dict(dtype=jnp.float16), 'not float16'),
+        (dict(length=100), 'multiples of 128, not 100'),
+        (dict(cached=True), 'cache'),
+    ):
+        settings = dict(dtype=bf16, head_dim=64, length=128) | blocked
+        kernel, reason = choose('auto', platform='tpu', **settings)
+        assert kernel == 'xla'
+        assert words in reason
     for name in ('xla', 'blockwise'):
         assert choose(name, f32, 64, 10)[0] == name
     # The same model decodes with a cache: that falls back and says so.
     assert choose('cudnn', bf16, 64, 128, cached=True, platform='gpu')[0] == 'xla'
 
 
-def test_an_explicit_kernel_that_cannot_run_is_an_error():
+@pytest.mark.parametrize(('name', 'needs'), [('cudnn', 'an NVIDIA GPU'), ('splash', 'a TPU')])
+def test_an_explicit_kernel_that_cannot_run_is_an_error(name, needs):
     q, k, v, _ = (jnp.float32(x) for x in inputs(2))
-    with pytest.raises(errors.UserError, match=r'"cudnn" cannot run: it needs an NVIDIA GPU'):
-        attention.attend(q, k, v, implementation='cudnn')
+    with pytest.raises(errors.UserError, match=f'"{name}" cannot run: it needs {needs}'):
+        attention.attend(q, k, v, implementation=name)
 
 
 def test_a_split_sequence_is_attended_in_a_ring():
@@ -233,7 +244,7 @@ def test_a_split_sequence_is_attended_in_a_ring():
         assert choose('auto') == ('ring', 'auto: the sequence is split over 4 devices')
         assert choose('ring') == ('ring', 'asked for: the sequence is split over 4 devices')
         assert choose('auto', cached=True)[0] == 'xla'
-        for name in ('xla', 'blockwise', 'cudnn'):
+        for name in ('xla', 'blockwise', 'cudnn', 'splash'):
             with pytest.raises(errors.UserError, match=f'"{name}" needs whole sequences'):
                 choose(name)
         with pytest.raises(errors.UserError, match='must be a multiple of 8'):

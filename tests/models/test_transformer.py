@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigmodels import errors, trees
+from bigmodels import errors, losses, trees
+from bigmodels.deploy import sampling
 from bigmodels.models import transformer
 from bigmodels.models.transformer import Transformer
 
@@ -137,6 +138,43 @@ def test_published_parameter_counts(settings, count):
     model = Transformer(**settings, scan_layers=True)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
     assert trees.count(shapes) == count
+
+
+@pytest.mark.parametrize('tie_embeddings', [True, False])
+def test_padding_of_the_vocabulary_changes_no_loss_and_is_never_chosen(tie_embeddings):
+    settings = dict(tie_embeddings=tie_embeddings, logit_softcap=5.0)
+    plain, padded = make(**settings), make(vocab_multiple=128, **settings)
+    params, wide = randomized(plain), randomized(padded, seed=1)
+    extra = padded.vocab_rows - V
+    assert 0 < extra < 128
+
+    def with_padding(name, leaf, other):
+        axis = {'embed/embedding': 0, 'unembed': 1}.get(name)
+        if axis is None:
+            return leaf
+        rest = jax.lax.slice_in_dim(other, V, V + extra, axis=axis)
+        return jnp.concatenate([leaf, 9 * rest], axis)  # likely, if they were not left out
+
+    wide = trees.map_named(with_padding, params, wide)
+    targets = tokens().at[0, 0].set(V - 1)
+
+    def loss(model, params, **options):
+        logits = model.apply({'params': params}, tokens())
+        return losses.softmax_cross_entropy(logits, targets, **options).mean()
+
+    for options in ({}, dict(label_smoothing=0.1, z_loss=0.01)):
+        one, other = (
+            jit(jax.value_and_grad(functools.partial(loss, model, **options)))(values)
+            for model, values in ((plain, params), (padded, wide))
+        )
+        expected = trees.map_named(with_padding, one[1], jax.tree.map(jnp.zeros_like, wide))
+        _close(other, (one[0], expected))
+    logits = run(padded, wide, tokens())
+    chosen = sampling.sample(
+        jax.random.key(0), logits.reshape(-1, V + extra), sampling.Sampling(top_k=V + 1)
+    )
+    assert chosen.max() < V
+    assert padded.flops_per_token(wide, L) == plain.flops_per_token(params, L)
 
 
 def test_flops_by_hand():
