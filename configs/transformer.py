@@ -2,7 +2,8 @@
 
     python -m bigmodels.main --config=configs/transformer.py
 
-Cost: two CPU cores, 2 minutes (122 s with empty caches, first step after 6 s), 0.73 GB.
+Cost: two CPU cores, 2 to 4 minutes (212 s with empty caches on a shared machine of 200 GFLOP/s,
+first step after 7 s), 0.77 GB.
 Result: 1.289 nats, 1.860 bits per byte on 19 held-out files, after 1.8 M bytes of training
 (experiments/results/transformer.json, by experiments/benchmark_default.py).
 

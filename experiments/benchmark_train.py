@@ -1,7 +1,7 @@
 """Training steps beside PyTorch: the same model, weights, optimiser and precision, in turns.
 
     pip install -e '.[parity]'
-    python experiments/benchmark_train.py                      # every row of ROWS, f32 and bf16
+    python experiments/benchmark_train.py                      # the rows ON_CPU, f32 and bf16
     python experiments/benchmark_train.py --rows=gpt_124m --dtypes=bfloat16 --sides=ours,compiled
 
 Ours is the whole train step of a run, guards included. Each side is a process of its own, which
@@ -38,23 +38,36 @@ class Row:
     inputs: tuple[int, ...] = ()  # of an image, where the config's data is not needed
 
 
-def _gpt(variant: str, layers: int, dim: int, heads: int, length: int, batch: int, vocab: int):
+def _gpt(layers: int, dim: int, heads: int, length: int, batch: int, vocab: int) -> Row:
     """A GPT as in nanoGPT."""
     model = dict(num_layers=layers, embed_dim=dim, num_heads=heads, max_length=length,
-                 vocab_size=vocab, attention='auto')  # fmt: skip
-    return Row(
-        f'configs/transformer.py:{variant}',
-        (*(f'model.{key}={value}' for key, value in model.items()),
-         f'task.sequence_length={length}', f'batch_size={batch}', *ADAM),
-        'gpt',
-    )  # fmt: skip
+                 vocab_size=vocab)  # fmt: skip
+    overrides = (*(f'model.{key}={value}' for key, value in model.items()),
+                 f'task.sequence_length={length}', f'batch_size={batch}')  # fmt: skip
+    return Row('configs/transformer.py:124m', (*overrides, *ADAM), 'gpt')
+
+
+def _image(name: str, side: int, batch: int, optimizer: tuple[str, ...], **model) -> Row:
+    """A classifier of images [side, side, 3]."""
+    fields = (f'model.name={name}', *(f'model.{key}={value}' for key, value in model.items()))
+    overrides = (*fields, 'task.mean=0.0', 'task.std=1.0', f'batch_size={batch}', *optimizer)
+    return Row('configs/digits_mlp.py', overrides, name, (side, side, 3))
 
 
 ROWS = {
-    'gpt_4x128': _gpt('124m', 4, 128, 4, 64, 12, 65),
-    'gpt_6x384': _gpt('124m', 6, 384, 6, 256, 16, 65),
-    'gpt_124m': _gpt('124m', 12, 768, 12, 512, 2, 50304),
-}
+    'gpt_4x128': _gpt(4, 128, 4, 64, 12, 65),
+    'gpt_6x384': _gpt(6, 384, 6, 256, 16, 65),
+    'gpt_124m': _gpt(12, 768, 12, 512, 2, 50304),
+    'vit_ti16': _image(
+        'vit', 224, 16, ADAM, num_classes=1000, num_layers=12, embed_dim=192, num_heads=3
+    ),
+    'resnet18_cifar': _image(
+        'resnet', 32, 128, ('optimizer.algorithm.name=sgd', 'optimizer.algorithm.nesterov=True'),
+        num_classes=10, block='basic', stage_sizes=(2, 2, 2, 2), stem='cifar',
+    ),
+    'gpt_124m_gpu': _gpt(12, 768, 12, 1024, 32, 50304),
+}  # fmt: skip
+ON_CPU = tuple(name for name in ROWS if not name.endswith('_gpu'))
 DTYPES = ('float32', 'bfloat16')
 SIDES = ('ours', 'eager', 'compiled')
 
@@ -142,7 +155,7 @@ def table(results: list[dict]) -> str:
 def main() -> None:
     """Compares, or is one of the sides."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--rows', default=','.join(ROWS))
+    parser.add_argument('--rows', default=','.join(ON_CPU))
     parser.add_argument('--dtypes', default=','.join(DTYPES))
     parser.add_argument('--sides', default=','.join(SIDES))
     parser.add_argument('--rounds', type=int, default=5)

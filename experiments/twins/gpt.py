@@ -6,9 +6,12 @@ fused attention: what nanoGPT's model.py does, written for the comparison.
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from experiments.twins import weights
 
 
 class Block(nn.Module):
@@ -69,32 +72,23 @@ def make(params: Mapping, model_state: Mapping, model) -> GPT:
     other = {name for name, value in fixed.items() if getattr(model, name) != value}
     if other:
         raise ValueError(f'the twin is a GPT-2; other fields: {", ".join(sorted(other))}')
-    gpt = GPT(model)
-    with torch.no_grad():
-        gpt.embed.weight.copy_(torch.tensor(params['embed']['embedding']))
-        gpt.position_embed.weight.copy_(torch.tensor(params['position_embed']['embedding']))
-        _copy(gpt.final_norm, params['final_norm'])
-        for i, block in enumerate(gpt.blocks):
-            layer = params[f'layers_{i}']
-            _copy(block.attention_norm, layer['attention_norm'])
-            _copy(block.mlp_norm, layer['mlp_norm'])
-            _copy(
-                block.query_key_value, *(layer['attention'][n] for n in ('query', 'key', 'value'))
-            )
-            _copy(block.out, layer['attention']['out'])
-            _copy(block.up, layer['mlp']['up'])
-            _copy(block.down, layer['mlp']['down'])
-    return gpt
-
-
-def _copy(module: nn.Module, *ours: Mapping) -> None:
-    """A norm's or linear layer's parameters; several of ours are packed into one of theirs."""
-    if 'scale' in ours[0]:
-        module.weight.copy_(torch.tensor(ours[0]['scale']))
-    else:
-        module.weight.copy_(torch.cat([torch.tensor(each['kernel'].T) for each in ours]))
-    if module.bias is not None:
-        module.bias.copy_(torch.cat([torch.tensor(each['bias']) for each in ours]))
+    twin = GPT(model)
+    ours = {name: params[name] for name in ('embed', 'position_embed', 'final_norm')}
+    for i in range(model.num_layers):
+        layer = params[f'layers_{i}']
+        attention, mlp = layer['attention'], layer['mlp']
+        parts = [attention[name] for name in ('query', 'key', 'value')]
+        packed = {kind: np.concatenate([part[kind] for part in parts], -1) for kind in parts[0]}
+        ours[f'blocks.{i}'] = {
+            'attention_norm': layer['attention_norm'],
+            'query_key_value': packed,
+            'out': attention['out'],
+            'mlp_norm': layer['mlp_norm'],
+            'up': mlp['up'],
+            'down': mlp['down'],
+        }
+    weights.load(twin, ours)
+    return twin.train()
 
 
 def loss(module: nn.Module, batch: Mapping) -> torch.Tensor:

@@ -109,7 +109,7 @@ def pytorch(row, dtype: str, shared: pathlib.Path, compiles: bool) -> tuple[Call
         config.load(str(measure.ROOT / row.config), [*row.overrides, 'total_steps=1000000'])
     )
     model = experiment.make_task(settings).model
-    twin = importlib.import_module(f'twins.{row.twin}')
+    twin = importlib.import_module(f'experiments.twins.{row.twin}')
     module = twin.make(*(nested(shared / f'{n}.npz') for n in ('params', 'model_state')), model)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     module.to(device).train()

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigmodels import compiler
+from bigmodels import xla_options
 from bigmodels.compress.quantize import Format, quantize
 from bigmodels.deploy.decoding import CPU_OPTIONS
 from bigmodels.models import kernels, layers
@@ -31,7 +31,7 @@ def test_a_product_with_a_kernel_is_one_with_its_matrix(form, dtype, length):
     kernel = FORMS[form](jnp.asarray(MATRIX.T))
     x = jnp.asarray(X[:, :length], dtype)
     assert (x.size // 48 <= kernels.THIN) == (length < 9)
-    multiply = jax.jit(layers.matmul, compiler_options=compiler.known(CPU_OPTIONS))
+    multiply = jax.jit(layers.matmul, compiler_options=xla_options.known(CPU_OPTIONS))
     given = multiply(x, kernel)
     assert given.dtype == x.dtype
     expected = np.float64(x) @ np.float64(kernels.widened(kernel))

@@ -10,7 +10,7 @@ import pytest
 
 from bigmodels import sharding
 from bigmodels.models import attention, splash
-from bigmodels.models.transformer import REMAT_POLICIES
+from bigmodels.models.blocks import REMAT_POLICIES
 from tests import tpus
 
 B, L, H, N, K = 2, 256, 4, 2, 16
