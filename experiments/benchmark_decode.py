@@ -40,7 +40,7 @@ MODELS = {
 PAIRS = [
     ('float32', 'float32', 'float32'),
     ('bfloat16', 'bfloat16', 'bfloat16'),
-    ('bfloat16', 'int8', 'bfloat16'),
+    ('float32', 'int8', 'bfloat16'),
 ]
 COLUMNS = {
     'model': 'model', 'batch': 'batch', 'weights': 'weights', 'baseline': '`generate` in',
