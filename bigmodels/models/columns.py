@@ -18,7 +18,8 @@ Array = jax.Array
 def convolve(x: Array, kernel: Array, stride: int) -> Array:
     """x [B, H, W, C], kernel [K, K, C, F] -> [B, ceil(H / stride), ceil(W / stride), F].
 
-    K is odd and more than the stride; K // 2 zeros surround the images. Products are in x's dtype, sums in float32.
+    K is odd and more than the stride; K // 2 zeros surround the images. Products are in x's
+    dtype, sums in float32.
     """
     size, f = len(kernel), kernel.shape[-1]
 
