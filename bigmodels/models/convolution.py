@@ -3,14 +3,20 @@
 Axes: B batch, H height, W width, C channels in, F channels out.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from bigmodels import sharding
-from bigmodels.models import layers, winograd
+from bigmodels.models import columns, layers, winograd
 
 Array = jax.Array
+
+
+# With fewer channels in, XLA's own convolutions are as fast.
+MIN_CHANNELS = 16
 
 
 def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
@@ -21,12 +27,16 @@ def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
     kernel = kernel.astype(x.dtype)
     if kernel.shape[:2] == (1, 1):
         return layers.matmul(x[:, ::stride, ::stride], kernel[0, 0])
-    if stride == 1 and winograd.fits(x.shape, kernel.shape) and sharding.num_batch_shards() == 1:
-        return _convolve_3x3(x, kernel)
+    on_one_device = sharding.num_batch_shards() == 1  # blocks of a batch that is split would move
+    if on_one_device and x.shape[-1] >= MIN_CHANNELS:
+        if stride == 1 and winograd.fits(x.shape, kernel.shape):
+            return _by_products(x, kernel, stride)
+        if 1 < stride < len(kernel) and len(kernel) % 2:
+            return _by_products(x, kernel, stride)
     return _convolve(x, kernel, stride)
 
 
-def _convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
+def _convolve(x: Array, kernel: Array, stride: int) -> Array:
     """XLA's own convolution."""
     padding = [(size // 2, size // 2) for size in kernel.shape[:2]]
     return jax.lax.conv_general_dilated(
@@ -34,30 +44,39 @@ def _convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
     )
 
 
-@jax.custom_vjp
-def _convolve_3x3(x: Array, kernel: Array) -> Array:
-    """By `winograd` on CPUs, whose own convolutions are slow."""
-    return jax.lax.platform_dependent(x, kernel, cpu=winograd.convolve, default=_convolve)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _by_products(x: Array, kernel: Array, stride: int) -> Array:
+    """By matrix products on CPUs, where XLA's own convolutions are slow."""
+
+    def products(x, kernel):
+        if stride == 1:
+            return winograd.convolve(x, kernel)
+        return columns.convolve(x, kernel, stride)
+
+    own = functools.partial(_convolve, stride=stride)
+    return jax.lax.platform_dependent(x, kernel, cpu=products, default=own)
 
 
-def _forward_3x3(x, kernel):
-    return _convolve_3x3(x, kernel), (x, kernel)
+def _forward(x, kernel, stride):
+    return _by_products(x, kernel, stride), (x, kernel)
 
 
-def _backward_3x3(residuals, g):
-    x, kernel = residuals
+def _backward(stride, residuals, g):
+    def products(x, kernel, g):
+        if stride == 1:
+            dx, dkernel = winograd.input_gradient(g, kernel), winograd.kernel_gradient(x, g)
+        else:
+            dx = columns.input_gradient(x, kernel, g, stride)
+            dkernel = columns.kernel_gradient(x, kernel, g, stride)
+        return dx, dkernel.astype(kernel.dtype)
 
     def own(x, kernel, g):
-        return jax.vjp(_convolve, x, kernel)[1](g)
+        return jax.vjp(functools.partial(_convolve, stride=stride), x, kernel)[1](g)
 
-    def filtered(x, kernel, g):
-        dkernel = winograd.kernel_gradient(x, g).astype(kernel.dtype)
-        return winograd.input_gradient(g, kernel), dkernel
-
-    return jax.lax.platform_dependent(x, kernel, g, cpu=filtered, default=own)
+    return jax.lax.platform_dependent(*residuals, g, cpu=products, default=own)
 
 
-_convolve_3x3.defvjp(_forward_3x3, _backward_3x3)
+_by_products.defvjp(_forward, _backward)
 
 
 def max_pool(x: Array, size: int, stride: int) -> Array:

@@ -20,16 +20,13 @@ Grid = Sequence[Sequence[Array]]  # rows of columns of equally shaped arrays
 
 # Bytes of transformed inputs in a block: a share of the cache that the cores have in common.
 BLOCK_BYTES = 4 << 20
-# With fewer channels in, the transforms cost more than they save.
-MIN_CHANNELS = 16
 # Where a transformed kernel has the transform of its mirror image.
 MIRRORED = (3, 1, 2, 0)
 
 
 def fits(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> bool:
-    """Whether `convolve` pays: 3x3 kernels on images of even sides and several channels."""
-    even = x_shape[1] % 2 == 0 and x_shape[2] % 2 == 0
-    return kernel_shape[:2] == (3, 3) and even and kernel_shape[2] >= MIN_CHANNELS
+    """Whether `convolve` takes these: 3x3 kernels on images of even sides."""
+    return kernel_shape[:2] == (3, 3) and x_shape[1] % 2 == 0 and x_shape[2] % 2 == 0
 
 
 def convolve(x: Array, kernel: Array) -> Array:
@@ -58,7 +55,7 @@ def _convolve(x: Array, kernels: Grid) -> Array:
         ]
         return _interleaved(_transformed(products, _products), x.shape).astype(x.dtype)
 
-    (blocks,) = _blocks(x)
+    (blocks,) = in_blocks(4 * x[0].nbytes, x)
     return jax.lax.map(one_block, blocks).reshape(*x.shape[:3], -1)
 
 
@@ -70,7 +67,7 @@ def kernel_gradient(x: Array, g: Array) -> Array:
         return jax.tree.map(lambda t, v, m: t + _inner(v, m), totals, inputs, cotangents), None
 
     zeros = [[jnp.zeros((x.shape[-1], g.shape[-1]))] * 4] * 4
-    totals, _ = jax.lax.scan(one_block, zeros, _blocks(x, g))
+    totals, _ = jax.lax.scan(one_block, zeros, in_blocks(4 * max(x[0].nbytes, g[0].nbytes), x, g))
     return jnp.stack([jnp.stack(row) for row in _transformed(totals, _kernel_transposed)])
 
 
@@ -102,12 +99,12 @@ def _interleaved(tiles: Grid, shape: tuple[int, ...]) -> Array:
     return jnp.stack(parts, 2).reshape(b, h, w, -1)
 
 
-def _blocks(*arrays: Array) -> list[Array]:
-    """Arrays [B, ...] -> [blocks, images of a block, ...]."""
+def in_blocks(image_bytes: int, *arrays: Array) -> list[Array]:
+    """Arrays [B, ...] -> [blocks, images of a block, ...], at `image_bytes` for each image."""
     batch = len(arrays[0])
-    images = max(1, BLOCK_BYTES // max(4 * x[0].size * x.dtype.itemsize for x in arrays))
-    size = max(n for n in range(1, min(images, batch) + 1) if batch % n == 0)
-    return [x.reshape(-1, size, *x.shape[1:]) for x in arrays]
+    limit = max(1, BLOCK_BYTES // image_bytes)
+    images = max(n for n in range(1, min(limit, batch) + 1) if batch % n == 0)
+    return [x.reshape(-1, images, *x.shape[1:]) for x in arrays]
 
 
 def _cast(grid: Grid, dtype) -> Grid:

@@ -51,15 +51,17 @@ SHAPES = [
     (6, 4, 2, 3, 3, 2),
     (4, 4, 3, 2, 1, 1),
     (5, 4, 3, 2, 1, 2),
+    (5, 6, 2, 3, 3, 2),
+    (7, 6, 1, 2, 5, 3),
     (8, 8, 1, 2, 7, 2),
 ]
 
 
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
-@pytest.mark.parametrize('filtered', [True, False])
-def test_convolution_and_its_gradients(shape, filtered, monkeypatch):
-    """By XLA, and by minimal filtering where the shape is one for it, however few channels."""
-    monkeypatch.setattr(winograd, 'MIN_CHANNELS', 1 if filtered else 1 << 20)
+@pytest.mark.parametrize('products', [True, False])
+def test_convolution_and_its_gradients(shape, products, monkeypatch):
+    """By XLA, and by products where the shape is one for them, however few channels."""
+    monkeypatch.setattr(convolution, 'MIN_CHANNELS', 1 if products else 1 << 20)
     height, width, inputs, outputs, size, stride = shape
     x, kernel = normal(2, height, width, inputs), normal(size, size, inputs, outputs)
     expected = reference(x, kernel, stride)
@@ -75,7 +77,7 @@ def test_minimal_filtering_in_blocks(dtype, monkeypatch):
     """Blocks of single images, and every image in one; in bfloat16 with sums in float32."""
     x, kernel, g = normal(6, 8, 8, 16), normal(3, 3, 16, 24) / 12, normal(6, 8, 8, 24)
     exact = [reference(x, kernel, 1)]
-    exact += jax.vjp(lambda x, k: convolution._convolve(x, k), x, kernel)[1](g)
+    exact += jax.vjp(lambda x, k: convolution._convolve(x, k, 1), x, kernel)[1](g)
     x, kernel, g = (jnp.asarray(array, dtype) for array in (x, kernel, g))
     tolerance = 1e-5 if dtype == 'float32' else 1.5e-2
     for size in (1, 1 << 30):
@@ -93,7 +95,7 @@ def test_every_example_has_a_gradient_of_its_own():
     x, kernel = normal(3, 4, 4, 16), normal(3, 3, 16, 16)
     loss = lambda kernel, image: jnp.sin(convolution.convolve(image[None], kernel)).sum()
     each = jax.vmap(jax.grad(loss), (None, 0))(kernel, x)
-    whole = jax.grad(lambda k: jnp.sin(convolution._convolve(x, k)).sum())(kernel)
+    whole = jax.grad(lambda k: jnp.sin(convolution._convolve(x, k, 1)).sum())(kernel)
     np.testing.assert_allclose(each.sum(0), whole, rtol=1e-3, atol=1e-3)
 
 
