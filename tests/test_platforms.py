@@ -149,8 +149,8 @@ def test_libtpu_knows_the_table(topology):
 
 
 def test_the_train_step_is_compiled_with_the_options_of_the_config(tmp_path):
-    """Without its pass for that, XLA fuses otherwise."""
-    overrides = ['xla.xla_disable_hlo_passes=fusion']
+    """Without the pass that fuses, other programs are left of the step."""
+    overrides = ['xla.xla_backend_optimization_level=0', 'xla.xla_disable_hlo_passes=fusion']
     loaded = commands.tiny_text_config(tmp_path, overrides)
     settings = experiment.from_config(loaded)
     assert settings.xla['xla_disable_hlo_passes'] == 'fusion'
