@@ -75,7 +75,7 @@ def compare_124m(tiny: bool, say: Callable) -> None:
     for side, figures in result['sides'].items():
         flops = 1e9 * figures['gflop_per_second']
         say({
-            'case': f'GPT-2 124M, {side}', 'tokens/s': figures['items_per_second'],
+            'case': f'{name}, {side}', 'tokens/s': figures['items_per_second'],
             'ms': figures['median_ms'], 'of the peak': flops / peak if peak else None,
             'ratio': result['ratio'] if side == 'ours' else None, 'figures': figures,
         })  # fmt: skip
