@@ -21,12 +21,14 @@ Array = jax.Array
 # over vectors; that loop not split in two, nor given to a library that widens kernels in memory
 # (which gets whole products alone: fused with their neighbours it does not take narrow ones);
 # kernels not widened once for the whole loop over tokens, which would then read them wide; and
-# optimization barriers that still stand when operations are fused.
+# optimization barriers that still stand when operations are fused, which newer versions of XLA
+# cannot compile: there narrow kernels may be widened at every token.
+KEEPS_BARRIERS = jax.__version_info__ < (0, 11)
 CPU_OPTIONS = {
     'xla_cpu_enable_fast_math': True,
     'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT',
-    'xla_disable_hlo_passes': 'tree_reduction_rewriter,while-loop-invariant-code-motion,'
-    'cse_barrier_expander',
+    'xla_disable_hlo_passes': 'tree_reduction_rewriter,while-loop-invariant-code-motion'
+    + (',cse_barrier_expander' if KEEPS_BARRIERS else ''),
 }
 
 
