@@ -65,11 +65,7 @@ def main() -> None:
     if options.explain is not None:
         print(explain.explain(options.explain, config.load(options.config, overrides)))
         return
-    path, _, variant = options.config.partition(':')
-    name = pathlib.Path(path).stem
-    if variant and '/' not in variant:
-        name += f'_{variant}'
-    workdir = options.workdir or pathlib.Path('runs', name)
+    workdir = options.workdir or rundir.default(options.config)
     with contextlib.ExitStack() as stack:
         if options.distributed:
             stack.enter_context(

@@ -34,6 +34,13 @@ RESUME_RULES = (
 )
 
 
+def default(spec: str) -> pathlib.Path:
+    """Where the run of `configs/x.py:variant` is kept if nobody says: runs/x_variant."""
+    path, _, variant = spec.partition(':')
+    name = pathlib.Path(path).stem
+    return pathlib.Path('runs', f'{name}_{variant}' if variant and '/' not in variant else name)
+
+
 @contextlib.contextmanager
 def held(workdir: pathlib.Path, resume: Resume) -> Iterator[None]:
     """Makes the directory and keeps other runs out of it; 'restart' moves what it holds aside.

@@ -1,4 +1,6 @@
-"""XLA's options by platform, for the compilation of the train step alone: nothing is set globally.
+"""XLA's options: those of the train step by platform, and which of any program's XLA knows.
+
+They are given to single compilations: nothing is set globally.
 
 `config.xla` adds options and changes those of TABLE; None leaves one to XLA:
 

@@ -1,5 +1,7 @@
 """What is traced and compiled follows the devices that it is for, not those of this process."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -160,8 +162,9 @@ def test_the_train_step_is_compiled_with_the_options_of_the_config(tmp_path):
     assert config_lib.differences(plain, changed)
     mesh = sharding.make_mesh(sharding.MeshShape(data=1), jax.devices()[:1])
     task = language_model()
-    count = {}
+    joined = {}
     for name, changes in (('plain', {}), ('changed', settings.xla)):
-        made = make_program(task, mesh, xla=changes)
-        count[name] = made.compile_train_step('jit').as_text().count(' fusion(')
-    assert count['changed'] != count['plain']
+        text = make_program(task, mesh, xla=changes).compile_train_step('jit').as_text()
+        # A CPU wraps what stands alone into a fusion of its own.
+        joined[name] = re.findall(r'%(?!wrapped_)\S* = \S+ fusion\(.*kind=kLoop', text)
+    assert len(joined['changed']) < len(joined['plain']) / 2

@@ -99,5 +99,5 @@ class Conv(nn.Module):
         kernel = self.param('kernel', nn.initializers.he_normal(), shape, jnp.float32)
         y = convolve(x, kernel, self.stride)
         if self.use_bias:
-            y += self.param('bias', nn.initializers.zeros, (self.features,)).astype(x.dtype)
+            y = layers.add_bias(y, self.param('bias', nn.initializers.zeros, (self.features,)))
         return y

@@ -190,7 +190,7 @@ grouped_matmul.defvjp(_grouped_matmul_forward, _grouped_matmul_backward)
 def linear(part: Mapping[str, Array], x: Array) -> Array:
     """x [..., D] -> [..., F] by {'kernel': [D, F]} and, where there is one, {'bias': [F]}."""
     y = layers.matmul(x, part['kernel'])
-    return y + part['bias'].astype(x.dtype) if 'bias' in part else y
+    return layers.add_bias(y, part['bias']) if 'bias' in part else y
 
 
 def feed_forward(params: Params, x: Array, activation: str, linear: Callable = linear) -> Array:

@@ -99,6 +99,14 @@ def rows_first(x: Array) -> Array:
 _low_precision_matmul.defvjp(_low_precision_forward, _low_precision_backward)
 
 
+def add_bias(x: Array, bias: Array) -> Array:
+    """x [..., F] + bias [F] in x's dtype, added in float32.
+
+    So the bias' gradient is a sum in float32 too, which XLA's CPU backend takes many times faster.
+    """
+    return (x.astype(jnp.float32) + bias).astype(x.dtype)
+
+
 def look_up(embed: nn.Embed, ids: Array, rows: str | None) -> Array:
     """float32 embed(ids) [B, L, D], for a table [V, D] whose rows are split over `rows`.
 
@@ -237,8 +245,7 @@ class Linear(nn.Module):
         y = matmul(x, kernel)
         if self.use_bias:
             bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
-            # In float32, as then is the sum over rows that is its gradient.
-            y = (y.astype(jnp.float32) + bias).astype(x.dtype)
+            y = add_bias(y, bias)
         return y
 
 

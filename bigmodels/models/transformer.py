@@ -80,16 +80,12 @@ class Transformer(nn.Module, Settings):
             inputs, positions, segment_ids = jax.tree.map(
                 balanced.to_balanced, (inputs, positions, segment_ids)
             )
-        normal = nn.initializers.normal(0.02)
-        embed = nn.Embed(self.vocab_rows, self.embed_dim, embedding_init=normal, name='embed')
+        embed = self._table('embed', self.vocab_rows)
         x = layers.look_up(embed, inputs, 'tensor')
         if self.scale_embeddings:
             x *= math.sqrt(self.embed_dim)
         if self.positions == 'learned':
-            position_embed = nn.Embed(
-                self.max_length, self.embed_dim, embedding_init=normal, name='position_embed'
-            )
-            x += layers.look_up(position_embed, positions, None)
+            x += layers.look_up(self._table('position_embed', self.max_length), positions, None)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x.astype(self.dtype))
         x, cache = self._run_blocks(
             sharding.constrain_activations(x), positions, segment_ids, cache, train
@@ -108,6 +104,9 @@ class Transformer(nn.Module, Settings):
             )
         out = x if return_hidden else self._logits(x, kernel)
         return out if cache is None else (out, cache)
+
+    def _table(self, name: str, rows: int) -> nn.Embed:
+        return nn.Embed(rows, self.embed_dim, embedding_init=scaled_normal(0.02**2), name=name)
 
     def _run_blocks(self, x, positions, segment_ids, cache, train):
         """Applies every block, scanned or unrolled; called inside the compact `__call__`."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bigmodels import errors, sharding
-from bigmodels.models import attention
+from bigmodels.models import attention, plain
 
 B, L, H, K = 2, 13, 4, 8
 SEGMENTS = np.array([[1] * 5 + [2] * 6 + [0] * 2, [1] * 13])
@@ -87,6 +87,7 @@ def small_blocks(monkeypatch):
     """Blocks that do not divide the length, so that padding is met."""
     small = functools.partial(attention._blockwise, block=4)
     monkeypatch.setattr(attention, '_blockwise', small)
+    monkeypatch.setattr(plain, 'LEAST_ROWS', 4)
 
 
 @pytest.fixture
@@ -115,6 +116,19 @@ OPTIONS = [
 @pytest.mark.parametrize('implementation', ['xla', 'blockwise'])
 def test_values_and_gradients(implementation, options, small_blocks):
     check(inputs(2), implementation=implementation, **options)
+
+
+@pytest.mark.parametrize(('options', 'share'), [(dict(causal=True), 0.65), (dict(window=32), 0.4)])
+def test_what_no_query_of_a_block_sees_is_left_out(options, share):
+    """In the forward and in the backward pass."""
+    x = jnp.zeros((1, 256, 2, K))
+
+    def flops(**options):
+        attend = functools.partial(attention.attend, implementation='xla', **options)
+        step = jax.grad(lambda q, k, v: attend(q, k, v).sum(), (0, 1, 2))
+        return jax.jit(step).lower(x, x, x).cost_analysis()['flops']
+
+    assert flops(**options) < share * flops(causal=False)
 
 
 @pytest.mark.parametrize(

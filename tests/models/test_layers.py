@@ -219,6 +219,26 @@ def test_activations():
         np.testing.assert_allclose(given, expected[inner], atol=2e-6)
 
 
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('name', layers.ACTIVATIONS)
+def test_gradients_of_activations(name, dtype):
+    """Against central differences in float64, of the function at what x is in its dtype."""
+    x = jnp.asarray(np.linspace(-4, 4, 40), dtype)
+    given = jax.grad(lambda x: layers.ACTIVATIONS[name](x).astype(jnp.float32).sum())(x)
+    assert given.dtype == dtype
+    wide = np.float64(x)
+    shapes = {
+        'relu': lambda x: np.maximum(x, 0),
+        'relu_squared': lambda x: np.maximum(x, 0) ** 2,
+        'gelu': lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+        'gelu_exact': lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+        'silu': lambda x: x / (1 + np.exp(-x)),
+    }
+    expected = (shapes[name](wide + 1e-5) - shapes[name](wide - 1e-5)) / 2e-5
+    tolerance = 1e-5 if dtype == jnp.float32 else 1e-2
+    np.testing.assert_allclose(np.float64(given), expected, rtol=tolerance, atol=tolerance)
+
+
 def test_soft_cap():
     x = np.linspace(-100, 100, 21)
     np.testing.assert_allclose(

@@ -70,10 +70,11 @@ def test_every_placement_computes_the_same(kind, mesh):
         Classification(SMALL[kind]), batches(), parallel, **mesh
     )
     np.testing.assert_allclose(placed_figures, figures, rtol=1e-4)
-    # Convolutions of small kernels are rounded otherwise on one device, and Adam's first steps make
-    # much of gradients that are nearly zero: each may move a parameter by 1e-2.
-    for part in ('params', 'model_state'):
-        test_sharding.assert_close(getattr(placed, part), getattr(state, part), 3e-3)
+    test_sharding.assert_close(placed.model_state, state.model_state, 1e-4)
+    # 3x3 convolutions are rounded otherwise on one device, and Adam's first steps make much of
+    # gradients that are nearly zero: each may move a parameter by 1e-2.
+    tolerance = 3e-3 if kind == 'basic' else 1e-4
+    test_sharding.assert_close(placed.params, state.params, tolerance)
 
 
 def test_a_mean_over_patches_takes_sequences_that_are_split():
