@@ -174,7 +174,9 @@ class _Watch:
         self._timeout, self._interval = timeout, timeout / _BEATS
         self._last_checkpoint = last_checkpoint
         self._sign = peers.Sign(index, socket.gethostname(), os.getpid())
-        self._peers = peers.Peers(index, state.num_processes, timeout, time.monotonic())
+        now = time.monotonic()
+        self._peers = peers.Peers(index, state.num_processes, timeout, now)
+        self._peers.read([self._sign], now)  # names itself, also when it fails before the first
         self._lock = threading.Lock()  # of the two above
         self._ending = threading.Lock()  # taken once, by whoever ends the process
         self._wake, self._told, self._stopped = (threading.Event() for _ in range(3))
