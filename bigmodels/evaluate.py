@@ -6,15 +6,16 @@ python -m bigmodels.evaluate --workdir=runs/transformer [--step=best]
 import argparse
 import collections
 import dataclasses
-import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
-from bigmodels import errors, experiment, metrics, runs, sharding, steps
+from bigmodels import errors, experiment, metrics, program, runs, sharding
 
 LAG = 2  # batches under way while an earlier one's figures are read
 
@@ -28,24 +29,45 @@ def evaluate(
     mesh: jax.sharding.Mesh,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
-    """The means over each whole set, as {'set/metric': value}; other hosts get the same.
+    """The means and scores of each whole set, {'set/metric': value}; other hosts get the same.
 
     Once `stop()` is true there are none, {}: an evaluation counts whole or not at all.
     """
     results = {}
     with jax.set_mesh(mesh):
         for name, batches in sets.items():
-            pairs, pending = [], collections.deque()
+            read, pending = [], collections.deque()
             for i in range(len(batches)):
                 if stop():
                     return {}
                 batch = sharding.put_batch(batches[i], mesh)
-                pending.append(eval_step(params, model_state, batch))
+                pairs, outcomes = eval_step(params, model_state, batch)
+                pending.append((pairs, {**outcomes, 'weights': batch['weights']}))
                 if len(pending) > LAG:  # bounds what waits on the device
-                    pairs.append(jax.device_get(pending.popleft()))
-            means = metrics.means_of_all(pairs + jax.device_get(list(pending)))
-            results |= {f'{name}/{key}': value for key, value in task.summary(means).items()}
+                    read.append(_on_host(*pending.popleft()))
+            read += [_on_host(*waiting) for waiting in pending]
+            values = task.summary(metrics.means_of_all([pairs for pairs, _ in read]))
+            if hasattr(task, 'scores'):
+                values |= task.scores(_of_examples([outcomes for _, outcomes in read]))
+            results |= {f'{name}/{key}': value for key, value in values.items()}
     return results
+
+
+def _on_host(pairs: Any, outcomes: Mapping[str, jax.Array]) -> tuple[Any, Any]:
+    """Numpy arrays of the whole batch, on every host."""
+    if len(outcomes) > 1 and jax.process_count() > 1:
+        outcomes = multihost_utils.process_allgather(outcomes, tiled=True)
+    elif len(outcomes) == 1:  # only weights: nothing is scored
+        outcomes = {}
+    return jax.device_get((pairs, outcomes))
+
+
+def _of_examples(batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The outcomes of all batches as arrays [examples, ...], without padding."""
+    joined = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+    weights = joined.pop('weights')
+    real = weights.reshape(len(weights), -1).any(axis=1)
+    return {key: value[real] for key, value in joined.items()}
 
 
 def main() -> None:
@@ -63,7 +85,7 @@ def main() -> None:
     size = -(-run.experiment.batch_size // mesh.size) * mesh.size
     settings = dataclasses.replace(run.experiment, batch_size=size)
     sets = experiment.evaluation_sets(settings, run.task, sharding.batch_shard(mesh))
-    eval_step = jax.jit(functools.partial(steps.eval_step, loss_fn=run.task.loss_fn))
+    eval_step = jax.jit(program.evaluation_step(run.task))
     results = evaluate(eval_step, run.task, run.params, run.model_state, sets, mesh)
     print(json.dumps({'step': run.step, **results}, indent=1))
 

@@ -29,7 +29,7 @@ class Program:
     Fields:
       init: key -> TrainState, pure.
       train_step: (state, batch) -> (state, metrics), pure; see `steps.train_step`.
-      eval_step: (params, model_state, batch) -> pairs, pure.
+      eval_step: (params, model_state, batch) -> (pairs, outcomes), pure.
       schedule: step -> learning rate.
       state_shapes: of the TrainState, each with its sharding.
       batch_shapes: of a global batch, each with its sharding.
@@ -112,7 +112,7 @@ def make_program(
             ema_decay=settings.ema_decay,
             guard=settings.guard,
         ),
-        eval_step=functools.partial(steps.eval_step, loss_fn=task.loss_fn),
+        eval_step=evaluation_step(task),
         schedule=schedule,
         mesh=mesh,
         state_shapes=sharding.with_shardings(shapes, placed),
@@ -120,6 +120,12 @@ def make_program(
         compiler_options=options,
         notes=notes + told,
     )
+
+
+def evaluation_step(task: Any) -> Callable:
+    """(params, model_state, batch) -> (metric pairs, outcomes), see `steps.eval_step`."""
+    outcomes = getattr(task, 'outcomes', None)
+    return functools.partial(steps.eval_step, loss_fn=task.loss_fn, outcomes=outcomes)
 
 
 def sharding_rules(task: Any) -> Sequence[tuple[str, tuple]]:

@@ -132,8 +132,17 @@ def accumulated_gradients(
 
 
 def eval_step(
-    params: Any, model_state: Any, batch: Batch, *, loss_fn: Callable
-) -> Mapping[str, metrics_lib.Pair]:
-    """The metric pairs of one batch."""
+    params: Any,
+    model_state: Any,
+    batch: Batch,
+    *,
+    loss_fn: Callable,
+    outcomes: Callable | None = None,
+) -> tuple[Mapping[str, metrics_lib.Pair], Mapping[str, jax.Array]]:
+    """The metric pairs of one batch, and what a task's scores need of each example.
+
+    Args:
+      outcomes: a task's, (params, model_state, batch) -> arrays [B, ...]; none for none.
+    """
     _, (metrics, _) = loss_fn(params, model_state, batch, jax.random.key(0), train=False)
-    return metrics
+    return metrics, outcomes(params, model_state, batch) if outcomes else {}

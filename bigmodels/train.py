@@ -262,9 +262,9 @@ def _facts(settings, run: program.Program, workdir, start, data: _Data, speed) -
 def _check_best_metric(metric: str, run: program.Program, data: _Data) -> None:
     """Raises UserError if no evaluation will have the figure; computes shapes only."""
     state = run.state_shapes
-    pairs = jax.eval_shape(run.eval_step, state.params, state.model_state, run.batch_shapes)
-    means = data.task.summary(dict.fromkeys(pairs, 0.0))
-    figures = [f'{name}/{key}' for name in data.eval_sets for key in means]
+    pairs, _ = jax.eval_shape(run.eval_step, state.params, state.model_state, run.batch_shapes)
+    keys = [*data.task.summary(dict.fromkeys(pairs, 0.0)), *getattr(data.task, 'score_names', ())]
+    figures = [f'{name}/{key}' for name in data.eval_sets for key in keys]
     if metric and metric not in figures:
         raise errors.unknown('figure config.checkpoint.best_metric =', metric, figures)
 

@@ -1,6 +1,6 @@
 """Evaluation is exact for any size, batch and placement, and the same alone as in the loop."""
 
-import functools
+import dataclasses
 import json
 
 import jax
@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from bigmodels import config as config_lib
-from bigmodels import evaluate, experiment, metrics, program, sharding, steps
+from bigmodels import evaluate, experiment, metrics, program, sharding
 from bigmodels import train as train_lib
 from bigmodels.data import SOURCES
+from bigmodels.tasks.classification import Classification
 from tests import commands
 
 
@@ -25,7 +26,7 @@ def parts(spec: str, **values):
 
 
 def figures(settings, task, state, mesh):
-    eval_step = jax.jit(functools.partial(steps.eval_step, loss_fn=task.loss_fn))
+    eval_step = jax.jit(program.evaluation_step(task))
     return evaluate.evaluate(
         eval_step,
         task,
@@ -34,6 +35,37 @@ def figures(settings, task, state, mesh):
         experiment.evaluation_sets(settings, task),
         mesh,
     )
+
+
+class Scored(Classification):
+    score_names = ('highest',)
+
+    def outcomes(self, params, model_state, batch):
+        return {'probability': self.predict(params, model_state, batch), 'label': batch['targets']}
+
+    def scores(self, outcomes):
+        assert set(outcomes) == {'probability', 'label'}
+        np.testing.assert_array_equal(
+            outcomes['label'], SOURCES['digits']('valid').take(np.arange(360))['label']
+        )
+        return {'highest': float(outcomes['probability'].max())}
+
+
+@pytest.mark.parametrize(('batch_size', 'devices'), [(64, 1), (56, 8)])
+def test_scores_see_each_example_once_in_order_and_no_padding(batch_size, devices):
+    settings, plain = parts('configs/digits_mlp.py:tiny', batch_size=batch_size)
+    fields = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
+    task = Scored(**fields)
+    mesh = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:devices])
+    batches, _ = experiment.training_batches(settings, task, experiment.training_sources(settings))
+    shapes = program.shapes_of_batch(batches[0], batch_size)
+    state = program.make_program(settings, task, mesh, shapes).init_state(0)
+    measured = figures(settings, task, state, mesh)
+    images = SOURCES['digits']('valid').take(np.arange(360))
+    inputs = task.preprocess(images)['inputs']
+    logits = task.model.apply({'params': jax.tree.map(np.asarray, state.params)}, inputs)
+    assert measured['valid/highest'] == pytest.approx(float(jax.nn.softmax(logits).max()), rel=1e-5)
+    assert {'valid/loss', 'valid/accuracy'} < set(measured)
 
 
 @pytest.mark.parametrize('spec', ['configs/digits_mlp.py:tiny'])

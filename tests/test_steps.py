@@ -141,7 +141,8 @@ def test_the_step_is_pure():
 
 def test_evaluation_is_without_dropout():
     evaluate = functools.partial(loss_fn, dropout=0.5)
-    pairs = steps.eval_step(PARAMS, {}, BATCH, loss_fn=evaluate)
+    pairs, outcomes = steps.eval_step(PARAMS, {}, BATCH, loss_fn=evaluate)
+    assert outcomes == {}
     np.testing.assert_allclose(
         metrics.mean(pairs['loss']), loss_fn(PARAMS, {}, BATCH, None, False)[0], rtol=1e-6
     )

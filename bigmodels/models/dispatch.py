@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from bigmodels import sharding
-from bigmodels.models import balanced, layers
+from bigmodels.models import layers
+from bigmodels.models.attention import balanced
 
 Array = jax.Array
 # {'up', 'down' and, for gated activations, 'gate': {'kernel': [E, D, F], 'bias': [E, F]}}; 'down'

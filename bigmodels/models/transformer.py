@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from bigmodels import errors, sharding, trees
-from bigmodels.models import balanced, blocks, kernels, layers, pipeline
+from bigmodels.models import blocks, kernels, layers, pipeline
 from bigmodels.models import moe as moe_lib
+from bigmodels.models.attention import balanced
 from bigmodels.models.blocks import Block, Cache, Settings, scaled_normal
 
 Array = jax.Array

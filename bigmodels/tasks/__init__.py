@@ -18,6 +18,12 @@ evaluation and the server know nothing else about it. Its methods are pure:
 A task may also have `example_shapes() -> {name: shape}`, of one example, where they are known
 without its data: a config is then explained without opening any.
 
+Figures that are no means of examples, such as an area under a curve or BLEU, are scores:
+
+    outcomes(params, model_state, batch) -> {name: array [B, ...]}      on the devices
+    scores({name: array [examples, ...]}) -> {name: float}              on the host, of a whole set
+    score_names       what `scores` returns
+
 `metrics` maps names to (sum, count) pairs; 'loss' is one of them, and the returned loss is its
 mean. To add a task, put it in a file of its own and its class here.
 """

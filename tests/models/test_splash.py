@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from bigmodels import sharding
-from bigmodels.models import attention, splash
+from bigmodels.models import attention
+from bigmodels.models.attention import splash
 from bigmodels.models.blocks import REMAT_POLICIES
 from tests import tpus
 

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from bigmodels import sharding
-from bigmodels.models import balanced
-from bigmodels.models.scores import (
+from bigmodels.models.attention import balanced
+from bigmodels.models.attention.scores import (
     bounded,
     empty_sums,
     fold,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from bigmodels.models import layers
-from bigmodels.models.winograd import in_blocks
+from bigmodels.models.convolution.winograd import in_blocks
 
 Array = jax.Array
 
