@@ -1,6 +1,13 @@
 """What every config starts from."""
 
+import os
+
 import ml_collections
+
+
+def data_path(name: str) -> str:
+    """Where a data set's files are: in $BIGMODELS_DATA, or in shared/data beside the checkout."""
+    return os.path.join(os.environ.get('BIGMODELS_DATA') or '../shared/data', name)
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -13,7 +13,7 @@ from configs import common
 
 def get_config(path: str = ''):
     """`path` of the text: its first 90 % trains, the rest validates."""
-    path = path or '../shared/data/tinyshakespeare/input.txt'
+    path = path or common.data_path('tinyshakespeare/input.txt')
     config = common.get_config()
     # What is sampled may be longer than the 64 characters trained on: hence the window.
     common.small_transformer(config, vocab_size=65, num_layers=3, sliding_window=64)
