@@ -63,7 +63,9 @@ def _on_host(pairs: Any, outcomes: Mapping[str, jax.Array]) -> tuple[Any, Any]:
 
 
 def _of_examples(batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The outcomes of all batches as arrays [examples, ...], without padding."""
+    """The outcomes of all batches as arrays [examples, ...], without padding; {} of none."""
+    if not batches[0]:
+        return {}
     joined = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
     weights = joined.pop('weights')
     real = weights.reshape(len(weights), -1).any(axis=1)

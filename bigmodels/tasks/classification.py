@@ -3,14 +3,19 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from bigmodels import errors, losses, metrics
+from bigmodels import config, errors, losses, metrics
+from bigmodels.augmentation import Augmentation
 from bigmodels.data import pipeline
+from bigmodels.scores import classification as scores_lib
+
+AUGMENTATION = 0x41  # folded into a step's key: dropout's are by the names of modules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +26,13 @@ class Classification:
       model: maps inputs [B, ...] to logits [B, classes].
       input_key, label_key: of the source's records.
       mean, std: inputs are normalised to (x - mean) / std.
-      label_smoothing: see `losses.softmax_cross_entropy`.
+      augment: changes of training images, see `augmentation.Augmentation`.
+      label_smoothing: in training, see `losses.softmax_cross_entropy`.
+      focal_gamma: in training, see `losses.focal`; 0 for plain cross-entropy.
+      class_weights: one for each class: how much its examples count in the training loss, which is
+        their weighted mean; none for 1 each.
+      top_k: adds the share of examples whose class is among the k most probable; 0 for none.
+      report: figures of whole held-out sets, see `scores.classification.SCORES`.
     """
 
     model: nn.Module
@@ -29,7 +40,38 @@ class Classification:
     label_key: str = 'label'
     mean: float = 0.0
     std: float = 1.0
+    augment: Mapping[str, Any] | None = None
     label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
+    class_weights: Sequence[float] = ()
+    top_k: int = 0
+    report: Sequence[str] = ()
+
+    sections: ClassVar = {'augment': Augmentation}
+
+    def __post_init__(self):
+        self._augmentation()  # what is wrong with it is said before anything is opened
+        classes, weights = self.model.num_classes, tuple(self.class_weights)
+        if weights and (len(weights) != classes or min(weights) < 0 or not max(weights)):
+            raise errors.UserError(
+                f'config.task.class_weights = {weights} must be {classes} numbers, one for each '
+                f'class, none negative and not all 0.'
+            )
+        if self.focal_gamma < 0 or (self.focal_gamma and self.label_smoothing):
+            raise errors.UserError(
+                f'config.task.focal_gamma = {self.focal_gamma} must not be negative, and needs '
+                f'label_smoothing = 0: smoothed, no class has a probability to go by.'
+            )
+        if not 0 <= self.top_k <= classes:
+            raise errors.UserError(
+                f'config.task.top_k = {self.top_k} must be from 0 to {classes}, the classes.'
+            )
+        for name in self.report:
+            if name not in scores_lib.SCORES:
+                raise errors.unknown('figure in config.task.report:', name, scores_lib.SCORES)
+
+    def _augmentation(self) -> Augmentation:
+        return config.build(Augmentation, self.augment or {}, 'task.augment')
 
     def fit(self, source) -> 'Classification':
         """Nothing is learnt from the records: the statistics are in the config."""
@@ -79,8 +121,14 @@ class Classification:
         return self.model.init(rng, batch['inputs'])
 
     def loss_fn(self, params, model_state, batch, rng, train: bool):
-        """Cross-entropy in nats, and accuracy."""
+        """Cross-entropy in nats, and accuracy.
+
+        Of a mixed image, accuracy is by its own class.
+        """
         variables = {'params': params, **model_state}
+        if train and self.augment:
+            augment_rng = jax.random.fold_in(rng, AUGMENTATION)
+            batch = self._augmentation()(augment_rng, batch, self.mean, self.std)
         logits, model_state = self.model.apply(
             variables,
             batch['inputs'],
@@ -88,20 +136,51 @@ class Classification:
             rngs={'dropout': rng},
             mutable=list(model_state) if train else [],
         )
-        loss = losses.softmax_cross_entropy(
-            logits, batch['targets'], label_smoothing=self.label_smoothing if train else 0.0
-        )
-        correct = logits.argmax(-1) == batch['targets']
-        pairs = {
-            'loss': metrics.pair(loss, batch['weights']),
-            'accuracy': metrics.pair(correct, batch['weights']),
-        }
+        targets, weights = batch['targets'], batch['weights']
+        if not train:
+            pair = metrics.pair(losses.softmax_cross_entropy(logits, targets), weights)
+        elif 'share' in batch:
+            own = self._loss_pair(logits, targets, weights * batch['share'])
+            others = self._loss_pair(logits, batch['other_targets'], weights * (1 - batch['share']))
+            pair = metrics.add(own, others)
+        else:
+            pair = self._loss_pair(logits, targets, weights)
+        pairs = {'loss': pair, 'accuracy': metrics.pair(logits.argmax(-1) == targets, weights)}
+        if self.top_k:
+            own = jnp.take_along_axis(logits, targets[:, None], axis=-1)
+            found = (logits > own).sum(-1) < self.top_k
+            pairs[f'top{self.top_k}_accuracy'] = metrics.pair(found, weights)
         return metrics.mean(pairs['loss']), (pairs, model_state)
+
+    def _loss_pair(self, logits: jax.Array, targets: jax.Array, weights: jax.Array) -> metrics.Pair:
+        """Of the training loss."""
+        loss = losses.softmax_cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        if self.focal_gamma:
+            loss = losses.focal(loss, self.focal_gamma)
+        if self.class_weights:
+            weights = weights * jnp.array(self.class_weights)[targets]
+        return metrics.pair(loss, weights)
 
     def predict(self, params, model_state, batch) -> jax.Array:
         """Probabilities [B, classes]."""
         logits = self.model.apply({'params': params, **model_state}, batch['inputs'])
         return jax.nn.softmax(logits)
+
+    def outcomes(self, params, model_state, batch) -> dict[str, jax.Array]:
+        """Where figures are to be reported, what they follow from."""
+        if not self.report:
+            return {}
+        probabilities = self.predict(params, model_state, batch)
+        return {'probabilities': probabilities, 'targets': batch['targets']}
+
+    def scores(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The figures of `report`, of a whole set."""
+        return scores_lib.figures(**outcomes, names=self.report) if self.report else {}
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """What `scores` returns."""
+        return scores_lib.figure_names(self.report, self.model.num_classes)
 
     def summary(self, values: Mapping[str, float]) -> dict[str, float]:
         """The means as they are."""
