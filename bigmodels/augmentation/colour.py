@@ -64,9 +64,7 @@ def adjust_sharpness(image: Array, factor: Array) -> Array:
     height, width, _ = image.shape
     if min(height, width) < 3:
         return image
-    around = sum(
-        image[i : i + height - 2, j : j + width - 2] for i in range(3) for j in range(3)
-    )
+    around = sum(image[i : i + height - 2, j : j + width - 2] for i in range(3) for j in range(3))
     smooth = (around + 4 * image[1:-1, 1:-1]) / 13
     return blend(image.at[1:-1, 1:-1].set(smooth), image, factor)
 

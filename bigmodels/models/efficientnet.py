@@ -1,7 +1,7 @@
 """EfficientNet (Tan and Le 2019), scaled by field; images [B, H, W, C].
 
-B0 is the default. B1 to B7 have `width` 1.0, 1.1, 1.2, 1.4, 1.6, 1.8, 2.0 and `depth` 1.1, 1.2, 1.4,
-1.8, 2.2, 2.6, 3.1.
+B0 is the default. B1 to B7 have `width` 1.0, 1.1, 1.2, 1.4, 1.6, 1.8, 2.0 and `depth` 1.1, 1.2,
+1.4, 1.8, 2.2, 2.6, 3.1.
 """
 
 import math

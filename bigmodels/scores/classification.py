@@ -30,9 +30,7 @@ def recall(confusion: np.ndarray, average: Average = 'macro') -> np.ndarray:
 
 def f1(confusion: np.ndarray, average: Average = 'macro') -> np.ndarray:
     """The harmonic mean of precision and recall; see `averaged`."""
-    return averaged(
-        2 * np.diag(confusion), confusion.sum(0) + confusion.sum(1), confusion, average
-    )
+    return averaged(2 * np.diag(confusion), confusion.sum(0) + confusion.sum(1), confusion, average)
 
 
 def averaged(

@@ -12,7 +12,7 @@ import numpy as np
 
 from bigmodels import config, errors, losses, metrics
 from bigmodels.augmentation import Augmentation
-from bigmodels.data import pipeline
+from bigmodels.data import images, pipeline
 from bigmodels.scores import classification as scores_lib
 
 AUGMENTATION = 0x41  # folded into a step's key: dropout's are by the names of modules
@@ -25,6 +25,8 @@ class Classification:
     Fields:
       model: maps inputs [B, ...] to logits [B, classes].
       input_key, label_key: of the source's records.
+      image_size: images are scaled until their shorter side has so many pixels, and cut to a square
+        about the middle; 0 leaves them as they are.
       mean, std: inputs are normalised to (x - mean) / std.
       augment: changes of training images, see `augmentation.Augmentation`.
       label_smoothing: in training, see `losses.softmax_cross_entropy`.
@@ -38,6 +40,7 @@ class Classification:
     model: nn.Module
     input_key: str = 'image'
     label_key: str = 'label'
+    image_size: int = 0
     mean: float = 0.0
     std: float = 1.0
     augment: Mapping[str, Any] | None = None
@@ -94,7 +97,10 @@ class Classification:
         """
         if self.input_key not in raw:
             raise errors.unknown('record field task.input_key =', self.input_key, raw)
-        inputs = (np.asarray(raw[self.input_key], np.float32) - self.mean) / self.std
+        inputs = raw[self.input_key]
+        if self.image_size:
+            inputs = self._resized(inputs)
+        inputs = (np.asarray(inputs, np.float32) - self.mean) / self.std
         example = {'inputs': inputs.astype(np.float32)}
         if self.label_key in raw:
             labels = np.asarray(raw[self.label_key], np.int32)
@@ -106,6 +112,13 @@ class Classification:
                 )
             example['targets'] = labels
         return example
+
+    def _resized(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, C], or several [B, H, W, C], with sides of `image_size`."""
+        if image.ndim == 4:
+            return np.stack([self._resized(one) for one in image])
+        size = self.image_size
+        return images.centre_crop(images.resize_shorter_side(image, size), size, size)
 
     def postprocess(self, prediction: np.ndarray) -> dict[str, Any]:
         """Probabilities [classes] -> {'label', 'probability'}."""
