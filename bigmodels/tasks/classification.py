@@ -93,7 +93,7 @@ class Classification:
         Likewise for several records stacked.
 
         Raises:
-          UserError: for a record without the input, or a label out of range.
+          UserError: for a record without the input, or a label that is no integer or out of range.
         """
         if self.input_key not in raw:
             raise errors.unknown('record field task.input_key =', self.input_key, raw)
@@ -103,14 +103,19 @@ class Classification:
         inputs = (np.asarray(inputs, np.float32) - self.mean) / self.std
         example = {'inputs': inputs.astype(np.float32)}
         if self.label_key in raw:
-            labels = np.asarray(raw[self.label_key], np.int32)
+            labels = np.asarray(raw[self.label_key])
+            if labels.dtype.kind not in 'iu':
+                raise errors.UserError(
+                    f'task.label_key = {self.label_key!r} is of {labels.dtype}: labels are '
+                    f'integers.'
+                )
             known = (labels >= 0) & (labels < self.model.num_classes)
             if not known.all():
                 raise errors.UserError(
                     f'Label {labels[~known][0]} is out of range: model.num_classes is '
                     f'{self.model.num_classes}.'
                 )
-            example['targets'] = labels
+            example['targets'] = labels.astype(np.int32)
         return example
 
     def _resized(self, image: np.ndarray) -> np.ndarray:
@@ -190,6 +195,17 @@ class Classification:
         """The figures of `report`, of a whole set."""
         return scores_lib.figures(**outcomes, names=self.report) if self.report else {}
 
+    def pictures(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The confusion matrix of a whole set whose figures are reported."""
+        from bigmodels.data import pictures  # matplotlib takes long to import
+
+        if not outcomes:
+            return {}
+        counts = scores_lib.confusion_matrix(
+            outcomes['targets'], outcomes['probabilities'].argmax(1), self.model.num_classes
+        )
+        return {'confusion': pictures.confusion(counts)}
+
     @property
     def score_names(self) -> tuple[str, ...]:
         """What `scores` returns."""
@@ -229,10 +245,21 @@ class Examples:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self.task.preprocess(self.source[index])
+        record = self.source[index]
+        try:
+            return self.task.preprocess(record)
+        except errors.UserError as error:
+            where = f'{self.source.describe()}, record {index}'
+            raise errors.UserError(f'{where}: {error}') from error
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """The examples of int64 [n] indices, stacked."""
-        if hasattr(self.source, 'take'):
-            return self.task.preprocess(self.source.take(indices))
-        return pipeline.stacked([self[index] for index in indices.tolist()])
+        if not hasattr(self.source, 'take'):
+            return pipeline.stacked([self[index] for index in indices.tolist()])
+        records = self.source.take(indices)
+        try:
+            return self.task.preprocess(records)
+        except errors.UserError:
+            for index in indices.tolist():
+                self[index]  # of which record it is said
+            raise

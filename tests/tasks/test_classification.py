@@ -12,10 +12,15 @@ from bigmodels.models.mlp import MLP
 from bigmodels.tasks.classification import Classification
 
 
+class Nine(table_sources.Columns):
+    def describe(self):
+        return 'nine images'
+
+
 @pytest.fixture
 def source():
     images = np.random.default_rng(0).integers(0, 256, (9, 4, 4), np.uint8)
-    return table_sources.Columns({'image': images, 'label': np.arange(9) % 3})
+    return Nine({'image': images, 'label': np.arange(9) % 3})
 
 
 @pytest.mark.parametrize('stacked', [True, False])
@@ -38,8 +43,15 @@ def test_examples_taken_together_are_those_taken_alone(source, stacked, tmp_path
 def test_a_label_out_of_range_is_named(source, tmp_path):
     examples = Classification(MLP(num_classes=2)).examples(source, tmp_path, train=True)
     for call in (lambda: examples.take(np.array([0, 5, 1])), lambda: examples[5]):
-        with pytest.raises(errors.UserError, match='Label 2 is out of range: model.num_classes is'):
+        message = 'nine images, record 5: Label 2 is out of range: model.num_classes is 2'
+        with pytest.raises(errors.UserError, match=message):
             call()
+
+
+@pytest.mark.parametrize('label', [1.5, 'cat'])
+def test_a_label_that_is_no_integer_is_refused(label):
+    with pytest.raises(errors.UserError, match=r"task.label_key = 'label' is of .*integers"):
+        Classification(MLP(num_classes=3)).preprocess({'image': np.zeros((4, 4)), 'label': label})
 
 
 @pytest.mark.parametrize(('height', 'width'), [(40, 60), (33, 20), (16, 16)])
