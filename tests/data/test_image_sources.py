@@ -89,8 +89,12 @@ def test_jpeg_npz_errors(tmp_path):
         with pytest.raises(errors.UserError, match=r'offsets must ascend from 0 to the \d+ bytes'):
             image_sources.JpegNpz(path)
     np.savez(path, jpeg=data, offsets=[0, 60, size], label=np.zeros(2, int))
-    with pytest.raises(errors.UserError, match=r'a\.npz, record 0 is not a whole JPEG or PNG'):
-        image_sources.JpegNpz(path)[0]
+    for read in (
+        lambda: image_sources.JpegNpz(path)[0],
+        lambda: image_sources.DecodedJpegNpz(path),
+    ):
+        with pytest.raises(errors.UserError, match=r'a\.npz, record 0 is not a whole JPEG or PNG'):
+            read()
 
 
 def test_decoded_jpeg_npz(tmp_path):
