@@ -1,12 +1,13 @@
 """Evaluation on whole held-out sets, exact for any size and number of devices.
 
-python -m bigmodels.evaluate --workdir=runs/transformer [--step=best]
+python -m bigmodels.evaluate --workdir=runs/transformer [--step=best] [--pictures=FOLDER]
 """
 
 import argparse
 import collections
 import dataclasses
 import json
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,10 +29,14 @@ def evaluate(
     sets: Mapping[str, grain.MapDataset],
     mesh: jax.sharding.Mesh,
     stop: Callable[[], bool] = lambda: False,
+    see: Callable[[str, Mapping[str, np.ndarray]], None] | None = None,
 ) -> dict[str, float]:
     """The means and scores of each whole set, {'set/metric': value}; other hosts get the same.
 
     Once `stop()` is true there are none, {}: an evaluation counts whole or not at all.
+
+    Args:
+      see: is shown each set's name and outcomes, if the task has scores.
     """
     results = {}
     with jax.set_mesh(mesh):
@@ -48,7 +53,10 @@ def evaluate(
             read += [_on_host(*waiting) for waiting in pending]
             values = task.summary(metrics.means_of_all([pairs for pairs, _ in read]))
             if hasattr(task, 'scores'):
-                values |= task.scores(_of_examples([outcomes for _, outcomes in read]))
+                outcomes = _of_examples([outcomes for _, outcomes in read])
+                values |= task.scores(outcomes)
+                if see:
+                    see(name, outcomes)
             results |= {f'{name}/{key}': value for key, value in values.items()}
     return results
 
@@ -63,7 +71,9 @@ def _on_host(pairs: Any, outcomes: Mapping[str, jax.Array]) -> tuple[Any, Any]:
 
 
 def _of_examples(batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The outcomes of all batches as arrays [examples, ...], without padding."""
+    """The outcomes of all batches as arrays [examples, ...], without padding; {} of none."""
+    if not batches[0]:
+        return {}
     joined = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
     weights = joined.pop('weights')
     real = weights.reshape(len(weights), -1).any(axis=1)
@@ -75,6 +85,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--workdir', required=True, help='a run made by bigmodels.main')
     parser.add_argument('--step', default='last', help='a saved step, last or best')
+    parser.add_argument(
+        '--pictures', type=pathlib.Path, help="a folder for the task's pictures of each set, as PNG"
+    )
     runs.add_trust(parser)
     arguments = parser.parse_args()
     runs.configure_process()
@@ -86,7 +99,14 @@ def main() -> None:
     settings = dataclasses.replace(run.experiment, batch_size=size)
     sets = experiment.evaluation_sets(settings, run.task, sharding.batch_shard(mesh))
     eval_step = jax.jit(program.evaluation_step(run.task))
-    results = evaluate(eval_step, run.task, run.params, run.model_state, sets, mesh)
+
+    def draw(name, outcomes):
+        for stem, figure in run.task.pictures(outcomes).items():
+            arguments.pictures.mkdir(parents=True, exist_ok=True)
+            figure.savefig(arguments.pictures / f'{name}_{stem}.png', dpi=120)
+
+    see = draw if arguments.pictures and hasattr(run.task, 'pictures') else None
+    results = evaluate(eval_step, run.task, run.params, run.model_state, sets, mesh, see=see)
     print(json.dumps({'step': run.step, **results}, indent=1))
 
 

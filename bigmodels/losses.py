@@ -37,6 +37,15 @@ def softmax_cross_entropy(
     return loss + z_loss * jnp.square(log_normalizer) if z_loss else loss
 
 
+def focal(losses: Array, gamma: float) -> Array:
+    """(1 - p)^gamma of each cross-entropy -log p, which leaves less of what is known already.
+
+    (Lin et al. 2017, equation 4, for any number of classes)
+    """
+    # 1 - exp(-x) without cancellation; kept from 0, where the power has no gradient for gamma < 1.
+    return jnp.maximum(-jnp.expm1(-losses), 1e-7) ** gamma * losses
+
+
 def chunked_over_tokens(
     loss_of_hidden: Callable[[Array, Array], Array], hidden: Array, targets: Array, chunk: int
 ) -> Array:

@@ -36,6 +36,46 @@ def get_config() -> ml_collections.ConfigDict:
     return config
 
 
+def use_cifar10(config: ml_collections.ConfigDict, **augment) -> None:
+    """The 50,000 and 10,000 images of CIFAR-10, as JPEG files of 32 x 32 pixels."""
+    path = os.path.join(data_path('cifar10'), 'cifar10_jpeg.npz')
+    config.data.train = dict(name='decoded_jpeg_npz', path=path, split='train')
+    config.data.evals = dict(test=dict(name='decoded_jpeg_npz', path=path, split='test'))
+    config.model.num_classes = 10
+    config.task = dict(name='classification', mean=120.7, std=64.1, augment=augment)
+
+
+def use_one_epoch_of_cifar10(config: ml_collections.ConfigDict) -> None:
+    """For networks that need an accelerator or an hour to show more than that they learn."""
+    use_cifar10(config, flip=0.5, shift=4)
+    config.batch_size = 128
+    config.total_steps = 390
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.schedule = dict(name='linear', warmup_steps=50)
+
+
+def use_imagenet(config: ml_collections.ConfigDict) -> None:
+    """90 epochs of `imagenet/train`, evaluated on `imagenet/val`: a folder for each class."""
+    path = data_path('imagenet')
+    config.data.train = dict(name='image_folder', path=os.path.join(path, 'train'))
+    config.data.evals = dict(valid=dict(name='image_folder', path=os.path.join(path, 'val')))
+    config.data.workers = 16  # processes that decode
+    config.model.num_classes = 1000
+    config.task = dict(
+        name='classification',
+        image_size=224,
+        mean=114.5,
+        std=58.4,
+        augment=dict(crop=0.08, flip=0.5),
+        label_smoothing=0.1,
+        top_k=5,
+    )
+    config.batch_size = 1024
+    config.total_steps = 112_500
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.schedule = dict(name='cosine', warmup_steps=6250)
+
+
 def small_transformer(config: ml_collections.ConfigDict, **fields) -> None:
     """A Transformer and an optimiser for minutes on a CPU: many quick steps of a small model."""
     config.model = dict(

@@ -112,11 +112,15 @@ def test_bits_per_byte_do_not_depend_on_the_tokenizer_s_granularity(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_repeats_the_figures_of_the_run(tmp_path):
-    config = config_lib.load(str(commands.ROOT / 'configs/digits_mlp.py:tiny'), ['ema_decay=0.9'])
+def test_the_command_repeats_the_figures_of_the_run_and_draws(tmp_path):
+    overrides = ['ema_decay=0.9', "task.report=('f1', 'roc_auc')"]
+    config = config_lib.load(str(commands.ROOT / 'configs/digits_mlp.py:tiny'), overrides)
     final = train_lib.train(config, tmp_path)
-    status, out, err = commands.run('bigmodels.evaluate', f'--workdir={tmp_path}', devices=4)
+    assert {'valid/f1', 'valid/roc_auc'} < set(final)
+    options = [f'--workdir={tmp_path}', f'--pictures={tmp_path / "pictures"}']
+    status, out, err = commands.run('bigmodels.evaluate', *options, devices=4)
     assert status == 0, err
     printed = json.loads(out)
     assert printed.pop('step') == 20
     assert printed == pytest.approx(final, rel=1e-5)
+    assert [path.name for path in (tmp_path / 'pictures').iterdir()] == ['valid_confusion.png']

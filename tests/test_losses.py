@@ -49,6 +49,32 @@ def test_large_and_low_precision_logits():
     np.testing.assert_allclose(given, reference(np.asarray(narrow, np.float64), TARGETS), rtol=1e-5)
 
 
+@pytest.mark.parametrize('gamma', [0.5, 2.0])
+def test_focal_loss_is_its_definition_with_its_gradient(gamma):
+    def ours(logits):
+        return losses.focal(losses.softmax_cross_entropy(logits, TARGETS), gamma)
+
+    def definition(logits):
+        probability = jax.nn.softmax(logits)
+        probability = jnp.take_along_axis(probability, TARGETS[..., None], -1)[..., 0]
+        return -((1 - probability) ** gamma) * jnp.log(probability)
+
+    x = jnp.float32(LOGITS)
+    np.testing.assert_allclose(ours(x), definition(x), rtol=1e-4)
+    gradients = [jax.grad(lambda x, f=f: f(x).sum())(x) for f in (ours, definition)]
+    np.testing.assert_allclose(*gradients, rtol=1e-3, atol=1e-5)
+    # Optax's, of two classes.
+    two = jnp.stack([jnp.zeros(5), x[0, :5, 0]], -1)
+    binary = optax.losses.sigmoid_focal_loss(two[:, 1], jnp.ones(5), gamma=gamma)
+    of_two = losses.focal(losses.softmax_cross_entropy(two, jnp.ones(5, int)), gamma)
+    np.testing.assert_allclose(of_two, binary, rtol=1e-4)
+    # What is certain has neither loss nor gradient, and none that is not a number.
+    certain = jnp.array([100.0, 0.0])
+    of_certain = lambda x: losses.focal(losses.softmax_cross_entropy(x, jnp.array(0)), gamma)
+    assert jax.value_and_grad(of_certain)(certain)[0] == 0
+    np.testing.assert_array_equal(jax.grad(of_certain)(certain), 0)
+
+
 def test_masked_means():
     values, weights = (
         rng.normal(size=(4, 3)),

@@ -25,6 +25,7 @@ SOURCES: dict[str, type] = {
     'digits': table_sources.Digits,
     'image_folder': image_sources.ImageFolder,
     'jpeg_npz': image_sources.JpegNpz,
+    'decoded_jpeg_npz': image_sources.DecodedJpegNpz,
     'mnist': image_sources.Mnist,
     'wav_folder': audio_sources.WavFolder,
     'audio_npz': audio_sources.AudioNpz,

@@ -2,6 +2,7 @@
 
 import os
 import struct
+from concurrent import futures
 from typing import Any, Literal
 
 import numpy as np
@@ -65,6 +66,35 @@ class JpegNpz:
 
     def describe(self) -> str:
         return f'images {self._name}: {len(self):,}, {len(self._jpeg) / 1e6:.1f} MB'
+
+
+class DecodedJpegNpz(Columns):
+    """The images of a `JpegNpz`, all of one size, decoded once and held in memory as pixels.
+
+    For small ones that are read many times: training on few cores would wait for the decoder.
+    """
+
+    def __init__(self, path: str, split: str = ''):
+        source = JpegNpz(path, split)
+        self._fingerprint, self._described = source.fingerprint(), source.describe()
+        with futures.ThreadPoolExecutor() as threads:  # decoding leaves other threads free
+            records = list(threads.map(source.__getitem__, range(len(source))))
+        shapes = [record['image'].shape for record in records]
+        for i, shape in enumerate(shapes):
+            if shape != shapes[0]:
+                raise errors.UserError(
+                    f'{path} {split}: images are of several sizes, record 0 of {shapes[0]} and '
+                    f'record {i} of {shape}: use the source jpeg_npz.'
+                )
+        super().__init__(
+            {key: np.stack([record[key] for record in records]) for key in ('image', 'label')}
+        )
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def describe(self) -> str:
+        return f'{self._described}, decoded to {self._columns["image"].nbytes / 1e6:.1f} MB'
 
 
 class Mnist(Columns):

@@ -1,4 +1,4 @@
-"""Pictures of a batch: its images as one grid, its waveforms one below another."""
+"""Pictures of a batch, its images as one grid, its waveforms one below another; of predictions."""
 
 import math
 from collections.abc import Sequence
@@ -61,4 +61,28 @@ def waveforms(values: np.ndarray, captions: Sequence[str]) -> Figure:
     axes.set_yticks(-np.arange(len(values)), captions, fontsize=7)
     axes.set(xlabel='sample', title=f'full height of a signal: -{scale:.3g} to {scale:.3g}')
     axes.margins(x=0)
+    return figure
+
+
+MOST_WRITTEN = 20  # classes of which a matrix has its numbers written in it
+
+
+def confusion(counts: np.ndarray) -> Figure:
+    """A confusion matrix, shaded by the share of each true class.
+
+    Args:
+      counts: int [C, C], how many examples of class `row` were taken for class `column`.
+    """
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(2 + 0.5 * len(counts), 12)  # inches
+    figure = Figure(figsize=(side, side), layout='constrained')
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
+    axes.set(xlabel='predicted class', ylabel='true class')
+    if len(counts) <= MOST_WRITTEN:
+        axes.set_xticks(range(len(counts)))
+        axes.set_yticks(range(len(counts)))
+        for (row, column), count in np.ndenumerate(counts):
+            colour = 'white' if shares[row, column] > 0.5 else 'black'
+            axes.text(column, row, f'{count}', ha='center', va='center', color=colour, fontsize=7)
     return figure

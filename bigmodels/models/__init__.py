@@ -4,12 +4,16 @@ A model's fields are the keys of `config.model`. To add one, write a module in a
 and put its class here, or name it by dotted path in the config (`my_package.my_model.Model`).
 """
 
+from bigmodels.models.convnet import ConvNet
+from bigmodels.models.efficientnet import EfficientNet
 from bigmodels.models.mlp import MLP
 from bigmodels.models.resnet import ResNet
 from bigmodels.models.transformer import Transformer
 from bigmodels.models.vit import ViT
 
 MODELS = {
+    'convnet': ConvNet,
+    'efficientnet': EfficientNet,
     'mlp': MLP,
     'resnet': ResNet,
     'transformer': Transformer,

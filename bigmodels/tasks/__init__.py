@@ -23,6 +23,7 @@ Figures that are no means of examples, such as an area under a curve or BLEU, ar
     outcomes(params, model_state, batch) -> {name: array [B, ...]}      on the devices
     scores({name: array [examples, ...]}) -> {name: float}              on the host, of a whole set
     score_names       what `scores` returns
+    pictures({name: array [examples, ...]}) -> {name: figure}           likewise, for --pictures
 
 `metrics` maps names to (sum, count) pairs; 'loss' is one of them, and the returned loss is its
 mean. To add a task, put it in a file of its own and its class here.

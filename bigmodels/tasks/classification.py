@@ -3,14 +3,19 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from bigmodels import errors, losses, metrics
-from bigmodels.data import pipeline
+from bigmodels import config, errors, losses, metrics
+from bigmodels.augmentation import Augmentation
+from bigmodels.data import images, pipeline
+from bigmodels.scores import classification as scores_lib
+
+AUGMENTATION = 0x41  # folded into a step's key: dropout's are by the names of modules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,16 +25,56 @@ class Classification:
     Fields:
       model: maps inputs [B, ...] to logits [B, classes].
       input_key, label_key: of the source's records.
+      image_size: images are scaled until their shorter side has so many pixels, and cut to a square
+        about the middle; 0 leaves them as they are.
       mean, std: inputs are normalised to (x - mean) / std.
-      label_smoothing: see `losses.softmax_cross_entropy`.
+      augment: changes of training images, see `augmentation.Augmentation`.
+      label_smoothing: in training, see `losses.softmax_cross_entropy`.
+      focal_gamma: in training, see `losses.focal`; 0 for plain cross-entropy.
+      class_weights: one for each class: how much its examples count in the training loss, which is
+        their weighted mean; none for 1 each.
+      top_k: adds the share of examples whose class is among the k most probable; 0 for none.
+      report: figures of whole held-out sets, see `scores.classification.SCORES`.
     """
 
     model: nn.Module
     input_key: str = 'image'
     label_key: str = 'label'
+    image_size: int = 0
     mean: float = 0.0
     std: float = 1.0
+    augment: Mapping[str, Any] | None = None
     label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
+    class_weights: Sequence[float] = ()
+    top_k: int = 0
+    report: Sequence[str] = ()
+
+    sections: ClassVar = {'augment': Augmentation}
+
+    def __post_init__(self):
+        self._augmentation()  # what is wrong with it is said before anything is opened
+        classes, weights = self.model.num_classes, tuple(self.class_weights)
+        if weights and (len(weights) != classes or min(weights) < 0 or not max(weights)):
+            raise errors.UserError(
+                f'config.task.class_weights = {weights} must be {classes} numbers, one for each '
+                f'class, none negative and not all 0.'
+            )
+        if self.focal_gamma < 0 or (self.focal_gamma and self.label_smoothing):
+            raise errors.UserError(
+                f'config.task.focal_gamma = {self.focal_gamma} must not be negative, and needs '
+                f'label_smoothing = 0: smoothed, no class has a probability to go by.'
+            )
+        if not 0 <= self.top_k <= classes:
+            raise errors.UserError(
+                f'config.task.top_k = {self.top_k} must be from 0 to {classes}, the classes.'
+            )
+        for name in self.report:
+            if name not in scores_lib.SCORES:
+                raise errors.unknown('figure in config.task.report:', name, scores_lib.SCORES)
+
+    def _augmentation(self) -> Augmentation:
+        return config.build(Augmentation, self.augment or {}, 'task.augment')
 
     def fit(self, source) -> 'Classification':
         """Nothing is learnt from the records: the statistics are in the config."""
@@ -48,22 +93,37 @@ class Classification:
         Likewise for several records stacked.
 
         Raises:
-          UserError: for a record without the input, or a label out of range.
+          UserError: for a record without the input, or a label that is no integer or out of range.
         """
         if self.input_key not in raw:
             raise errors.unknown('record field task.input_key =', self.input_key, raw)
-        inputs = (np.asarray(raw[self.input_key], np.float32) - self.mean) / self.std
+        inputs = raw[self.input_key]
+        if self.image_size:
+            inputs = self._resized(inputs)
+        inputs = (np.asarray(inputs, np.float32) - self.mean) / self.std
         example = {'inputs': inputs.astype(np.float32)}
         if self.label_key in raw:
-            labels = np.asarray(raw[self.label_key], np.int32)
+            labels = np.asarray(raw[self.label_key])
+            if labels.dtype.kind not in 'iu':
+                raise errors.UserError(
+                    f'task.label_key = {self.label_key!r} is of {labels.dtype}: labels are '
+                    f'integers.'
+                )
             known = (labels >= 0) & (labels < self.model.num_classes)
             if not known.all():
                 raise errors.UserError(
                     f'Label {labels[~known][0]} is out of range: model.num_classes is '
                     f'{self.model.num_classes}.'
                 )
-            example['targets'] = labels
+            example['targets'] = labels.astype(np.int32)
         return example
+
+    def _resized(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, C], or several [B, H, W, C], with sides of `image_size`."""
+        if image.ndim == 4:
+            return np.stack([self._resized(one) for one in image])
+        size = self.image_size
+        return images.centre_crop(images.resize_shorter_side(image, size), size, size)
 
     def postprocess(self, prediction: np.ndarray) -> dict[str, Any]:
         """Probabilities [classes] -> {'label', 'probability'}."""
@@ -79,8 +139,14 @@ class Classification:
         return self.model.init(rng, batch['inputs'])
 
     def loss_fn(self, params, model_state, batch, rng, train: bool):
-        """Cross-entropy in nats, and accuracy."""
+        """Cross-entropy in nats, and accuracy.
+
+        Of a mixed image, accuracy is by its own class.
+        """
         variables = {'params': params, **model_state}
+        if train and self.augment:
+            augment_rng = jax.random.fold_in(rng, AUGMENTATION)
+            batch = self._augmentation()(augment_rng, batch, self.mean, self.std)
         logits, model_state = self.model.apply(
             variables,
             batch['inputs'],
@@ -88,20 +154,62 @@ class Classification:
             rngs={'dropout': rng},
             mutable=list(model_state) if train else [],
         )
-        loss = losses.softmax_cross_entropy(
-            logits, batch['targets'], label_smoothing=self.label_smoothing if train else 0.0
-        )
-        correct = logits.argmax(-1) == batch['targets']
-        pairs = {
-            'loss': metrics.pair(loss, batch['weights']),
-            'accuracy': metrics.pair(correct, batch['weights']),
-        }
+        targets, weights = batch['targets'], batch['weights']
+        if not train:
+            pair = metrics.pair(losses.softmax_cross_entropy(logits, targets), weights)
+        elif 'share' in batch:
+            own = self._loss_pair(logits, targets, weights * batch['share'])
+            others = self._loss_pair(logits, batch['other_targets'], weights * (1 - batch['share']))
+            pair = metrics.add(own, others)
+        else:
+            pair = self._loss_pair(logits, targets, weights)
+        pairs = {'loss': pair, 'accuracy': metrics.pair(logits.argmax(-1) == targets, weights)}
+        if self.top_k:
+            own = jnp.take_along_axis(logits, targets[:, None], axis=-1)
+            found = (logits > own).sum(-1) < self.top_k
+            pairs[f'top{self.top_k}_accuracy'] = metrics.pair(found, weights)
         return metrics.mean(pairs['loss']), (pairs, model_state)
+
+    def _loss_pair(self, logits: jax.Array, targets: jax.Array, weights: jax.Array) -> metrics.Pair:
+        """Of the training loss."""
+        loss = losses.softmax_cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        if self.focal_gamma:
+            loss = losses.focal(loss, self.focal_gamma)
+        if self.class_weights:
+            weights = weights * jnp.array(self.class_weights)[targets]
+        return metrics.pair(loss, weights)
 
     def predict(self, params, model_state, batch) -> jax.Array:
         """Probabilities [B, classes]."""
         logits = self.model.apply({'params': params, **model_state}, batch['inputs'])
         return jax.nn.softmax(logits)
+
+    def outcomes(self, params, model_state, batch) -> dict[str, jax.Array]:
+        """Where figures are to be reported, what they follow from."""
+        if not self.report:
+            return {}
+        probabilities = self.predict(params, model_state, batch)
+        return {'probabilities': probabilities, 'targets': batch['targets']}
+
+    def scores(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The figures of `report`, of a whole set."""
+        return scores_lib.figures(**outcomes, names=self.report) if self.report else {}
+
+    def pictures(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The confusion matrix of a whole set whose figures are reported."""
+        from bigmodels.data import pictures  # matplotlib takes long to import
+
+        if not outcomes:
+            return {}
+        counts = scores_lib.confusion_matrix(
+            outcomes['targets'], outcomes['probabilities'].argmax(1), self.model.num_classes
+        )
+        return {'confusion': pictures.confusion(counts)}
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """What `scores` returns."""
+        return scores_lib.figure_names(self.report, self.model.num_classes)
 
     def summary(self, values: Mapping[str, float]) -> dict[str, float]:
         """The means as they are."""
@@ -137,10 +245,21 @@ class Examples:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self.task.preprocess(self.source[index])
+        record = self.source[index]
+        try:
+            return self.task.preprocess(record)
+        except errors.UserError as error:
+            where = f'{self.source.describe()}, record {index}'
+            raise errors.UserError(f'{where}: {error}') from error
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """The examples of int64 [n] indices, stacked."""
-        if hasattr(self.source, 'take'):
-            return self.task.preprocess(self.source.take(indices))
-        return pipeline.stacked([self[index] for index in indices.tolist()])
+        if not hasattr(self.source, 'take'):
+            return pipeline.stacked([self[index] for index in indices.tolist()])
+        records = self.source.take(indices)
+        try:
+            return self.task.preprocess(records)
+        except errors.UserError:
+            for index in indices.tolist():
+                self[index]  # of which record it is said
+            raise

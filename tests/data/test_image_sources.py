@@ -89,8 +89,26 @@ def test_jpeg_npz_errors(tmp_path):
         with pytest.raises(errors.UserError, match=r'offsets must ascend from 0 to the \d+ bytes'):
             image_sources.JpegNpz(path)
     np.savez(path, jpeg=data, offsets=[0, 60, size], label=np.zeros(2, int))
-    with pytest.raises(errors.UserError, match=r'a\.npz, record 0 is not a whole JPEG or PNG'):
-        image_sources.JpegNpz(path)[0]
+    for read in (
+        lambda: image_sources.JpegNpz(path)[0],
+        lambda: image_sources.DecodedJpegNpz(path),
+    ):
+        with pytest.raises(errors.UserError, match=r'a\.npz, record 0 is not a whole JPEG or PNG'):
+            read()
+
+
+def test_decoded_jpeg_npz(tmp_path):
+    images = [smooth(i) for i in range(5)]
+    path = str(tmp_path / 'a.npz')
+    write_npz(path, images, 'test')
+    source = image_sources.DecodedJpegNpz(path, 'test')
+    taken = source.take(np.array([4, 0]))
+    np.testing.assert_array_equal(taken['image'], [images[4], images[0]])
+    np.testing.assert_array_equal(taken['label'], [1, 0])
+    assert source.fingerprint() == image_sources.JpegNpz(path, 'test').fingerprint()
+    write_npz(path, [*images, smooth(5, 13)], 'test')
+    with pytest.raises(errors.UserError, match=r'record 0 of \(12, 10, 3\) and record 5 of \(13,'):
+        image_sources.DecodedJpegNpz(path, 'test')
 
 
 def test_mnist_files(tmp_path):

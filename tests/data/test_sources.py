@@ -33,7 +33,7 @@ def write_parts(folder, suffix='.txt'):
 
 @pytest.fixture(
     params=['stdlib', 'text', 'text_gz', 'jsonl', 'csv', 'npz', 'digits', 'image_folder',
-            'jpeg_npz', 'mnist', 'wav_folder', 'audio_npz'],
+            'jpeg_npz', 'decoded_jpeg_npz', 'mnist', 'wav_folder', 'audio_npz'],
     ids=lambda name: name,
 )  # fmt: skip
 def any_source(request, tmp_path):
@@ -54,9 +54,9 @@ def any_source(request, tmp_path):
     if request.param == 'image_folder':
         image_files.write_folder(tmp_path, {'cat': 2, 'dog': 3})
         return build('image_folder', path=str(tmp_path))
-    if request.param == 'jpeg_npz':
+    if request.param.endswith('jpeg_npz'):
         image_files.write_npz(tmp_path / 'a.npz', [image_files.smooth(i) for i in range(3)])
-        return build('jpeg_npz', path=str(tmp_path / 'a.npz'))
+        return build(request.param, path=str(tmp_path / 'a.npz'))
     if request.param == 'mnist':
         image_files.write_mnist(tmp_path, np.arange(12).reshape(3, 2, 2), np.arange(3))
         return build('mnist', path=str(tmp_path))

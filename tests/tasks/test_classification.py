@@ -1,18 +1,26 @@
-"""Records to examples: one at a time, several at once, and labels that cannot be."""
+"""Records to examples and what cannot be; losses, figures of batches and of whole sets."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from bigmodels import errors
-from bigmodels.data import table_sources
+from bigmodels import errors, evaluate, metrics, sharding, steps
+from bigmodels.data import pipeline, table_sources
 from bigmodels.models.mlp import MLP
 from bigmodels.tasks.classification import Classification
+
+
+class Nine(table_sources.Columns):
+    def describe(self):
+        return 'nine images'
 
 
 @pytest.fixture
 def source():
     images = np.random.default_rng(0).integers(0, 256, (9, 4, 4), np.uint8)
-    return table_sources.Columns({'image': images, 'label': np.arange(9) % 3})
+    return Nine({'image': images, 'label': np.arange(9) % 3})
 
 
 @pytest.mark.parametrize('stacked', [True, False])
@@ -35,5 +43,155 @@ def test_examples_taken_together_are_those_taken_alone(source, stacked, tmp_path
 def test_a_label_out_of_range_is_named(source, tmp_path):
     examples = Classification(MLP(num_classes=2)).examples(source, tmp_path, train=True)
     for call in (lambda: examples.take(np.array([0, 5, 1])), lambda: examples[5]):
-        with pytest.raises(errors.UserError, match='Label 2 is out of range: model.num_classes is'):
+        message = 'nine images, record 5: Label 2 is out of range: model.num_classes is 2'
+        with pytest.raises(errors.UserError, match=message):
             call()
+
+
+@pytest.mark.parametrize('label', [1.5, 'cat'])
+def test_a_label_that_is_no_integer_is_refused(label):
+    with pytest.raises(errors.UserError, match=r"task.label_key = 'label' is of .*integers"):
+        Classification(MLP(num_classes=3)).preprocess({'image': np.zeros((4, 4)), 'label': label})
+
+
+@pytest.mark.parametrize(('height', 'width'), [(40, 60), (33, 20), (16, 16)])
+def test_images_are_scaled_and_cut_to_the_size_asked_for(height, width):
+    """A ramp along each side keeps its middle and its slope."""
+    rows, columns = np.mgrid[:height, :width]
+    image = np.stack([2 * rows, 2 * columns, 0 * rows], -1).astype(np.uint8)
+    task = Classification(MLP(num_classes=3), image_size=16)
+    inputs = task.preprocess({'image': image})['inputs']
+    assert inputs.shape == (16, 16, 3)
+    scale = min(height, width) / 16
+    for axis, side in enumerate((height, width)):
+        values = inputs[..., axis].mean(1 - axis)
+        assert values.mean() == pytest.approx(side - 1, abs=scale + 1)
+        assert np.diff(values).mean() == pytest.approx(2 * scale, rel=0.1)
+    several = task.preprocess({'image': np.stack([image, image]), 'label': np.array([1, 2])})
+    np.testing.assert_array_equal(several['inputs'], [inputs, inputs])
+
+
+CLASSES, ROWS = 6, 20
+MODEL = MLP(num_classes=CLASSES, hidden_dims=(8,))
+
+
+def batch():
+    rng = np.random.default_rng(1)
+    return {
+        'inputs': rng.normal(size=(ROWS, 4, 4)).astype(np.float32),
+        'targets': rng.integers(0, CLASSES, ROWS).astype(np.int32),
+        'weights': (rng.random(ROWS) < 0.8).astype(np.float32),
+    }
+
+
+def pairs_and_logits(task, given, train=True):
+    params = task.init(jax.random.key(0), given)['params']
+    loss, (pairs, _) = task.loss_fn(params, {}, given, jax.random.key(1), train)
+    np.testing.assert_allclose(metrics.mean(pairs['loss']), loss)
+    return pairs, np.asarray(MODEL.apply({'params': params}, given['inputs']))
+
+
+def test_class_weights_make_the_training_loss_a_weighted_mean():
+    class_weights = (1.0, 0.0, 2.0, 0.5, 1.0, 3.0)
+    task, given = Classification(MODEL, class_weights=class_weights), batch()
+    pairs, logits = pairs_and_logits(task, given)
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, given['targets'])
+    weights = given['weights'] * np.array(class_weights)[given['targets']]
+    expected = np.average(losses, weights=weights)
+    np.testing.assert_allclose(metrics.mean(pairs['loss']), expected, rtol=1e-5)
+    pairs, _ = pairs_and_logits(task, given, train=False)
+    expected = np.average(losses, weights=given['weights'])
+    np.testing.assert_allclose(metrics.mean(pairs['loss']), expected, rtol=1e-5)
+
+
+def test_a_weighted_loss_in_parts_is_that_of_the_whole():
+    task, given = Classification(MODEL, class_weights=(1.0, 0.0, 2.0, 0.5, 1.0, 3.0)), batch()
+    params = task.init(jax.random.key(0), given)['params']
+    whole, parts = (
+        steps.accumulated_gradients(params, {}, given, jax.random.key(0), task.loss_fn, count)
+        for count in (1, 4)
+    )
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_mixed_images_have_the_loss_of_both_classes_by_their_share():
+    class_weights = np.float32([1, 2, 1, 1, 3, 1])
+    task = Classification(MODEL, class_weights=tuple(class_weights.tolist()), label_smoothing=0.1)
+    rng = np.random.default_rng(2)
+    given = batch() | {
+        'share': rng.random(ROWS).astype(np.float32),
+        'other_targets': rng.integers(0, CLASSES, ROWS),
+    }
+    pairs, logits = pairs_and_logits(task, given)
+    total = count = 0
+    for targets, share in (
+        (given['targets'], given['share']),
+        (given['other_targets'], 1 - given['share']),
+    ):
+        labels = optax.smooth_labels(jax.nn.one_hot(targets, CLASSES), 0.1)
+        weights = given['weights'] * share * class_weights[targets]
+        total += (optax.losses.softmax_cross_entropy(logits, labels) * weights).sum()
+        count += weights.sum()
+    np.testing.assert_allclose(pairs['loss'], (total, count), rtol=1e-5)
+
+
+def test_top_k_accuracy():
+    given = batch()
+    pairs, logits = pairs_and_logits(Classification(MODEL, top_k=3), given, train=False)
+    best = np.argsort(-logits, axis=1)[:, :3]
+    expected = (best == given['targets'][:, None]).any(1)
+    np.testing.assert_allclose(
+        pairs['top3_accuracy'], ((expected * given['weights']).sum(), given['weights'].sum())
+    )
+    pairs, _ = pairs_and_logits(Classification(MODEL, top_k=CLASSES), given, train=False)
+    assert metrics.mean(pairs[f'top{CLASSES}_accuracy']) == 1
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+def test_reported_figures_are_of_the_whole_set(source, devices, tmp_path):
+    sklearn_metrics = pytest.importorskip('sklearn.metrics')
+    report = ('f1', 'f1_of_class', 'roc_auc')
+    task = Classification(MLP(num_classes=3), mean=128.0, std=60.0, report=report)
+    examples = task.examples(source, tmp_path, train=False)
+    sets = {'test': pipeline.evaluation_batches(examples, 8)}
+    params = task.init(jax.random.key(0), examples.take(np.arange(9)))['params']
+
+    def step(params, model_state, batch):
+        return steps.eval_step(
+            params, model_state, batch, loss_fn=task.loss_fn, outcomes=task.outcomes
+        )
+
+    mesh = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:devices])
+    found = evaluate.evaluate(jax.jit(step), task, params, {}, sets, mesh)
+    whole = {key: jnp.asarray(value) for key, value in examples.take(np.arange(9)).items()}
+    probabilities = np.asarray(task.predict(params, {}, whole))
+    expected = sklearn_metrics.f1_score(
+        whole['targets'], probabilities.argmax(1), average=None, labels=[0, 1, 2], zero_division=0
+    )
+    for c, value in enumerate(expected):
+        assert found[f'test/f1_of_class_{c}'] == pytest.approx(value)
+    area = np.mean(
+        [
+            sklearn_metrics.roc_auc_score(whole['targets'] == c, probabilities[:, c])
+            for c in range(3)
+        ]
+    )
+    assert found['test/roc_auc'] == pytest.approx(area)
+    assert {f'test/{name}' for name in task.score_names} < set(found)
+
+
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [
+        (dict(class_weights=(1.0, 2.0)), 'must be 6 numbers'),
+        (dict(class_weights=(1.0,) * 5 + (-1.0,)), 'none negative'),
+        (dict(focal_gamma=-1.0), 'must not be negative'),
+        (dict(focal_gamma=2.0, label_smoothing=0.1), 'needs label_smoothing = 0'),
+        (dict(top_k=7), r'top_k = 7 must be from 0 to 6'),
+        (dict(report=('f2',)), r"figure in config.task.report: 'f2'.*f1"),
+    ],
+)
+def test_what_cannot_be_is_said_at_once(fields, message):
+    with pytest.raises(errors.UserError, match=message):
+        Classification(MODEL, **fields)

@@ -20,12 +20,15 @@ Array = jax.Array
 MIN_CHANNELS = 16
 
 
-def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
+def convolve(x: Array, kernel: Array, stride: int = 1, padding: int | None = None) -> Array:
     """x [B, H, W, C], kernel [K, K, C, F] -> [B, H / stride, W / stride, F] in x's dtype.
 
-    Zeros surround the images, K // 2 on each side, so that odd kernels keep their size.
+    Zeros surround the images, `padding` on each side; by default K // 2, so that odd kernels keep
+    their size.
     """
     kernel = kernel.astype(x.dtype)
+    if padding is not None and padding != len(kernel) // 2:
+        return _convolve(x, kernel, stride, padding)
     if kernel.shape[:2] == (1, 1):
         return layers.matmul(x[:, ::stride, ::stride], kernel[0, 0])
     on_one_device = sharding.num_batch_shards() == 1  # blocks of a batch that is split would move
@@ -37,11 +40,15 @@ def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
     return _convolve(x, kernel, stride)
 
 
-def _convolve(x: Array, kernel: Array, stride: int) -> Array:
+def _convolve(x: Array, kernel: Array, stride: int, padding: int | None = None) -> Array:
     """XLA's own convolution."""
-    padding = [(size // 2, size // 2) for size in kernel.shape[:2]]
+    around = len(kernel) // 2 if padding is None else padding
     return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+        x,
+        kernel,
+        (stride, stride),
+        [(around, around)] * 2,
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     )
 
 
@@ -80,10 +87,30 @@ def _backward(stride, residuals, g):
 _by_products.defvjp(_forward, _backward)
 
 
-def max_pool(x: Array, size: int, stride: int) -> Array:
-    """The largest of each window of x [B, H, W, C]; size // 2 on each side beyond the image."""
-    around = (size // 2, size // 2)
-    return nn.max_pool(x, (size, size), (stride, stride), (around, around))
+def convolve_each(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """Each channel by a kernel of its own: x [B, H, W, C], kernel [K, K, 1, C] -> [B, ., ., C].
+
+    Zeros as in `convolve`; products and sums in x's dtype.
+    """
+    around = len(kernel) // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel.astype(x.dtype),
+        (stride, stride),
+        [(around, around)] * 2,
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        feature_group_count=x.shape[-1],
+    )
+
+
+def max_pool(x: Array, size: int, stride: int, padding: int | None = None) -> Array:
+    """The largest of each window of x [B, H, W, C]; by default size // 2 around the images."""
+    around = size // 2 if padding is None else padding
+    if size == stride and around == 0:  # without windows that overlap: its gradient is faster
+        b, h, w, c = x.shape
+        whole = x[:, : h // size * size, : w // size * size]
+        return whole.reshape(b, h // size, size, w // size, size, c).max((2, 4))
+    return nn.max_pool(x, (size, size), (stride, stride), [(around, around)] * 2)
 
 
 class Conv(nn.Module):
@@ -92,13 +119,27 @@ class Conv(nn.Module):
     features: int
     size: int
     stride: int = 1
+    padding: int | None = None
     use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param('kernel', nn.initializers.he_normal(), shape, jnp.float32)
-        y = convolve(x, kernel, self.stride)
+        y = convolve(x, kernel, self.stride, self.padding)
         if self.use_bias:
             y = layers.add_bias(y, self.param('bias', nn.initializers.zeros, (self.features,)))
         return y
+
+
+class DepthwiseConv(nn.Module):
+    """x [B, H, W, C] -> [B, H / stride, W / stride, C]; see `convolve_each`."""
+
+    size: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (self.size, self.size, 1, x.shape[-1])
+        kernel = self.param('kernel', nn.initializers.he_normal(), shape, jnp.float32)
+        return convolve_each(x, kernel, self.stride)

@@ -1,0 +1,38 @@
+"""The network of TensorFlow's tutorial on CNNs (122,570 parameters) on CIFAR-10.
+
+Three 3x3 convolutions without padding, two of them with maxima after them, and 64 dense units.
+
+    python -m bigmodels.main --config=configs/cifar10_cnn.py
+
+Data: `cifar10/cifar10_jpeg.npz`; by TFDS, lossless: `name='tfds', dataset='cifar10'`.
+
+Cost: TODO
+Result: TODO
+"""
+
+from configs import common
+
+
+def get_config(variant: str = ''):
+    """The default, or `tiny` for tests."""
+    config = common.get_config()
+    config.model = dict(
+        name='convnet',
+        stages=((32,), (64,), (64,)),
+        paddings=(0, 0, 0),
+        pool_last=False,
+        dense_widths=(64,),
+    )
+    common.use_cifar10(config, flip=0.5, shift=2)
+    config.batch_size = 128
+    config.total_steps = 24_000
+    config.eval_every = 4000
+    config.ema_decay = 0.999
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.schedule = dict(name='linear', warmup_steps=500)
+    if variant == 'tiny':
+        config = common.tiny(config)
+        config.batch_size = 16
+    elif variant:
+        raise ValueError(f'unknown variant {variant!r}; there is: tiny')
+    return config.lock()

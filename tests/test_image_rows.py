@@ -1,0 +1,73 @@
+"""The configs of image classifiers, each run from end to end on images made here."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigmodels import config as config_lib
+from bigmodels import experiment, trees
+from bigmodels import train as train_lib
+from tests import commands
+from tests.data import image_files
+
+ROWS = (
+    'mnist_mlp', 'mnist_lenet', 'cifar10_cnn', 'cifar10_resnet', 'cifar10_vit', 'alexnet', 'vgg',
+    'resnet50', 'efficientnet',
+)  # fmt: skip
+IMAGENET = {
+    'alexnet': 61_100_840,
+    'vgg': 138_357_544,
+    'resnet50': 25_557_032,
+    'efficientnet': 5_288_548,
+}
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """Two classes of images, dark and bright, in the files that the rows read."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(48) % 2
+    monkeypatch.setenv('BIGMODELS_DATA', str(tmp_path))
+    for folder in ('mnist', 'cifar10'):
+        (tmp_path / folder).mkdir()
+    images = rng.integers(0, 128, (48, 28, 28)) + 120 * labels[:, None, None]
+    for stem in ('train', 't10k'):
+        image_files.write_mnist(tmp_path / 'mnist', images, labels, stem)
+    colours = rng.integers(0, 128, (48, 32, 32, 3)) + 120 * labels[:, None, None, None]
+    files = [image_files.encoded(image) for image in colours.astype(np.uint8)]
+    archive = {
+        'jpeg': np.frombuffer(b''.join(files), np.uint8),
+        'offsets': np.cumsum([0, *map(len, files)]),
+        'label': labels.astype(np.uint8),
+    }
+    np.savez(
+        tmp_path / 'cifar10' / 'cifar10_jpeg.npz',
+        **{f'{split}_{name}': x for split in ('train', 'test') for name, x in archive.items()},
+    )
+
+
+def load(row: str, variant: str):
+    return config_lib.load(f'{commands.ROOT}/configs/{row}.py{variant}')
+
+
+@pytest.mark.parametrize('row', ROWS)
+def test_a_row_trains_and_learns(row, data, tmp_path):
+    config = load(row, ':tiny')
+    figures = train_lib.train(config, tmp_path / 'run')
+    assert figures['test/accuracy'] > 0.4  # of ten classes, two that there are
+    lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+    losses = [record['loss'] for line in lines if 'loss' in (record := json.loads(line))]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize('row', IMAGENET)
+def test_imagenet_is_for_the_published_network(row):
+    task = experiment.make_task(experiment.from_config(load(row, ':imagenet')))
+    size = task.image_size
+    inputs = jnp.zeros((1, size, size, 3))
+    shapes = jax.eval_shape(functools.partial(task.model.init, jax.random.key(0)), inputs)
+    assert trees.count(shapes['params']) == IMAGENET[row]
