@@ -47,7 +47,7 @@ def evaluate(
                     read.append(_on_host(*pending.popleft()))
             read += [_on_host(*waiting) for waiting in pending]
             values = task.summary(metrics.means_of_all([pairs for pairs, _ in read]))
-            if hasattr(task, 'scores'):
+            if hasattr(task, 'scores') and read[0][1]:
                 values |= task.scores(_of_examples([outcomes for _, outcomes in read]))
             results |= {f'{name}/{key}': value for key, value in values.items()}
     return results

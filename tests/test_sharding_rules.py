@@ -12,6 +12,10 @@ RESNET = dict(num_classes=8, stage_sizes=(1, 1), stage_widths=(8, 16))
 TRANSFORMER = dict(vocab_size=32, num_layers=2, embed_dim=16, num_heads=2, max_length=8)
 # Per model with a table: what differs between variants that together have every parameter.
 VARIANTS = {
+    'encoder_decoder': [
+        TRANSFORMER | dict(positions='learned', scan_layers=True),
+        TRANSFORMER | dict(tie_embeddings=False, num_encoder_layers=1, use_bias=False),
+    ],
     'resnet': [RESNET | dict(block='basic', stem='cifar'), RESNET | dict(block='bottleneck')],
     'transformer': [
         TRANSFORMER | dict(positions='learned', qk_norm=True, norm_placement='both'),
@@ -32,10 +36,12 @@ TABLES = {
 def parameters(name: str, fields: dict):
     """The shapes of a model's parameters."""
     model = MODELS[name](**fields)
-    inputs = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    inputs = [jax.ShapeDtypeStruct((1, 8), jnp.int32)]
     if name in ('resnet', 'vit'):
-        inputs = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), inputs)['params']
+        inputs = [jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)]
+    elif name == 'encoder_decoder':
+        inputs *= 2
+    return jax.eval_shape(model.init, jax.random.key(0), *inputs)['params']
 
 
 def test_every_table_has_its_variants_here():

@@ -12,6 +12,7 @@ import os
 import pathlib
 import shutil
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,7 @@ def _write_corpus(
     with open(directory / 'tokens.bin', 'wb') as stream:
         for i in range(len(source)):
             try:
-                tokens = tokenizer.encode(_text_of(source[i], field)).astype(dtype)
+                tokens = tokenizer.encode(text_of(source[i], field)).astype(dtype)
             except errors.UserError as error:
                 raise errors.UserError(f'Record {i} of {source.describe()}: {error}') from error
             stream.write(tokens.tobytes())
@@ -121,7 +122,8 @@ def _write_corpus(
     (directory / _DESCRIPTION).write_text(json.dumps(description))
 
 
-def _text_of(record: dict[str, Any], field: str) -> str:
+def text_of(record: Mapping[str, Any], field: str) -> str:
+    """A field of a record; raises UserError if it is not there, or no text."""
     if field not in record:
         raise errors.unknown('field', field, record)
     if not isinstance(record[field], str):
@@ -215,7 +217,7 @@ class Packed:
         self._corpus = corpus
         self._length = length
         starts, sizes, stops = _pieces(np.asarray(corpus.offsets), length)
-        row = _best_fit_decreasing(sizes, length)
+        row = best_fit_decreasing(sizes, length)
         order = np.argsort(row, kind='stable')
         self._starts, self._sizes, self._stops = starts[order], sizes[order], stops[order]
         counts = np.bincount(row)
@@ -279,7 +281,7 @@ def _pieces(offsets: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, n
     return starts, np.minimum(length, stops - starts), stops
 
 
-def _best_fit_decreasing(sizes: np.ndarray, capacity: int) -> np.ndarray:
+def best_fit_decreasing(sizes: np.ndarray, capacity: int) -> np.ndarray:
     """The row of each piece, int64 [num_pieces]: the fullest row it fits in, largest piece first.
 
     sizes are 1 to `capacity`. Equal sizes keep their order, so the plan is deterministic.

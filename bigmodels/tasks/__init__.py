@@ -30,8 +30,10 @@ mean. To add a task, put it in a file of its own and its class here.
 
 from bigmodels.tasks.classification import Classification
 from bigmodels.tasks.language_modeling import LanguageModeling
+from bigmodels.tasks.text_to_text import TextToText
 
 TASKS = {
     'classification': Classification,
     'language_modeling': LanguageModeling,
+    'text_to_text': TextToText,
 }

@@ -202,7 +202,7 @@ def test_best_fit_decreasing_against_the_definition():
             row = min(fitting)[1]
             free[row] -= sizes[piece]
             wanted[piece] = row
-        rows = text._best_fit_decreasing(sizes, capacity)
+        rows = text.best_fit_decreasing(sizes, capacity)
         filled, reference = (np.bincount(plan, sizes) for plan in (rows, wanted))
         # Among rows equally full the choice is free, so the rows agree as a multiset.
         np.testing.assert_array_equal(np.sort(filled), np.sort(reference))
