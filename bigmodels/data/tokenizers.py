@@ -286,15 +286,6 @@ def fit(section: Mapping, texts: Texts, path: str = 'tokenizer') -> Tokenizer:
     return config.choose(TOKENIZERS, section, path, texts=texts)
 
 
-def check_size(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Raises UserError if a model's vocabulary is too small for the tokenizer."""
-    if tokenizer.vocab_size > vocab_size:
-        raise errors.UserError(
-            f'The tokenizer has {tokenizer.vocab_size} tokens but model.vocab_size is '
-            f'{vocab_size}: set model.vocab_size to at least that.'
-        )
-
-
 def restore(directory) -> Tokenizer:
     """The tokenizer that `save(directory)` wrote."""
     directory = pathlib.Path(directory)
