@@ -21,6 +21,7 @@ SOURCES: dict[str, type] = {
     'text_files': sources.TextFiles,
     'jsonl': sources.JsonLines,
     'csv': table_sources.Csv,
+    'tsv': table_sources.Tsv,
     'npz': table_sources.Npz,
     'digits': table_sources.Digits,
     'image_folder': image_sources.ImageFolder,

@@ -30,8 +30,12 @@ mean. To add a task, put it in a file of its own and its class here.
 
 from bigmodels.tasks.classification import Classification
 from bigmodels.tasks.language_modeling import LanguageModeling
+from bigmodels.tasks.masked_language_modeling import MaskedLanguageModeling
+from bigmodels.tasks.text_classification import TextClassification
 
 TASKS = {
     'classification': Classification,
     'language_modeling': LanguageModeling,
+    'masked_language_modeling': MaskedLanguageModeling,
+    'text_classification': TextClassification,
 }
