@@ -29,6 +29,7 @@ SOURCES: dict[str, type] = {
     'jsonl': sources.JsonLines,
     'parallel_text': pair_sources.ParallelText,
     'csv': table_sources.Csv,
+    'tsv': table_sources.Tsv,
     'npz': table_sources.Npz,
     'digits': table_sources.Digits,
     'image_folder': image_sources.ImageFolder,

@@ -12,7 +12,6 @@ import os
 import pathlib
 import shutil
 import uuid
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -122,8 +121,8 @@ def _write_corpus(
     (directory / _DESCRIPTION).write_text(json.dumps(description))
 
 
-def text_of(record: Mapping[str, Any], field: str) -> str:
-    """A field of a record; raises UserError if it is not there, or no text."""
+def text_of(record: dict[str, Any], field: str) -> str:
+    """The text in a field of a record; UserError where there is none."""
     if field not in record:
         raise errors.unknown('field', field, record)
     if not isinstance(record[field], str):
@@ -256,6 +255,38 @@ class Packed:
             example['positions'][at : at + size] = np.arange(size)
             example['segment_ids'][at : at + size] = segment
             at += size
+
+
+class Padded:
+    """Each document alone in a row of `length` tokens; of longer ones the first `length`.
+
+    Example i is {'inputs', 'segment_ids' int32 [L]}: segment_ids are 1 at its tokens and 0 at
+    padding.
+
+    Raises:
+      UserError: for a document without tokens, by its number.
+    """
+
+    def __init__(self, corpus: TokenCorpus, length: int):
+        _check_length(length)
+        sizes = np.diff(corpus.offsets)
+        if not sizes.all():
+            raise errors.UserError(f'Record {int(np.argmin(sizes))} has no text.')
+        self._corpus = corpus
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._corpus.num_documents
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return _single(self.take(np.array([checked_index(index, len(self))])))
+
+    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples of int64 [n] indices, as arrays [n, L]."""
+        places = self._corpus.offsets[indices][:, None] + np.arange(self._length)
+        real = places < self._corpus.offsets[indices + 1][:, None]
+        tokens = self._corpus.tokens[np.minimum(places, self._corpus.num_tokens - 1)]
+        return {'inputs': tokens.astype(np.int32) * real, 'segment_ids': real.astype(np.int32)}
 
 
 def _single(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

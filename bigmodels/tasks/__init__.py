@@ -30,10 +30,14 @@ mean. To add a task, put it in a file of its own and its class here.
 
 from bigmodels.tasks.classification import Classification
 from bigmodels.tasks.language_modeling import LanguageModeling
+from bigmodels.tasks.masked_language_modeling import MaskedLanguageModeling
+from bigmodels.tasks.text_classification import TextClassification
 from bigmodels.tasks.text_to_text import TextToText
 
 TASKS = {
     'classification': Classification,
     'language_modeling': LanguageModeling,
+    'masked_language_modeling': MaskedLanguageModeling,
+    'text_classification': TextClassification,
     'text_to_text': TextToText,
 }

@@ -16,18 +16,19 @@ from bigmodels.data import pairs, pipeline, text, tokenizers
 from bigmodels.deploy import beam_search
 from bigmodels.models.encoder_decoder import EncoderDecoder
 from bigmodels.scores import text as text_scores
+from bigmodels.tasks import tokens
 
 
 @dataclasses.dataclass(frozen=True)
-class TextToText:
+class TextToText(tokens.Tokenized):
     """Sources -> an encoder-decoder's loss of their targets; beam search gives answers.
 
     Fields:
       tokenizer: the config's section, from which `fit` or `restored` makes `vocabulary`, one for
         sources and targets.
       source_length, target_length: the most tokens of a text, its end token included.
-      source_key, target_key: of the source's records.
-      references_key: of a record's list of texts that are right, for scores; '' for its target.
+      source_field, target_field: of the source's records.
+      references_field: of a record's list of texts that are right, for scores; '' for its target.
       max_references: the most of them that a record may have.
       cut_sources: longer sources lose their end; otherwise they are refused, as targets always are.
       row_length: training has pairs side by side in rows of so many tokens; 0 for one a row.
@@ -41,9 +42,9 @@ class TextToText:
     tokenizer: Mapping
     source_length: int
     target_length: int
-    source_key: str = 'source'
-    target_key: str = 'target'
-    references_key: str = ''
+    source_field: str = 'source'
+    target_field: str = 'target'
+    references_field: str = ''
     max_references: int = 1
     cut_sources: bool = False
     row_length: int = 0
@@ -70,26 +71,8 @@ class TextToText:
             raise errors.UserError(f'task.beam_size = {self.beam_size} must be at least 1.')
         text_scores.check(self.score_names)
 
-    def fit(self, source: Sequence) -> 'TextToText':
-        """Makes the tokenizer; one that is trained sees the training texts of both sides."""
-
-        def texts():
-            for i, key in itertools.product(range(len(source)), (self.source_key, self.target_key)):
-                yield text.text_of(source[i], key)
-
-        return self._with(tokenizers.fit(self.tokenizer, texts, 'task.tokenizer'))
-
-    def save(self, directory: Path) -> None:
-        """Writes the tokenizer."""
-        self.vocabulary.save(directory)
-
-    def restored(self, directory: Path) -> 'TextToText':
-        """With the tokenizer that `save` wrote."""
-        return self._with(tokenizers.restore(directory))
-
-    def _with(self, vocabulary: tokenizers.Tokenizer) -> 'TextToText':
-        tokenizers.check_size(vocabulary, self.model.vocab_size)
-        return dataclasses.replace(self, vocabulary=vocabulary)
+    def _text_fields(self) -> Sequence[str]:
+        return self.source_field, self.target_field
 
     def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A record -> {'inputs', 'input_segment_ids' int32 [S]}, and what it has of targets.
@@ -101,25 +84,25 @@ class TextToText:
           UserError: for a record without the source, or with a text that is too long.
         """
         limit = None if self.cut_sources else self.source_length
-        ids = self._encoded(text.text_of(raw, self.source_key), 'source', limit)
+        ids = self._encoded(text.text_of(raw, self.source_field), 'source', limit)
         if len(ids) > self.source_length:
             ids = np.append(ids[: self.source_length - 1], ids[-1])
         example = {
             'inputs': self._padded(ids, self.source_length),
             'input_segment_ids': _real(ids, self.source_length).astype(np.int32),
         }
-        if self.target_key in raw:
-            ids = self._encoded(text.text_of(raw, self.target_key), 'target', self.target_length)
+        if self.target_field in raw:
+            ids = self._encoded(text.text_of(raw, self.target_field), 'target', self.target_length)
             example['targets'] = self._padded(ids, self.target_length)
             example['weights'] = _real(ids, self.target_length).astype(np.float32)
-        if self.references_key and self.references_key in raw:
-            example['references'] = self._references(raw[self.references_key])
+        if self.references_field and self.references_field in raw:
+            example['references'] = self._references(raw[self.references_field])
         return example
 
     def _references(self, texts: Sequence[str]) -> np.ndarray:
         if not 0 < len(texts) <= self.max_references:
             raise errors.UserError(
-                f'{self.references_key!r} has {len(texts)} texts, wanted 1 to '
+                f'{self.references_field!r} has {len(texts)} texts, wanted 1 to '
                 f'task.max_references = {self.max_references}.'
             )
         rows = np.full((self.max_references, self.target_length), -1, np.int32)
@@ -152,7 +135,7 @@ class TextToText:
             return _Examples(source, self)
         sides = [
             text.tokenize_corpus(source, self.vocabulary, cache_dir, field=key)
-            for key in (self.source_key, self.target_key)
+            for key in (self.source_field, self.target_field)
         ]
         longest = self.source_length, self.target_length
         return pairs.PackedPairs(*sides, self.row_length, longest, self.cut_sources)
@@ -249,7 +232,7 @@ class TextToText:
         if not self.samples:
             return {}
         batch = pipeline.stacked(
-            [self.preprocess({self.source_key: sample}) for sample in self.samples]
+            [self.preprocess({self.source_field: sample}) for sample in self.samples]
         )
         answers = jax.jit(self.predict)(params, model_state, batch)
         shown = [

@@ -55,7 +55,7 @@ def test_a_record_becomes_padded_tokens_and_is_text_again():
     [
         (dict(source_length=9), "Record 3 of .*: The source 'hello you'... has 10 tokens"),
         (dict(target_length=5), "Record 4 of .*: The target 'nichts'... has 7 tokens"),
-        (dict(target_key='goal'), "Record 0 of .*: Unknown field 'goal'"),
+        (dict(target_field='goal'), "Record 0 of .*: Unknown field 'goal'"),
     ],
 )
 def test_what_is_wrong_with_a_record_names_it(changes, message, tmp_path):
@@ -116,7 +116,9 @@ def test_the_loss_is_smoothed_in_training_only(tmp_path):
 
 
 def test_answers_are_scored_by_the_nearest_of_several_references():
-    task = make(references_key='answers', max_references=3, score_names=('exact_match', 'token_f1'))
+    task = make(
+        references_field='answers', max_references=3, score_names=('exact_match', 'token_f1')
+    )
     records = [
         {'source': 'a', 'target': 'x', 'answers': ['x', 'a cat']},
         {'source': 'b', 'target': 'y', 'answers': ['', 'big dog', 'z']},
