@@ -28,6 +28,7 @@ SOURCES: dict[str, type] = {
     'text_files': sources.TextFiles,
     'jsonl': sources.JsonLines,
     'parallel_text': pair_sources.ParallelText,
+    'squad': pair_sources.Squad,
     'csv': table_sources.Csv,
     'tsv': table_sources.Tsv,
     'npz': table_sources.Npz,

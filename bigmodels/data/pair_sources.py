@@ -1,8 +1,12 @@
-"""Sources of texts that belong together: files whose lines correspond."""
+"""Sources of texts that belong together: lines that correspond, questions and answers."""
 
 import hashlib
+import json
 import os
+from collections.abc import Iterator
 from typing import Any, Literal
+
+import numpy as np
 
 from bigmodels import errors
 from bigmodels.data import sources
@@ -63,6 +67,10 @@ class ParallelText:
         return f'parallel text {" and ".join(self._paths)}: {len(self):,} pairs{dropped}'
 
 
+def _no_file(path: str) -> errors.UserError:
+    return errors.UserError(f'There is no file {path!r}, seen from {os.getcwd()}.')
+
+
 def _is_blank(pair) -> bool:
     return any(blank for _, _, blank in pair)
 
@@ -70,7 +78,7 @@ def _is_blank(pair) -> bool:
 def _line_spans(path: str, contents) -> list[tuple[int, int, bool]]:
     """(first byte, last byte + 1, whether it is blank) of each line without its end."""
     if not os.path.isfile(path):
-        raise errors.UserError(f'There is no file {path!r}, seen from {os.getcwd()}.')
+        raise _no_file(path)
     spans, start = [], 0
     for number, line in enumerate(sources.lines_of(path), 1):
         try:
@@ -85,3 +93,77 @@ def _line_spans(path: str, contents) -> list[tuple[int, int, bool]]:
         spans.append((start, stop, not text.strip()))
         start += len(line)
     return spans
+
+
+class Squad:
+    """Questions on passages, in a JSON file of the format of SQuAD v1.1 (Rajpurkar et al. 2016).
+
+    Record: {'id', 'question', 'context' str, 'answers' list of str, 'starts' int64 [answers]}, the
+    characters of the context at which the answers begin; and as texts from texts (Raffel et al.
+    2020, appendix D.15): {'source': 'question: ... context: ...', 'target': the first answer}.
+
+    Raises:
+      UserError: for another format, and for an answer that is not where it is said to be.
+    """
+
+    def __init__(self, path: str):
+        self._path = path
+        try:
+            content = json.loads(sources.read_text(path))
+            self._records = tuple(_squad_records(content['data']))
+        except FileNotFoundError as error:
+            raise _no_file(path) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise errors.UserError(
+                f'{path} is not of the format of SQuAD v1.1: {type(error).__name__} {error}.'
+            ) from error
+        if not self._records:
+            raise errors.UserError(f'{path} holds no question.')
+        for record in self._records:
+            _check_answers(record, path)
+        plain = [{**record, 'starts': record['starts'].tolist()} for record in self._records]
+        self._fingerprint = digest('squad', json.dumps(plain))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self._records[checked_index(index, len(self))]
+        return {
+            **record,
+            'source': f'question: {record["question"]} context: {record["context"]}',
+            'target': record['answers'][0],
+        }
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def describe(self) -> str:
+        return f'squad {self._path}: {len(self):,} questions'
+
+
+def _squad_records(articles) -> Iterator[dict[str, Any]]:
+    for article in articles:
+        for paragraph in article['paragraphs']:
+            for asked in paragraph['qas']:
+                yield {
+                    'id': str(asked['id']),
+                    'question': asked['question'],
+                    'context': paragraph['context'],
+                    'answers': [answer['text'] for answer in asked['answers']],
+                    'starts': np.array([answer['answer_start'] for answer in asked['answers']]),
+                }
+
+
+def _check_answers(record, path: str) -> None:
+    """Raises UserError unless each answer is where its start says."""
+    where = f'{path}, question {record["id"]}'
+    if not record['answers']:
+        raise errors.UserError(f'{where} has no answer, which SQuAD v1.1 always has.')
+    for answer, start in zip(record['answers'], record['starts'], strict=True):
+        found = record['context'][start : start + len(answer)]
+        if not answer or start < 0 or found != answer:
+            raise errors.UserError(
+                f'{where}: the answer {answer!r} is not at character {start} of its context, '
+                f'where there is {found!r}.'
+            )

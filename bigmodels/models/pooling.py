@@ -1,4 +1,4 @@
-"""The states of a text's tokens as one vector.
+"""The states of a text's tokens as one vector, or as they are.
 
 Axes: B batch, L length, D features.
 """
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
-Pool = Literal['mean', 'max']
+Pool = Literal['mean', 'max', 'none']
 
 
 def mean(x: Array, real: Array) -> Array:
@@ -25,4 +25,9 @@ def maximum(x: Array, real: Array) -> Array:
     return jnp.where(real.any(1, keepdims=True), largest, 0).astype(x.dtype)
 
 
-POOLS: dict[str, Callable[[Array, Array], Array]] = {'mean': mean, 'max': maximum}
+def none(x: Array, real: Array) -> Array:
+    """x [B, L, D] itself: each token is classified."""
+    return x
+
+
+POOLS: dict[str, Callable[[Array, Array], Array]] = {'mean': mean, 'max': maximum, 'none': none}

@@ -68,7 +68,10 @@ class TransformerClassifier(nn.Module):
     def __call__(
         self, inputs: Array, *, segment_ids: Array | None = None, train: bool = False
     ) -> Array:
-        """inputs int [B, L], segment_ids int [B, L] with 0 for padding -> float32 [B, classes]."""
+        """inputs int [B, L], segment_ids int [B, L] with 0 for padding -> float32 [B, classes].
+
+        Or [B, L, classes] where nothing is pooled.
+        """
         encoder = self._transformer(name='encoder')
         if inputs.shape[1] > encoder.max_length:
             raise errors.UserError(

@@ -1,11 +1,12 @@
 """Packed pairs: each of them once and whole, both texts in the same segment of the same row."""
 
+import json
+
 import numpy as np
 import pytest
 
 from bigmodels import errors
-from bigmodels.data import pairs, text, tokenizers
-from bigmodels.data.table_sources import Columns
+from bigmodels.data import pairs, sources, text, tokenizers
 
 rng = np.random.default_rng(0)
 SOURCES = ['a' * n for n in rng.integers(0, 9, 50)]
@@ -14,7 +15,10 @@ TARGETS = ['b' * n for n in rng.integers(0, 7, 50)]
 
 @pytest.fixture
 def corpora(tmp_path):
-    source = Columns({'source': np.array(SOURCES), 'target': np.array(TARGETS)})
+    path = tmp_path / 'pairs.jsonl'
+    records = [dict(source=s, target=t) for s, t in zip(SOURCES, TARGETS, strict=True)]
+    path.write_text('\n'.join(map(json.dumps, records)))
+    source = sources.JsonLines(str(path))
     return [
         text.tokenize_corpus(source, tokenizers.Bytes(), tmp_path, field=name)
         for name in ('source', 'target')
