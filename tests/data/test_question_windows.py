@@ -25,7 +25,7 @@ def windows(**changes):
         answer_length=10,
         max_references=2,
     )
-    return question_windows.Windows(**dict(tokenizer=tokenizers.Bytes()) | lengths | changes)
+    return question_windows.Windows(**fields | changes)
 
 
 def test_windows_cover_the_context_and_find_the_answer():
