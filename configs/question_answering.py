@@ -4,8 +4,8 @@
     python -m bigmodels.main --config=configs/question_answering.py:text
 
 By default an encoder marks the first and the last token of the answer (Devlin et al. 2019, section
-4.2); in the variant `text` an encoder-decoder writes it (Raffel et al. 2020). Exact match and F1 are
-those of SQuAD's own evaluation.
+4.2); in the variant `text` an encoder-decoder writes it (Raffel et al. 2020). Exact match and F1
+are those of SQuAD's own evaluation.
 
 Data: `squad/{train,dev}-v1.1.json` in $BIGMODELS_DATA, which is not among the sets here.
 """
