@@ -22,7 +22,7 @@ def get_config(variant: str = ''):
     config = common.get_config()
     config.model = dict(
         name='encoder_decoder',
-        vocab_size=6000,
+        vocab_size=4000,
         num_layers=3,
         embed_dim=256,
         num_heads=4,
@@ -35,7 +35,7 @@ def get_config(variant: str = ''):
     )
     config.task = dict(
         name='text_to_text',
-        tokenizer=dict(name='bpe', vocab_size=6000),
+        tokenizer=dict(name='bpe', vocab_size=4000),
         source_length=64,
         target_length=64,
         row_length=128,

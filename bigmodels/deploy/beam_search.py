@@ -68,50 +68,63 @@ def beam_search(
       Each source's finished sequences; where none has finished, the unfinished ones.
     """
 
-    def grow(step, tokens, alive, finished, cache):
-        logits, cache = next_logits(tokens.reshape(-1), step, cache)
+    def one_token(carry):
+        step, alive, finished, latest, cache = carry
+        logits, cache = next_logits(latest.reshape(-1), step, cache)
         log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-        vocab_size = log_probs.shape[-1]
-        scores = alive.scores[..., None] + log_probs.reshape(batch_size, beam_size, -1)
-        # Among twice as many there are W that do not end: each beam has one way to end.
-        count = min(2 * beam_size, beam_size * vocab_size)
-        scores, places = jax.lax.top_k(scores.reshape(batch_size, -1), count)
-        beams, latest = places // vocab_size, places % vocab_size
-        grown = jnp.take_along_axis(alive.tokens, beams[..., None], axis=1)
-        grown = grown.at[:, :, step].set(latest)
-        ends = latest == end
-        done = jnp.where(ends, scores / length_penalty(step + 1, alpha), -jnp.inf)
-        done = jnp.where(jnp.arange(count) < beam_size, done, -jnp.inf)
-        done = jnp.where(is_done(finished), -jnp.inf, done)
-        finished, _ = _best(_joined(finished, Hypotheses(grown, done)), beam_size)
-        alive, kept = _best(Hypotheses(grown, jnp.where(ends, -jnp.inf, scores)), beam_size)
-        beams = jnp.take_along_axis(beams, kept, axis=1)
+        log_probs = log_probs.reshape(batch_size, beam_size, -1)
+        alive, finished, beams = _continued(alive, finished, log_probs, step, end, alpha)
         rows = jnp.arange(batch_size)[:, None] * beam_size + beams
-        return step + 1, alive.tokens[:, :, step], alive, finished, reordered(cache, rows.ravel())
-
-    def is_done(finished):
-        return jnp.isfinite(finished.scores).all(1, keepdims=True)
+        return step + 1, alive, finished, alive.tokens[:, :, step], reordered(cache, rows.ravel())
 
     def goes_on(carry):
-        step, _, _, finished, _ = carry
-        return (step < max_length) & ~is_done(finished).all()
+        step, _, finished, _, _ = carry
+        return (step < max_length) & ~_is_done(finished).all()
 
     tokens = jnp.full((batch_size, beam_size, max_length), end, jnp.int32)
     nothing = jnp.full((batch_size, beam_size), -jnp.inf)
     first = (
         jnp.int32(0),
-        jnp.full((batch_size, beam_size), start, jnp.int32),
         Hypotheses(tokens, nothing.at[:, 0].set(0)),  # the beams are still one and the same
         Hypotheses(tokens, nothing),
+        jnp.full((batch_size, beam_size), start, jnp.int32),
         cache,
     )
-    # The first token's step may add to the cache; those after it keep its structure.
-    _, _, alive, finished, _ = jax.lax.while_loop(goes_on, lambda carry: grow(*carry), grow(*first))
+    # The first step may add to the cache; those after it keep its structure, as a loop must.
+    _, alive, finished, _, _ = jax.lax.while_loop(goes_on, one_token, one_token(first))
     found = jnp.isfinite(finished.scores[:, :1])
     return Hypotheses(
         jnp.where(found[..., None], finished.tokens, alive.tokens),
         jnp.where(found, finished.scores, alive.scores / length_penalty(max_length, alpha)),
     )
+
+
+def _continued(
+    alive: Hypotheses, finished: Hypotheses, log_probs: Array, step: Array, end: int, alpha: float
+) -> tuple[Hypotheses, Hypotheses, Array]:
+    """The hypotheses after token `step`, and the former beams int32 [B, W] of those alive.
+
+    log_probs: [B, W, V] of the tokens that may follow those alive.
+    """
+    batch_size, beam_size, vocab_size = log_probs.shape
+    # Of twice as many at least W do not end, as each beam has one way to end.
+    count = min(2 * beam_size, beam_size * vocab_size)
+    scores = (alive.scores[..., None] + log_probs).reshape(batch_size, -1)
+    scores, places = jax.lax.top_k(scores, count)
+    beams, latest = jnp.divmod(places, vocab_size)
+    tokens = jnp.take_along_axis(alive.tokens, beams[..., None], axis=1)
+    tokens = tokens.at[:, :, step].set(latest)
+    ends = latest == end
+    counts = ends & (jnp.arange(count) < beam_size) & ~_is_done(finished)
+    ended = jnp.where(counts, scores / length_penalty(step + 1, alpha), -jnp.inf)
+    finished, _ = _best(_joined(finished, Hypotheses(tokens, ended)), beam_size)
+    alive, kept = _best(Hypotheses(tokens, jnp.where(ends, -jnp.inf, scores)), beam_size)
+    return alive, finished, jnp.take_along_axis(beams, kept, axis=1)
+
+
+def _is_done(finished: Hypotheses) -> Array:
+    """Whether W sequences of a source have finished: bool [B, 1]."""
+    return jnp.isfinite(finished.scores).all(1, keepdims=True)
 
 
 def _joined(one: Hypotheses, other: Hypotheses) -> Hypotheses:

@@ -63,7 +63,7 @@ def log_probs(length: int):
 
 @pytest.mark.parametrize('alpha', [0.0, 0.6, 2.0])
 def test_a_beam_as_wide_as_there_are_sequences_finds_the_best_of_all(alpha):
-    found = search(beam_size=V ** (T - 1), alpha=alpha)
+    found = search(beam_size=V * (V - 1) ** (T - 1), alpha=alpha)  # all there are at any step
     for b in range(B):
         scored = [
             (score / ((5 + length) / 6) ** alpha, tuple(sequence))
