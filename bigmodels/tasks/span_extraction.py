@@ -108,7 +108,7 @@ class SpanExtraction(tokens.Tokenized):
             batch['inputs'],
             segment_ids=batch['segment_ids'],
             train=train,
-            rngs={'dropout': rng},
+            rngs=None if rng is None else {'dropout': rng},
         )
         places = jnp.arange(logits.shape[1])
         possible = (places >= batch['context_start'][:, None] - 1) & (batch['segment_ids'] > 0)

@@ -267,8 +267,12 @@ class _Examples:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        record, task = self.source[index], self.task
         try:
-            return self.task.preprocess(self.source[index])
+            for field in filter(None, (task.target_field, task.references_field)):
+                if field not in record:
+                    raise errors.unknown('field', field, record)
+            return task.preprocess(record)
         except errors.UserError as error:
             raise errors.UserError(
                 f'Record {index} of {self.source.describe()}: {error}'
