@@ -52,7 +52,7 @@ def evaluate(
                     read.append(_on_host(*pending.popleft()))
             read += [_on_host(*waiting) for waiting in pending]
             values = task.summary(metrics.means_of_all([pairs for pairs, _ in read]))
-            if hasattr(task, 'scores'):
+            if hasattr(task, 'scores') and read[0][1]:
                 outcomes = _of_examples([outcomes for _, outcomes in read])
                 values |= task.scores(outcomes)
                 if see:
@@ -71,9 +71,7 @@ def _on_host(pairs: Any, outcomes: Mapping[str, jax.Array]) -> tuple[Any, Any]:
 
 
 def _of_examples(batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The outcomes of all batches as arrays [examples, ...], without padding; {} of none."""
-    if not batches[0]:
-        return {}
+    """The outcomes of all batches as arrays [examples, ...], without padding."""
     joined = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
     weights = joined.pop('weights')
     real = weights.reshape(len(weights), -1).any(axis=1)

@@ -53,6 +53,26 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
+class InitFrom:
+    """config.init_from: another run, whose parameters and model state a run begins with.
+
+    It is read when the run begins, and never again.
+
+    Fields:
+      workdir: of the other run; '' for none.
+      step: a saved step of it, or 'last', or 'best' by its config.checkpoint.best_metric.
+      prefixes: pairs (here, there): the parameter here/x begins as there/x; '' stands for all. The
+        first pair that covers a parameter counts.
+      new: regexes of the parameters that begin as without another run, such as a new head's.
+    """
+
+    workdir: str = ''
+    step: int | Literal['last', 'best'] = 'last'
+    prefixes: Sequence[tuple[str, str]] = (('', ''),)
+    new: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """A whole config, checked.
 
@@ -60,6 +80,7 @@ class Experiment:
       seed: of initialisation, batches, dropout and everything else that is random.
       total_steps: updates in the run.
       batch_size: examples per update over all devices and hosts.
+      init_from: another run to begin with.
       accumulate: parts in which a batch's gradient is taken, to save memory.
       ema_decay: of the parameters' moving average, used in evaluation; 0 for none.
       model, task, optimizer: sections with a name and its arguments.
@@ -78,6 +99,7 @@ class Experiment:
     total_steps: int
     batch_size: int
     seed: int = 0
+    init_from: InitFrom = dataclasses.field(default_factory=InitFrom)
     accumulate: int = 1
     ema_decay: float = 0.0
     mesh: sharding.MeshShape = dataclasses.field(default_factory=sharding.MeshShape)
@@ -109,6 +131,7 @@ MINIMUMS = {
 }
 SECTIONS = {
     'data': Data,
+    'init_from': InitFrom,
     'mesh': sharding.MeshShape,
     'guard': guard_lib.Guard,
     'checkpoint': checkpoint_lib.Settings,

@@ -11,6 +11,7 @@ import optax
 
 from bigmodels import config as config_lib
 from bigmodels import errors, trees
+from bigmodels.layer_decay import layer_factors
 
 Rules = Sequence[tuple[str, Any]]
 # Biases, norm scales and embeddings are not decayed, the custom since GPT-2.
@@ -33,6 +34,7 @@ def make_optimizer(
     l2: float = 0.0,
     penalty_rules: Rules = DECAY_KERNELS,
     learning_rate_rules: Rules = (),
+    layer_decay: float = 1.0,
     freeze: Sequence[str] = (),
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimiser of `params` (arrays or shapes), and its learning rate by step.
@@ -48,6 +50,8 @@ def make_optimizer(
       weight_decay_rules, penalty_rules: (regex, bool) pairs; the first regex found in a
         parameter's name decides, and every parameter must be covered.
       learning_rate_rules: (regex, factor) pairs, likewise; none means 1 for all.
+      layer_decay: the learning rate of each layer as a share of the next one's, see
+        `layer_decay.layer_factors`.
       freeze: regexes of parameters that are not trained and have no optimiser state.
 
     Raises:
@@ -59,6 +63,8 @@ def make_optimizer(
         )
     if learning_rate < 0:
         raise errors.UserError(f'optimizer.learning_rate = {learning_rate} must not be negative.')
+    if not 0 < layer_decay <= 1:
+        raise errors.UserError(f'optimizer.layer_decay = {layer_decay} must be over 0, at most 1.')
     rate = make_schedule(learning_rate, total_steps, schedule)
     parts = []
     if l2:
@@ -75,10 +81,9 @@ def make_optimizer(
         parts.append(optax.add_decayed_weights(weight_decay, mask))
     if learning_rate_rules:
         factors = trees.match_rules(learning_rate_rules, params, 'optimizer.learning_rate_rules')
-        # The factors lead the map: the update of a frozen parameter is an empty tree.
-        parts.append(
-            optax.stateless(lambda updates, _: jax.tree.map(optax.tree.scale, factors, updates))
-        )
+        parts.append(_scale_by(factors))
+    if layer_decay != 1:
+        parts.append(_scale_by(layer_factors(params, layer_decay)))
     parts.append(optax.scale_by_learning_rate(rate))
     tx = optax.chain(*parts)
     if freeze:
@@ -91,6 +96,12 @@ def _add_l1(weight: float) -> optax.GradientTransformation:
     return optax.stateless(
         lambda updates, params: jax.tree.map(lambda g, p: g + weight * jnp.sign(p), updates, params)
     )
+
+
+def _scale_by(factors: Any) -> optax.GradientTransformation:
+    """Multiplies each update by its factor."""
+    # The factors lead the map: the update of a frozen parameter is an empty tree.
+    return optax.stateless(lambda updates, _: jax.tree.map(optax.tree.scale, factors, updates))
 
 
 def _freeze(tx, patterns: Sequence[str], params: Any) -> optax.GradientTransformation:

@@ -15,9 +15,9 @@ import optax
 
 from bigmodels import config as config_lib
 from bigmodels import guard as guard_lib
-from bigmodels import optimizers, sharding, steps, xla_options
+from bigmodels import optimizers, sharding, steps, transfer, xla_options
 from bigmodels import state as state_lib
-from bigmodels.experiment import Experiment
+from bigmodels.experiment import Experiment, InitFrom
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
@@ -34,7 +34,8 @@ class Program:
       state_shapes: of the TrainState, each with its sharding.
       batch_shapes: of a global batch, each with its sharding.
       compiler_options: of XLA, for the train step.
-      notes: what could not be placed as the sharding rules say, and options of XLA.
+      init_from: another run, whose parameters `init_state` puts into what `init` makes.
+      notes: what could not be placed as the sharding rules say, options of XLA, the other run.
     """
 
     init: Callable
@@ -45,6 +46,7 @@ class Program:
     state_shapes: state_lib.TrainState
     batch_shapes: Shapes
     compiler_options: Mapping[str, xla_options.Value]
+    init_from: InitFrom
     notes: list[str]
 
     def compile_train_step(self, parallel: str) -> Callable:
@@ -58,10 +60,21 @@ class Program:
             self.compiler_options,
         )
 
-    def init_state(self, seed: int) -> state_lib.TrainState:
-        """The state before the first step, every array made where it belongs."""
+    def make_init_state(self, seed: int) -> Callable[[], state_lib.TrainState]:
+        """A function that makes the state before the first step, every array where it belongs.
+
+        What `init_from` asks for is checked now, see `transfer.make_transfer`.
+        """
         placed = jax.tree.map(lambda shape: shape.sharding, self.state_shapes)
-        return jax.jit(self.init, out_shardings=placed)(jax.random.key(seed))
+        init = functools.partial(jax.jit(self.init, out_shardings=placed), jax.random.key(seed))
+        if not self.init_from.workdir:
+            return init
+        put = transfer.make_transfer(self.init_from, self.state_shapes)
+        return lambda: put(init())
+
+    def init_state(self, seed: int) -> state_lib.TrainState:
+        """The state before the first step."""
+        return self.make_init_state(seed)()
 
 
 def make_program(
@@ -100,6 +113,9 @@ def make_program(
     placed, notes = sharding.state_shardings(shapes, sharding_rules(task), mesh)
     options, told = xla_options.for_mesh(mesh, settings.xla)
     by_rows = sharding.batch_sharding(mesh)
+    other = settings.init_from.workdir
+    if other:
+        notes.append(f'the parameters began as those of {other}, see config.init_from')
     return Program(
         init=init,
         train_step=functools.partial(
@@ -118,6 +134,7 @@ def make_program(
         state_shapes=sharding.with_shardings(shapes, placed),
         batch_shapes=sharding.with_shardings(batch_shapes, dict.fromkeys(example, by_rows)),
         compiler_options=options,
+        init_from=settings.init_from,
         notes=notes + told,
     )
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
+import ml_collections
 
 from bigmodels import checkpoint, errors, experiment, lock, processes
 from bigmodels import config as config_lib
@@ -117,6 +118,17 @@ def how_to_go_on(workdir: pathlib.Path) -> str:
     if not saved:
         return f'There is no checkpoint in {workdir} yet: the same command starts anew.'
     return f'The last checkpoint in {workdir} is step {saved[-1]}; the same command resumes there.'
+
+
+def read_config(directory: pathlib.Path) -> ml_collections.ConfigDict:
+    """The config of a run, as data: pass it to `config.check_trusted` before building from it.
+
+    Raises:
+      UserError: if the directory holds no run.
+    """
+    if not (directory / CONFIG).is_file():
+        raise errors.UserError(f'{directory} holds no run: {CONFIG} is missing.')
+    return config_lib.read(directory / CONFIG)
 
 
 def _prepare(workdir: pathlib.Path, config: Mapping, resume: Resume) -> int | None:

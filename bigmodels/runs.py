@@ -16,12 +16,9 @@ import jax
 import ml_collections
 from absl import logging
 
-from bigmodels import checkpoint, errors, experiment, program, rundir, sharding, state
+from bigmodels import checkpoint, experiment, program, rundir, sharding, state
 from bigmodels import config as config_lib
 from bigmodels.data import pipeline
-
-# What a checkpoint must hold undamaged for a model to be used.
-EVALUATION_PARTS = ('params', 'model_state', 'ema_params')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +82,7 @@ def open_run(
     directory = pathlib.Path(directory)
     config, settings, task = open_task(directory, trust)
     mesh = mesh or sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
-    step = good_step(directory / rundir.CHECKPOINTS, step, settings.checkpoint)
+    step = checkpoint.good_step(directory / rundir.CHECKPOINTS, step, settings.checkpoint)
     params, model_state = _restore_for_evaluation(directory, step, settings, task, mesh)
     return Run(directory, config.to_dict(), settings, task, mesh, params, model_state, step)
 
@@ -99,7 +96,7 @@ def open_task(
       UserError: if there is no such run, or its config names code that is not trusted.
     """
     directory = pathlib.Path(directory)
-    config = read_config(directory)
+    config = rundir.read_config(directory)
     config_lib.check_trusted(config, trust, str(directory / rundir.CONFIG))
     settings = experiment.from_config(config)
     task = experiment.make_task(settings).restored(directory / rundir.PREPROCESSING)
@@ -115,50 +112,6 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
         metavar='PACKAGE',
         help="a package whose code the run's config may name; may be given repeatedly",
     )
-
-
-def read_config(directory: pathlib.Path) -> ml_collections.ConfigDict:
-    """The config of a run, as data: pass it to `config.check_trusted` before building from it.
-
-    Raises:
-      UserError: if the directory holds no run.
-    """
-    if not (directory / rundir.CONFIG).is_file():
-        raise errors.UserError(f'{directory} holds no run: {rundir.CONFIG} is missing.')
-    return config_lib.read(directory / rundir.CONFIG)
-
-
-def good_step(
-    directory: pathlib.Path, step: int | Literal['last', 'best'], settings: checkpoint.Settings
-) -> int:
-    """The number of the step that is meant, whose parts for evaluation are undamaged.
-
-    Args:
-      directory: of the run's checkpoints.
-      step: see `open_run`.
-      settings: the run's, which say what is best.
-
-    Raises:
-      UserError: if there is no such step, or it is damaged.
-    """
-    last = step == 'last'
-    if last:
-        step, _ = checkpoint.newest_good(directory, EVALUATION_PARTS)
-    elif step == 'best':
-        step = checkpoint.best_step(directory, settings)
-    saved = checkpoint.steps(directory)
-    if step not in saved:
-        raise errors.UserError(
-            f'{directory} has no such checkpoint; it has steps: '
-            f'{", ".join(map(str, saved)) or "none"}.'
-        )
-    problem = None if last else checkpoint.damage(directory, step, EVALUATION_PARTS)
-    if problem is not None:
-        raise errors.UserError(
-            f'Checkpoint {step} in {directory} is damaged: {problem}. Choose another step; there '
-            f'are: {", ".join(map(str, saved))}.'
-        )
-    return step
 
 
 def _restore_for_evaluation(directory, step: int, settings, task, mesh) -> tuple[Any, Any]:

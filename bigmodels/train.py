@@ -93,7 +93,7 @@ def _train(settings, mesh, task, resolved, workdir: pathlib.Path, resume, signal
         _check_best_metric(settings.checkpoint.best_metric, run, data)
         watch.lap('program')
         with futures.ThreadPoolExecutor(1) as aside:  # two programs compile at once
-            initial = aside.submit(run.init_state, settings.seed) if start is None else None
+            initial = aside.submit(run.make_init_state(settings.seed)) if start is None else None
             train_step = run.compile_train_step(settings.parallel)
         watch.lap('compilation')
         state = initial.result() if initial else _restored(workdir, start, run, settings, resume)

@@ -94,6 +94,19 @@ def small_transformer(config: ml_collections.ConfigDict, **fields) -> None:
     config.optimizer.schedule = dict(name='linear', warmup_steps=50)
 
 
+def sst2(config: ml_collections.ConfigDict) -> None:
+    """Sentences of film reviews, positive or negative, in their customary splits."""
+    config.task = dict(
+        name='text_classification', sequence_length=64, classes=('negative', 'positive')
+    )
+    sets = {
+        split: dict(name='tsv', path=data_path(f'sst2/{split}.tsv.gz'), columns=('text', 'label'))
+        for split in ('train', 'dev', 'test')
+    }
+    config.data.train = sets.pop('train')
+    config.data.evals = sets
+
+
 def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A config cut down to a few seconds, for tests."""
     config.total_steps = 20

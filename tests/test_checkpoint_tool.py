@@ -242,7 +242,7 @@ def test_a_failed_save_is_no_run(finished, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, '_sha256', full)
-        patch.setattr(runs, 'good_step', lambda directory, step, settings: step)
+        patch.setattr(checkpoint, 'good_step', lambda directory, step, settings: step)
         with pytest.raises(errors.UserError, match='cannot be saved .*No space left'):
             run('average', f'--workdir={finished}', '--steps=5', f'--out={tmp_path / "x"}')
     with pytest.raises(errors.UserError, match='holds no run'):

@@ -16,6 +16,10 @@ VARIANTS = {
         dict(num_classes=8, stages=((16, 16), (8,)), dense_widths=(8,), norm='batch_norm'),
     ],
     'efficientnet': [dict(num_classes=8, strides=(1,) * 7)],
+    'encoder_decoder': [
+        TRANSFORMER | dict(positions='learned', scan_layers=True),
+        TRANSFORMER | dict(tie_embeddings=False, num_encoder_layers=1, use_bias=False),
+    ],
     'resnet': [RESNET | dict(block='basic', stem='cifar'), RESNET | dict(block='bottleneck')],
     'transformer': [
         TRANSFORMER | dict(positions='learned', qk_norm=True, norm_placement='both'),
@@ -36,10 +40,12 @@ TABLES = {
 def parameters(name: str, fields: dict):
     """The shapes of a model's parameters."""
     model = MODELS[name](**fields)
-    inputs = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    inputs = [jax.ShapeDtypeStruct((1, 8), jnp.int32)]
     if name in ('convnet', 'efficientnet', 'resnet', 'vit'):
-        inputs = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), inputs)['params']
+        inputs = [jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)]
+    elif name == 'encoder_decoder':
+        inputs *= 2
+    return jax.eval_shape(model.init, jax.random.key(0), *inputs)['params']
 
 
 def test_every_table_has_its_variants_here():

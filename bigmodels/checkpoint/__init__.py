@@ -24,6 +24,7 @@ from bigmodels.state import TrainState
 MANIFEST = 'manifest.json'
 UNSEALED = (MANIFEST, '_CHECKPOINT_METADATA')  # orbax stamps times in the latter after the rename
 PARTS = ('params', 'model_state', 'opt_state', 'ema_params', 'guard')  # one orbax item each
+EVALUATION_PARTS = ('params', 'model_state', 'ema_params')  # what a model is used with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +117,39 @@ def best_step(directory: pathlib.Path, settings: Settings) -> int | None:
         except (OSError, ValueError, KeyError):
             continue  # damaged, or saved without an evaluation: not the best
     return (min if settings.best_mode == 'min' else max)(values, key=values.get, default=None)
+
+
+def good_step(
+    directory: pathlib.Path, step: int | Literal['last', 'best'], settings: Settings
+) -> int:
+    """The number of the step that is meant, whose parts for evaluation are undamaged.
+
+    Args:
+      directory: of the run's checkpoints.
+      step: a saved step; the last undamaged one; or the best one by config.checkpoint.best_metric.
+      settings: the run's, which say what is best.
+
+    Raises:
+      UserError: if there is no such step, or it is damaged.
+    """
+    last = step == 'last'
+    if last:
+        step, _ = newest_good(directory, EVALUATION_PARTS)
+    elif step == 'best':
+        step = best_step(directory, settings)
+    saved = steps(directory)
+    if step not in saved:
+        raise errors.UserError(
+            f'{directory} has no such checkpoint; it has steps: '
+            f'{", ".join(map(str, saved)) or "none"}.'
+        )
+    problem = None if last else damage(directory, step, EVALUATION_PARTS)
+    if problem is not None:
+        raise errors.UserError(
+            f'Checkpoint {step} in {directory} is damaged: {problem}. Choose another step; there '
+            f'are: {", ".join(map(str, saved))}.'
+        )
+    return step
 
 
 def figures(directory: pathlib.Path, step: int) -> dict[str, float]:

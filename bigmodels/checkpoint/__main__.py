@@ -67,7 +67,7 @@ def _several(kind: type) -> Callable[[str], list]:
 
 def _open(workdir: pathlib.Path) -> tuple[pathlib.Path, checkpoint.Settings]:
     """The directory of a run's checkpoints, and the settings under which they are kept."""
-    settings = experiment.from_config(runs.read_config(workdir)).checkpoint
+    settings = experiment.from_config(rundir.read_config(workdir)).checkpoint
     return workdir / rundir.CHECKPOINTS, settings
 
 
@@ -132,7 +132,7 @@ def params(options: argparse.Namespace) -> None:
         raise errors.UserError(f'--out={options.out} must end in .safetensors, its only format.')
     directory, settings = _open(options.workdir)
     asked = int(options.step) if options.step.isdigit() else options.step
-    step = runs.good_step(directory, asked, settings)
+    step = checkpoint.good_step(directory, asked, settings)
     part = values.evaluation_part(directory, step)
     tree = values.read(directory, step, part)
     if options.unstacked and 'layers' in tree:

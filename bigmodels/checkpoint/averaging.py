@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bigmodels import checkpoint, errors, experiment, rundir, runs
+from bigmodels import checkpoint, errors, experiment, rundir
 from bigmodels.checkpoint import values
 from bigmodels.state import TrainState
 
@@ -44,11 +44,11 @@ def average(
     """
     weights = [1.0] * len(steps) if weights is None else list(weights)
     _check(steps, weights, out)
-    config = runs.read_config(workdir)
+    config = rundir.read_config(workdir)
     settings = experiment.from_config(config).checkpoint
     directory = workdir / rundir.CHECKPOINTS
     for step in steps:
-        runs.good_step(directory, step, settings)
+        checkpoint.good_step(directory, step, settings)
     _check_shapes(directory, steps)
     params = _weighted_mean(directory, steps, [weight / sum(weights) for weight in weights])
 

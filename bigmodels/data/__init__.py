@@ -14,13 +14,23 @@ and it can be pickled and read by several threads. Whatever is wrong with the da
 at construction where it can be seen there. A new source is one class and one line in `SOURCES`.
 """
 
-from bigmodels.data import audio_sources, image_sources, sources, table_sources, tfds_source
+from bigmodels.data import (
+    audio_sources,
+    image_sources,
+    pair_sources,
+    sources,
+    table_sources,
+    tfds_source,
+)
 
 SOURCES: dict[str, type] = {
     'stdlib': sources.Stdlib,
     'text_files': sources.TextFiles,
     'jsonl': sources.JsonLines,
+    'parallel_text': pair_sources.ParallelText,
+    'squad': pair_sources.Squad,
     'csv': table_sources.Csv,
+    'tsv': table_sources.Tsv,
     'npz': table_sources.Npz,
     'digits': table_sources.Digits,
     'image_folder': image_sources.ImageFolder,

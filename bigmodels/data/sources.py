@@ -217,7 +217,7 @@ class JsonLines:
         lines, contents = [], hashlib.sha256()
         for file, name in enumerate(paths):
             start = 0
-            for number, line in enumerate(_lines(name), 1):
+            for number, line in enumerate(lines_of(name), 1):
                 contents.update(line)
                 if line.strip():
                     _parse_json_line(line, f'{name}:{number}')
@@ -324,7 +324,7 @@ def _clip(document, lo: int, hi: int, paths: Sequence[str]) -> tuple[int, int, i
     return file, start, stop
 
 
-def _lines(path: str) -> Iterator[bytes]:
+def lines_of(path: str) -> Iterator[bytes]:
     """The lines of a file with their line ends, one at a time unless it is compressed."""
     if path.endswith('.gz'):
         yield from io.BytesIO(read_bytes(path))

@@ -1,4 +1,4 @@
-"""Random-access sources of tables and arrays, held in memory by columns: CSV, `.npz`, digits."""
+"""Random-access sources of tables and arrays, held in memory: CSV, TSV, `.npz`, digits."""
 
 import csv
 import io
@@ -84,6 +84,41 @@ class Csv(Columns):
 
     def describe(self) -> str:
         return f'csv {self._path}: {len(self):,} rows, {len(self._columns)} columns'
+
+
+class Tsv(Columns):
+    """Lines of values between tabs, plain or `.gz`, held in memory by columns as in `Csv`.
+
+    There is no quoting: a value is all between two tabs. `columns` names them in a file without a
+    header; where it is empty, the first line does.
+    """
+
+    def __init__(self, path: str, columns: tuple[str, ...] = ()):
+        self._path = path
+        text = read_text(one_file(path))
+        lines = text.removesuffix('\n').split('\n') if text else []
+        rows = [line.removesuffix('\r').split('\t') for line in lines]
+        first = 1 if columns else 2
+        names = columns or tuple(rows.pop(0) if rows else ())
+        if not rows:
+            raise errors.UserError(f'{path} has no line of values.')
+        if len(set(names)) < len(names):
+            raise errors.UserError(f'{path}: a column is named twice: {", ".join(names)}.')
+        for line, row in enumerate(rows, first):
+            if len(row) != len(names):
+                raise errors.UserError(
+                    f'{path}:{line} has {len(row)} values between tabs, wanted {len(names)}: '
+                    f'{", ".join(names)}.'
+                )
+        values = zip(*rows, strict=True)
+        super().__init__({name: _typed(column) for name, column in zip(names, values, strict=True)})
+        self._fingerprint = digest('tsv', text, *names)
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def describe(self) -> str:
+        return f'tsv {self._path}: {len(self):,} lines of {", ".join(self._columns)}'
 
 
 class Npz(Columns):

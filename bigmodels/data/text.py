@@ -102,7 +102,7 @@ def _write_corpus(
     with open(directory / 'tokens.bin', 'wb') as stream:
         for i in range(len(source)):
             try:
-                tokens = tokenizer.encode(_text_of(source[i], field)).astype(dtype)
+                tokens = tokenizer.encode(text_of(source[i], field)).astype(dtype)
             except errors.UserError as error:
                 raise errors.UserError(f'Record {i} of {source.describe()}: {error}') from error
             stream.write(tokens.tobytes())
@@ -121,7 +121,8 @@ def _write_corpus(
     (directory / _DESCRIPTION).write_text(json.dumps(description))
 
 
-def _text_of(record: dict[str, Any], field: str) -> str:
+def text_of(record: dict[str, Any], field: str) -> str:
+    """The text in a field of a record; UserError where there is none."""
     if field not in record:
         raise errors.unknown('field', field, record)
     if not isinstance(record[field], str):
@@ -215,7 +216,7 @@ class Packed:
         self._corpus = corpus
         self._length = length
         starts, sizes, stops = _pieces(np.asarray(corpus.offsets), length)
-        row = _best_fit_decreasing(sizes, length)
+        row = best_fit_decreasing(sizes, length)
         order = np.argsort(row, kind='stable')
         self._starts, self._sizes, self._stops = starts[order], sizes[order], stops[order]
         counts = np.bincount(row)
@@ -256,6 +257,38 @@ class Packed:
             at += size
 
 
+class Padded:
+    """Each document alone in a row of `length` tokens; of longer ones the first `length`.
+
+    Example i is {'inputs', 'segment_ids' int32 [L]}: segment_ids are 1 at its tokens and 0 at
+    padding.
+
+    Raises:
+      UserError: for a document without tokens, by its number.
+    """
+
+    def __init__(self, corpus: TokenCorpus, length: int):
+        _check_length(length)
+        sizes = np.diff(corpus.offsets)
+        if not sizes.all():
+            raise errors.UserError(f'Record {int(np.argmin(sizes))} has no text.')
+        self._corpus = corpus
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._corpus.num_documents
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return _single(self.take(np.array([checked_index(index, len(self))])))
+
+    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples of int64 [n] indices, as arrays [n, L]."""
+        places = self._corpus.offsets[indices][:, None] + np.arange(self._length)
+        real = places < self._corpus.offsets[indices + 1][:, None]
+        tokens = self._corpus.tokens[np.minimum(places, self._corpus.num_tokens - 1)]
+        return {'inputs': tokens.astype(np.int32) * real, 'segment_ids': real.astype(np.int32)}
+
+
 def _single(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The only example of a batch."""
     return {name: array[0] for name, array in batch.items()}
@@ -279,7 +312,7 @@ def _pieces(offsets: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, n
     return starts, np.minimum(length, stops - starts), stops
 
 
-def _best_fit_decreasing(sizes: np.ndarray, capacity: int) -> np.ndarray:
+def best_fit_decreasing(sizes: np.ndarray, capacity: int) -> np.ndarray:
     """The row of each piece, int64 [num_pieces]: the fullest row it fits in, largest piece first.
 
     sizes are 1 to `capacity`. Equal sizes keep their order, so the plan is deterministic.

@@ -6,16 +6,22 @@ and put its class here, or name it by dotted path in the config (`my_package.my_
 
 from bigmodels.models.convnet import ConvNet
 from bigmodels.models.efficientnet import EfficientNet
+from bigmodels.models.encoder_decoder import EncoderDecoder
 from bigmodels.models.mlp import MLP
+from bigmodels.models.recurrent import Recurrent
 from bigmodels.models.resnet import ResNet
 from bigmodels.models.transformer import Transformer
+from bigmodels.models.transformer_classifier import TransformerClassifier
 from bigmodels.models.vit import ViT
 
 MODELS = {
     'convnet': ConvNet,
     'efficientnet': EfficientNet,
+    'encoder_decoder': EncoderDecoder,
     'mlp': MLP,
+    'recurrent': Recurrent,
     'resnet': ResNet,
     'transformer': Transformer,
+    'transformer_classifier': TransformerClassifier,
     'vit': ViT,
 }

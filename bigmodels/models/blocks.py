@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,9 +17,24 @@ from bigmodels import config, errors, sharding
 from bigmodels.models import layers
 from bigmodels.models import moe as moe_lib
 from bigmodels.models.attention import ATTENDED, Implementation, attend
+from bigmodels.models.attention.scores import heads_first
 
 Array = jax.Array
-Cache = tuple[dict[str, Array], ...]  # per layer: key and value, [B, N, S, K]
+# Per layer: key and value, [B, N, S, K]; with cross-attention also 'context', the same two.
+Cache = tuple[dict[str, Any], ...]
+
+
+class Context(NamedTuple):
+    """What cross-attention sees. Its rows B' divide B: B / B' rows after one another share one.
+
+    Fields:
+      states: [B', S, D]; None where a cache holds their keys and values already.
+      segment_ids: int [B', S]: a token sees the states of its own segment, by default 1.
+    """
+
+    states: Array | None
+    segment_ids: Array
+
 
 Remat = Literal['none', 'full', 'dots', 'attention']
 # What the backward pass of a block keeps instead of computing it again.
@@ -158,25 +173,12 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x, positions, segment_ids, cache):
         c = self.settings
-        b, l, d = x.shape
-        heads, kv_heads, head_dim = c.num_heads, c.kv_heads, c.dim_per_head
-        project = functools.partial(
-            layers.Linear, use_bias=c.use_bias or c.qkv_bias, kernel_init=scaled_normal(1 / d)
-        )
-
-        def split_heads(projected, count):
-            return sharding.constrain_activations(
-                projected.reshape(b, l, count, head_dim), 'tensor'
-            )
-
-        query = split_heads(project(heads * head_dim, name='query')(x), heads)
-        key = split_heads(project(kv_heads * head_dim, name='key')(x), kv_heads)
-        value = split_heads(project(kv_heads * head_dim, name='value')(x), kv_heads)
-        if c.qk_norm:
-            query = layers.Norm('rms_norm', c.norm_epsilon, name='query_norm')(query)
-            key = layers.Norm('rms_norm', c.norm_epsilon, name='key_norm')(key)
+        query = _heads(c, x, c.num_heads, 'query')
+        key, value = (_heads(c, x, c.kv_heads, name) for name in ('key', 'value'))
         if c.positions == 'rotary':
-            frequencies = layers.rotary_frequencies(head_dim, c.rotary_theta, c.rotary_scaling)
+            frequencies = layers.rotary_frequencies(
+                c.dim_per_head, c.rotary_theta, c.rotary_scaling
+            )
             query = layers.rotate(query, positions, frequencies)
             key = layers.rotate(key, positions, frequencies)
         if cache is not None:
@@ -198,10 +200,66 @@ class Attention(nn.Module):
             query_slots=None if cache is None else positions,
             implementation=c.attention,
         )
-        out = layers.Linear(
-            d, use_bias=c.use_bias, name='out', kernel_init=c.residual_init(heads * head_dim)
-        )(attended.reshape(b, l, heads * head_dim))
-        return sharding.constrain_activations(out), cache
+        return _attention_output(c, attended, x.shape), cache
+
+
+class CrossAttention(nn.Module):
+    """Attention of x [B, L, D] to a `Context`, or to a cache of its keys and values.
+
+    Returns its output, and these keys and values as a cache for the next tokens.
+    """
+
+    settings: Settings
+
+    @nn.compact
+    def __call__(self, x, segment_ids, context: Context, cache):
+        c = self.settings
+        query = _heads(c, x, c.num_heads, 'query')
+        if cache is None:
+            key, value = (_heads(c, context.states, c.kv_heads, name) for name in ('key', 'value'))
+        else:
+            key, value = (heads_first(cache[name]) for name in ('key', 'value'))
+        if segment_ids is None:
+            segment_ids = jnp.ones(x.shape[:2], jnp.int32)
+        # The rows that share a context are one row to its keys, which are read once and not copied.
+        rows = len(key)
+        attended = attend(
+            query.reshape(rows, -1, *query.shape[2:]),
+            key,
+            value,
+            causal=False,
+            segment_ids=segment_ids.reshape(rows, -1),
+            key_segment_ids=context.segment_ids,
+            softcap=c.attention_softcap,
+            implementation=c.attention,
+        )
+        cache = {'key': heads_first(key), 'value': heads_first(value)}
+        return _attention_output(c, attended, x.shape), cache
+
+
+def _heads(settings: Settings, x: Array, count: int, name: str) -> Array:
+    """x [B, L, D] -> [B, L, count, K], by the projection `name` of the module that calls."""
+    linear = layers.Linear(
+        count * settings.dim_per_head,
+        use_bias=settings.use_bias or settings.qkv_bias,
+        kernel_init=scaled_normal(1 / x.shape[-1]),
+        name=name,
+    )
+    heads = sharding.constrain_activations(
+        linear(x).reshape(*x.shape[:2], count, settings.dim_per_head), 'tensor'
+    )
+    if settings.qk_norm and name != 'value':
+        heads = layers.Norm('rms_norm', settings.norm_epsilon, name=f'{name}_norm')(heads)
+    return heads
+
+
+def _attention_output(settings: Settings, attended: Array, shape: tuple[int, int, int]) -> Array:
+    """attended [.., H, K] -> `shape` [B, L, D], the projection `out` of the module that calls."""
+    width = settings.num_heads * settings.dim_per_head
+    out = layers.Linear(
+        shape[-1], use_bias=settings.use_bias, name='out', kernel_init=settings.residual_init(width)
+    )(attended.reshape(*shape[:2], width))
+    return sharding.constrain_activations(out)
 
 
 class FeedForward(nn.Module):
@@ -230,39 +288,50 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each added to its input; x [B, L, D] -> (x, cache)."""
+    """Attention and feed-forward, each added to its input; x [B, L, D] -> (x, cache).
+
+    With a context, cross-attention comes between the two.
+    """
 
     settings: Settings
     train: bool = False
 
     @nn.compact
-    def __call__(self, x, positions, segment_ids, cache):
+    def __call__(self, x, positions, segment_ids, cache, context: Context | None = None):
         c = self.settings
-        before, after = c.norm_placement in ('pre', 'both'), c.norm_placement != 'pre'
         norm = functools.partial(layers.Norm, c.norm, c.norm_epsilon, c.use_bias)
         dropout = nn.Dropout(c.dropout_rate, deterministic=not self.train)
 
-        y = norm(name='attention_norm')(x) if before else x
-        y, cache = Attention(c, name='attention')(y, positions, segment_ids, cache)
-        y = dropout(y)
-        if c.norm_placement == 'post':
-            x = norm(name='attention_post_norm')(x + y)
-        else:
-            x = x + (norm(name='attention_post_norm')(y) if after else y)
+        def before(name, x):
+            return x if c.norm_placement == 'post' else norm(name=f'{name}_norm')(x)
 
-        y = norm(name='mlp_norm')(x) if before else x
+        def added(name, x, y):
+            y = dropout(y)
+            if c.norm_placement == 'post':
+                return norm(name=f'{name}_post_norm')(x + y)
+            return x + (norm(name=f'{name}_post_norm')(y) if c.norm_placement == 'both' else y)
+
+        y, new_cache = Attention(c, name='attention')(
+            before('attention', x), positions, segment_ids, cache
+        )
+        x = added('attention', x, y)
+        if context is not None:
+            y, seen = CrossAttention(c, name='cross_attention')(
+                before('cross_attention', x),
+                segment_ids,
+                context,
+                None if cache is None else cache.get('context'),
+            )
+            x = added('cross_attention', x, y)
+            new_cache = None if cache is None else new_cache | {'context': seen}
+        y = before('mlp', x)
         if c.moe is None:
             y = FeedForward(c, name='mlp')(y)
         else:
             y = moe_lib.MixtureOfExperts(
                 c.experts, c.mlp_dim, c.activation, c.use_bias, c.residual_init, name='mlp'
             )(y, dropless=cache is not None)
-        y = dropout(y)
-        if c.norm_placement == 'post':
-            x = norm(name='mlp_post_norm')(x + y)
-        else:
-            x = x + (norm(name='mlp_post_norm')(y) if after else y)
-        return sharding.constrain_activations(x), cache
+        return sharding.constrain_activations(added('mlp', x, y)), new_cache
 
 
 def run(
@@ -272,11 +341,13 @@ def run(
     segment_ids: Array | None = None,
     cache: Cache | None = None,
     train: bool = False,
+    context: Context | None = None,
 ) -> tuple[Array, Cache | None]:
     """x [B, L, D] through every block, scanned or unrolled; for use in a compact `__call__`.
 
     Args:
       positions: int [B, L] or [1, L]; needed by rotary positions and by a cache.
+      context: gives every block cross-attention.
 
     Raises:
       UserError: for a cache with scanned layers.
@@ -297,11 +368,11 @@ def run(
             in_axes=nn.broadcast,
             length=settings.num_layers,
         )
-        return scanned(settings, train, name='layers')(x, positions, segment_ids, None)
+        return scanned(settings, train, name='layers')(x, positions, segment_ids, None, context)
     caches = []
     for i in range(settings.num_layers):
         x, layer_cache = block(settings, train, name=f'layers_{i}')(
-            x, positions, segment_ids, None if cache is None else cache[i]
+            x, positions, segment_ids, None if cache is None else cache[i], context
         )
         caches.append(layer_cache)
     return x, None if cache is None else tuple(caches)

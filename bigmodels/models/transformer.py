@@ -81,12 +81,12 @@ class Transformer(nn.Module, Settings):
             inputs, positions, segment_ids = jax.tree.map(
                 balanced.to_balanced, (inputs, positions, segment_ids)
             )
-        embed = self._table('embed', self.vocab_rows)
+        embed = table(self, 'embed', self.vocab_rows)
         x = layers.look_up(embed, inputs, 'tensor')
         if self.scale_embeddings:
             x *= math.sqrt(self.embed_dim)
         if self.positions == 'learned':
-            x += layers.look_up(self._table('position_embed', self.max_length), positions, None)
+            x += layers.look_up(table(self, 'position_embed', self.max_length), positions, None)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x.astype(self.dtype))
         x, cache = self._run_blocks(
             sharding.constrain_activations(x), positions, segment_ids, cache, train
@@ -103,17 +103,12 @@ class Transformer(nn.Module, Settings):
                 scaled_normal(1 / self.embed_dim),
                 (self.embed_dim, self.vocab_rows),
             )
-        out = x if return_hidden else self._logits(x, kernel)
+        out = x if return_hidden else logits_of(self, x, kernel)
         return out if cache is None else (out, cache)
-
-    def _table(self, name: str, rows: int) -> nn.Embed:
-        return nn.Embed(rows, self.embed_dim, embedding_init=scaled_normal(0.02**2), name=name)
 
     def _run_blocks(self, x, positions, segment_ids, cache, train):
         """Applies every block, scanned or unrolled; called inside the compact `__call__`."""
-        settings = Settings(
-            **{field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
-        )
+        settings = settings_of(self)
         if sharding.axis_size('stage') > 1:
             return self._run_stages(settings, x, positions, segment_ids, train), None
         return blocks.run(settings, x, positions, segment_ids, cache, train)
@@ -161,26 +156,11 @@ class Transformer(nn.Module, Settings):
         """hidden [..., D], as from `return_hidden`, -> float32 logits [..., V]."""
         tied = self.tie_embeddings
         embedding = params['embed']['embedding']
-        return self._logits(hidden, _transposed(embedding) if tied else params['unembed'])
-
-    def _logits(self, hidden: Array, kernel: Array) -> Array:
-        logits = layers.soft_cap(layers.matmul(hidden, kernel, jnp.float32), self.logit_softcap)
-        if self.vocab_rows == self.vocab_size:
-            return logits
-        # Not a slice: where V is split over devices, it would move the parts' borders.
-        return jnp.where(jnp.arange(self.vocab_rows) < self.vocab_size, logits, -jnp.inf)
+        return logits_of(self, hidden, _transposed(embedding) if tied else params['unembed'])
 
     def init_cache(self, batch_size: int, length: int) -> Cache:
-        """Empty key and value slots for every layer: [B, N, S, K] in the compute dtype.
-
-        On a CPU in float32, to which XLA would widen all of it at every token, and back.
-        """
-        shape = (batch_size, self.kv_heads, length, self.dim_per_head)
-        dtype = 'float32' if jax.default_backend() == 'cpu' else self.dtype
-        return tuple(
-            {'key': jnp.zeros(shape, dtype), 'value': jnp.zeros(shape, dtype)}
-            for _ in range(self.num_layers)
-        )
+        """Empty key and value slots for every layer, see `empty_cache`."""
+        return empty_cache(self, batch_size, length)
 
     def flops_per_token(self, params: Mapping, length: int) -> float:
         """Training FLOPs of one token, causal convention: 6 N + 6 * layers * H * K * length.
@@ -198,6 +178,38 @@ class Transformer(nn.Module, Settings):
             multiplied -= moe_lib.num_idle(params, self.experts)
         attended = min(length, 2 * (self.sliding_window or length))
         return 6 * multiplied + 6 * self.num_layers * self.num_heads * self.dim_per_head * attended
+
+
+def settings_of(model: Settings) -> Settings:
+    """The settings of a module that has their fields."""
+    return Settings(**{f.name: getattr(model, f.name) for f in dataclasses.fields(Settings)})
+
+
+def table(settings: Settings, name: str, rows: int) -> nn.Embed:
+    """A table of embeddings [rows, D] in the module that calls."""
+    return nn.Embed(rows, settings.embed_dim, embedding_init=scaled_normal(0.02**2), name=name)
+
+
+def logits_of(settings: Settings, hidden: Array, kernel: Array | kernels.Kernel) -> Array:
+    """hidden [..., D], kernel [D, V] -> float32 [..., V], -inf where the vocabulary is padded."""
+    logits = layers.soft_cap(layers.matmul(hidden, kernel, jnp.float32), settings.logit_softcap)
+    if settings.vocab_rows == settings.vocab_size:
+        return logits
+    # Not a slice: where V is split over devices, it would move the parts' borders.
+    return jnp.where(jnp.arange(settings.vocab_rows) < settings.vocab_size, logits, -jnp.inf)
+
+
+def empty_cache(settings: Settings, batch_size: int, length: int) -> Cache:
+    """Key and value slots of zeros for every layer: [B, N, S, K] in the compute dtype.
+
+    On a CPU in float32, to which XLA would widen all of it at every token, and back.
+    """
+    shape = (batch_size, settings.kv_heads, length, settings.dim_per_head)
+    dtype = 'float32' if jax.default_backend() == 'cpu' else settings.dtype
+    return tuple(
+        {'key': jnp.zeros(shape, dtype), 'value': jnp.zeros(shape, dtype)}
+        for _ in range(settings.num_layers)
+    )
 
 
 def _transposed(embedding: Array | kernels.Kernel) -> Array | kernels.Kernel:

@@ -1,10 +1,8 @@
 """The next token, from those before it."""
 
-import collections
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -12,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigmodels import errors, losses, metrics, trees
-from bigmodels.data import text, tokenizers
+from bigmodels import losses, metrics
+from bigmodels.data import tokenizers
 from bigmodels.deploy.decoding import generate_text
 from bigmodels.deploy.sampling import Sampling
-from bigmodels.models.attention import choose_implementation
+from bigmodels.tasks import tokens
 
 
 @dataclasses.dataclass(frozen=True)
-class LanguageModeling:
+class LanguageModeling(tokens.TokenSequences):
     """Text -> a decoder's next-token loss.
 
     Fields:
@@ -49,37 +47,6 @@ class LanguageModeling:
     sample_tokens: int = 300
     vocabulary: tokenizers.Tokenizer | None = None
 
-    def __post_init__(self):
-        if self.sequence_length > self.model.max_length:
-            raise errors.UserError(
-                f'task.sequence_length = {self.sequence_length} is longer than '
-                f'model.max_length = {self.model.max_length}.'
-            )
-
-    def fit(self, source: Sequence) -> 'LanguageModeling':
-        """Makes the tokenizer; one that is trained sees only the training records."""
-
-        def texts():
-            return (source[i][self.text_field] for i in range(len(source)))
-
-        return self._with(tokenizers.fit(self.tokenizer, texts, 'task.tokenizer'))
-
-    def save(self, directory: Path) -> None:
-        """Writes the tokenizer."""
-        self.vocabulary.save(directory)
-
-    def restored(self, directory: Path) -> 'LanguageModeling':
-        """With the tokenizer that `save` wrote."""
-        return self._with(tokenizers.restore(directory))
-
-    def _with(self, vocabulary: tokenizers.Tokenizer) -> 'LanguageModeling':
-        if vocabulary.vocab_size > self.model.vocab_size:
-            raise errors.UserError(
-                f'The tokenizer has {vocabulary.vocab_size} tokens but model.vocab_size is '
-                f'{self.model.vocab_size}: set model.vocab_size to at least that.'
-            )
-        return dataclasses.replace(self, vocabulary=vocabulary)
-
     def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A record with text -> {'inputs': token ids}."""
         return {'inputs': self.vocabulary.encode(raw[self.text_field])}
@@ -88,40 +55,8 @@ class LanguageModeling:
         """Token ids -> text."""
         return self.vocabulary.decode(prediction)
 
-    def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
-        """Examples of L tokens; in evaluation the last one may be padded with weights 0."""
-        corpus = text.tokenize_corpus(
-            source,
-            self.vocabulary,
-            cache_dir,
-            field=self.text_field,
-            append_end_of_text=self.append_end_of_text,
-        )
-        if self.packing == 'documents':
-            return text.Packed(corpus, self.sequence_length)
-        return text.Chunks(corpus, self.sequence_length, drop_remainder=train)
-
-    def example_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The shapes of one of `examples`, which do not depend on the text."""
-        names = ['inputs', 'targets']
-        if self.packing == 'documents':
-            names += ['positions', 'segment_ids']
-        shape = (self.sequence_length,)
-        return {name: jax.ShapeDtypeStruct(shape, 'int32') for name in names} | {
-            'weights': jax.ShapeDtypeStruct(shape, 'float32')
-        }
-
-    def init(self, rng: jax.Array, batch: Mapping[str, jax.Array]) -> Mapping:
-        """Variables of the model."""
-        return self.model.init(rng, batch['inputs'][:1])
-
     def loss_fn(self, params, model_state, batch, rng, train: bool):
-        """Cross-entropy in nats per token; bits per byte of text.
-
-        What the model sows per sequence is averaged over layers where it is in the collection
-        'metrics', and added to the loss of each of the sequence's tokens in training where it is
-        in 'losses'; 'cross_entropy' is then the loss without it.
-        """
+        """Cross-entropy in nats per token, see `tokens.pairs_of_tokens`; bits per byte of text."""
         hidden, sown = self.model.apply(
             {'params': params},
             batch['inputs'],
@@ -146,12 +81,8 @@ class LanguageModeling:
             loss = losses.chunked_over_tokens(of_hidden, hidden, batch['targets'], self.loss_chunk)
         else:
             loss = of_hidden(hidden, batch['targets'])
-        pairs = _sown_metrics(sown, batch['weights'])
-        if train and 'losses' in sown:
-            pairs['cross_entropy'] = metrics.pair(loss, batch['weights'])
-            for added in jax.tree.leaves(sown['losses']):  # [B]; of scanned layers [layers, B]
-                loss += added.reshape(-1, len(loss), 1).sum(0)
-        pairs['loss'] = loss = metrics.pair(loss, batch['weights'])
+        pairs = tokens.pairs_of_tokens(loss, batch['weights'], sown, train)
+        loss = pairs['loss']
         if not train:
             lengths = jnp.asarray(self.vocabulary.byte_lengths())[batch['targets']]
             text_bytes = (lengths * batch['weights']).sum()
@@ -167,18 +98,10 @@ class LanguageModeling:
             segment_ids=batch.get('segment_ids'),
         )
 
-    def summary(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Adds perplexity, exp(loss), per token."""
-        return {**values, 'perplexity': math.exp(min(values['loss'], 700))}
-
-    def items(self, shapes: Mapping[str, Any]) -> tuple[int, str]:
-        """The number of tokens in a batch, and their unit."""
-        return math.prod(shapes['inputs'].shape), 'tokens'
-
     def flops_per_step(self, params, shapes) -> float:
         """Model FLOPs of one training step, causal convention."""
-        tokens, _ = self.items(shapes)
-        return tokens * self.model.flops_per_token(params, self.sequence_length)
+        count, _ = self.items(shapes)
+        return count * self.model.flops_per_token(params, self.sequence_length)
 
     def demonstrate(self, params, model_state) -> dict[str, str]:
         """A sampled continuation of `sample_prompt`."""
@@ -189,28 +112,3 @@ class LanguageModeling:
         settings = Sampling(temperature=0.8, top_k=50)
         [continuation] = generate_text(self, params, [self.sample_prompt], count, settings, seed=0)
         return {'sample.txt': self.sample_prompt + continuation}
-
-    def facts(self) -> dict[str, str]:
-        """What the start screen says of the model."""
-        m = self.model
-        kernel, reason = choose_implementation(
-            m.attention, m.dtype, m.dim_per_head, self.sequence_length, m.attention_softcap
-        )
-        return {
-            'model': f'Transformer, {m.num_layers} layers, embed {m.embed_dim}, '
-            f'{m.num_heads} heads of {m.dim_per_head}, vocabulary {m.vocab_size}',
-            **({} if m.experts is None else {'experts': m.experts.describe()}),
-            'attention': f'{kernel} ({reason})',
-            'precision': f'parameters float32, compute {m.dtype}',
-        }
-
-
-def _sown_metrics(sown: Mapping, weights: jax.Array) -> dict[str, metrics.Pair]:
-    """For each name, its mean over layers and, by the weights of their tokens, over sequences."""
-    by_name = collections.defaultdict(list)
-    for name, leaf in trees.flatten_named(sown.get('metrics', {})).items():
-        by_name[name.split('/')[-2]].append(leaf.reshape(-1, len(weights)))
-    return {
-        name: metrics.pair(jnp.concatenate(values).mean(0), weights.sum(1))
-        for name, values in by_name.items()
-    }

@@ -202,7 +202,7 @@ def test_best_fit_decreasing_against_the_definition():
             row = min(fitting)[1]
             free[row] -= sizes[piece]
             wanted[piece] = row
-        rows = text._best_fit_decreasing(sizes, capacity)
+        rows = text.best_fit_decreasing(sizes, capacity)
         filled, reference = (np.bincount(plan, sizes) for plan in (rows, wanted))
         # Among rows equally full the choice is free, so the rows agree as a multiset.
         np.testing.assert_array_equal(np.sort(filled), np.sort(reference))
@@ -248,3 +248,27 @@ def test_lengths_that_cannot_be(tmp_path):
     with pytest.raises(errors.UserError, match=r'1 tokens, too few .* length 8, which takes 9'):
         text.Chunks(one, 8)
     assert not text.Packed(one, 8)[0]['weights'].any()
+
+
+def test_padded_documents_are_alone_in_their_rows(tmp_path):
+    texts = ['abc', 'a longer one', 'x', 'exact']
+    corpus = make_corpus(tmp_path, *texts, append_end_of_text=False)
+    examples = text.Padded(corpus, 5)
+    assert len(examples) == 4
+    together = examples.take(np.array([3, 0, 1, 2]))
+    for row, i in enumerate((3, 0, 1, 2)):
+        kept = texts[i].encode()[:5]
+        expected = {
+            'inputs': [*kept, *[0] * (5 - len(kept))],
+            'segment_ids': [1] * len(kept) + [0] * (5 - len(kept)),
+        }
+        for name, values in expected.items():
+            np.testing.assert_array_equal(examples[i][name], values)
+            np.testing.assert_array_equal(together[name][row], values)
+            assert examples[i][name].dtype == np.int32
+
+
+def test_a_document_without_text_is_named(tmp_path):
+    corpus = make_corpus(tmp_path, 'one', '', 'three', append_end_of_text=False)
+    with pytest.raises(errors.UserError, match='Record 1 has no text'):
+        text.Padded(corpus, 5)

@@ -42,6 +42,7 @@ def attend(
     causal: bool = True,
     window: int | None = None,
     segment_ids: Array | None = None,
+    key_segment_ids: Array | None = None,
     query_slots: Array | None = None,
     softcap: float | None = None,
     implementation: Implementation = 'auto',
@@ -56,7 +57,9 @@ def attend(
       key, value: [B, S, N, K]; H must be a multiple of N (grouped heads).
       causal: a query sees the key slots up to its own.
       window: a query sees only this many latest key slots, its own included.
-      segment_ids: [B, L] with L = S: a query sees keys of its own segment only.
+      segment_ids: [B, L]: a query sees keys of its own segment only.
+      key_segment_ids: [B, S] of the keys, where these are of another sequence than the queries;
+        by default L = S and they are the queries' own.
       query_slots: [B, L] key slot of each query; default 0..L-1. Used with a cache.
       softcap: bounds the scores by `layers.soft_cap`.
       implementation: an explicit one that cannot run raises UserError.
@@ -71,6 +74,7 @@ def attend(
         key.shape[1],
         softcap,
         cached=query_slots is not None,
+        cross=key_segment_ids is not None,
     )
     options = dict(causal=causal, window=window, segment_ids=segment_ids)
     if chosen == 'splash':  # names more than its output, which its backward pass needs as well
@@ -80,9 +84,11 @@ def attend(
     if chosen == 'ring':
         out = ring.ring_attend(query, key, value, **options, softcap=softcap)
     elif chosen == 'cudnn':
-        out = _cudnn(query, key, value, **options)
+        out = _cudnn(query, key, value, **options, key_segment_ids=key_segment_ids)
     else:
-        mask = functools.partial(visible, **options, query_slots=query_slots)
+        mask = functools.partial(
+            visible, **options, key_segment_ids=key_segment_ids, query_slots=query_slots
+        )
         folded = scaled(fold(query, key.shape[2])), heads_first(key), heads_first(value)
         if chosen == 'blockwise':
             out = unfold(_blockwise(*folded, mask, softcap))
@@ -101,6 +107,7 @@ def choose_implementation(
     length: int,
     softcap: float | None = None,
     cached: bool = False,
+    cross: bool = False,
     platform: str | None = None,
 ) -> tuple[str, str]:
     """The implementation that will run and, in words, why.
@@ -127,9 +134,11 @@ def choose_implementation(
     }
     if cached:
         obstacles = dict.fromkeys(obstacles, 'decoding with a cache does not use it')
+    elif cross:
+        obstacles['splash'] = 'it takes queries and keys of one sequence'
     if requested in obstacles:
         obstacle = obstacles[requested]
-        if obstacle and not cached:
+        if obstacle and not (cached or cross):
             raise errors.UserError(f'attention = "{requested}" cannot run: {obstacle}. Use "auto".')
         return ('xla', obstacle) if obstacle else (requested, 'asked for')
     if requested != 'auto':
@@ -188,6 +197,7 @@ def _cudnn(
     causal: bool,
     window: int | None,
     segment_ids: Array | None,
+    key_segment_ids: Array | None,
 ) -> Array:
     """cuDNN's fused kernel, by JAX: arguments and result as in `attend`."""
     fused = functools.partial(jax.nn.dot_product_attention, implementation='cudnn')
@@ -201,6 +211,7 @@ def _cudnn(
         causal=causal,
         window=window,
         segment_ids=segment_ids,
+        key_segment_ids=key_segment_ids,
         query_slots=None,
     )
     return fused(query, key, value, mask=mask[:, None])

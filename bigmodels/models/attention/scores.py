@@ -25,6 +25,7 @@ def visible(
     window: int | None,
     segment_ids: Array | None,
     query_slots: Array | None,
+    key_segment_ids: Array | None = None,
 ) -> Array | None:
     """Which key slots `columns` [S'] the queries `rows` [L'] see: bool [B or 1, L', S'] or None."""
     slots = rows[None, :, None] if query_slots is None else query_slots[:, rows, None]
@@ -34,7 +35,8 @@ def visible(
     if window is not None:
         masks.append(columns > slots - window)
     if segment_ids is not None:
-        masks.append(segment_ids[:, rows, None] == segment_ids[:, None, columns])
+        of_keys = segment_ids if key_segment_ids is None else key_segment_ids
+        masks.append(segment_ids[:, rows, None] == of_keys[:, None, columns])
     return functools.reduce(jnp.logical_and, masks) if masks else None
 
 

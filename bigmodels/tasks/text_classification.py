@@ -1,0 +1,185 @@
+"""One class for each text.
+
+Axes: B batch, L length.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from bigmodels import errors, losses, metrics
+from bigmodels.data import text, token_noise, tokenizers
+from bigmodels.tasks import tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class TextClassification(tokens.Tokenized):
+    """Texts -> one of the classes that the config names.
+
+    Fields:
+      model: maps inputs int [B, L], with segment_ids of 0 at padding, to logits [B, classes].
+      tokenizer: the config's section, from which `fit` or `restored` makes `vocabulary`.
+      sequence_length: L; of longer texts the first L tokens are read.
+      classes: their names. A record's label is one of them, or its number from 0.
+      text_field, label_field: of the source's records.
+      token_dropout: the share of tokens that training leaves out, see `token_noise.drop_tokens`.
+      label_smoothing: see `losses.softmax_cross_entropy`; in training only.
+    """
+
+    model: nn.Module
+    tokenizer: Mapping
+    sequence_length: int
+    classes: Sequence[str]
+    text_field: str = 'text'
+    label_field: str = 'label'
+    token_dropout: float = 0.0
+    label_smoothing: float = 0.0
+    vocabulary: tokenizers.Tokenizer | None = None
+
+    def __post_init__(self):
+        if len(self.classes) != self.model.num_classes:
+            raise errors.UserError(
+                f'task.classes names {len(self.classes)} classes, but model.num_classes is '
+                f'{self.model.num_classes}.'
+            )
+        if not 0 <= self.token_dropout < 1:
+            raise errors.UserError(
+                f'task.token_dropout = {self.token_dropout} must be from 0 to under 1.'
+            )
+
+    def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """A record -> {'inputs', 'segment_ids' int32 [L], and 'targets' where it has a label}.
+
+        Raises:
+          UserError: for a record without text, or a label that is no class.
+        """
+        ids = self.vocabulary.encode(text.text_of(raw, self.text_field))[: self.sequence_length]
+        if not len(ids):
+            raise errors.UserError(f'The field {self.text_field!r} is empty: there is no text.')
+        padded = np.zeros((2, self.sequence_length), np.int32)
+        padded[:, : len(ids)] = ids, np.ones_like(ids)
+        example = {'inputs': padded[0], 'segment_ids': padded[1]}
+        if self.label_field in raw:
+            example['targets'] = self._label(raw)
+        return example
+
+    def _label(self, record: Mapping[str, Any]) -> np.int32:
+        """The number of a record's class."""
+        if self.label_field not in record:
+            raise errors.unknown('field', self.label_field, record)
+        label = record[self.label_field]
+        if isinstance(label, str):
+            if label not in self.classes:
+                raise errors.unknown('class', label, self.classes)
+            return np.int32(self.classes.index(label))
+        if not 0 <= label < len(self.classes):
+            raise errors.UserError(
+                f'Label {label} is out of range: there are {len(self.classes)} classes.'
+            )
+        return np.int32(label)
+
+    def postprocess(self, prediction: np.ndarray) -> dict[str, Any]:
+        """Probabilities [classes] -> {'label', 'probability'}."""
+        label = int(np.argmax(prediction))
+        return {'label': self.classes[label], 'probability': float(prediction[label])}
+
+    def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
+        """One example for each record; all are looked at before the first is used."""
+        corpus = text.tokenize_corpus(
+            source, self.vocabulary, cache_dir, field=self.text_field, append_end_of_text=False
+        )
+        labels = np.zeros(len(source), np.int32)
+        for i in range(len(source)):
+            try:
+                labels[i] = self._label(source[i])
+            except errors.UserError as error:
+                raise errors.UserError(f'Record {i} of {source.describe()}: {error}') from error
+        try:
+            return Labelled(text.Padded(corpus, self.sequence_length), labels)
+        except errors.UserError as error:
+            raise errors.UserError(f'{source.describe()}: {error}') from error
+
+    def example_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of one of `examples`."""
+        row = jax.ShapeDtypeStruct((self.sequence_length,), 'int32')
+        return {
+            'inputs': row,
+            'segment_ids': row,
+            'targets': jax.ShapeDtypeStruct((), 'int32'),
+            'weights': jax.ShapeDtypeStruct((), 'float32'),
+        }
+
+    def init(self, rng: jax.Array, batch: Mapping[str, jax.Array]) -> Mapping:
+        """Variables of the model."""
+        return self.model.init(rng, batch['inputs'][:1])
+
+    def loss_fn(self, params, model_state, batch, rng, train: bool):
+        """Cross-entropy in nats, and accuracy."""
+        dropout_rng, token_rng = jax.random.split(rng)
+        segment_ids = batch['segment_ids']
+        if train and self.token_dropout:
+            segment_ids = token_noise.drop_tokens(token_rng, segment_ids, self.token_dropout)
+        logits = self.model.apply(
+            {'params': params},
+            batch['inputs'],
+            segment_ids=segment_ids,
+            train=train,
+            rngs={'dropout': dropout_rng},
+        )
+        loss = losses.softmax_cross_entropy(
+            logits, batch['targets'], label_smoothing=self.label_smoothing if train else 0.0
+        )
+        pairs = {
+            'loss': metrics.pair(loss, batch['weights']),
+            'accuracy': metrics.pair(logits.argmax(-1) == batch['targets'], batch['weights']),
+        }
+        return metrics.mean(pairs['loss']), (pairs, model_state)
+
+    def predict(self, params, model_state, batch) -> jax.Array:
+        """Probabilities [B, classes]."""
+        logits = self.model.apply(
+            {'params': params}, batch['inputs'], segment_ids=batch['segment_ids']
+        )
+        return jax.nn.softmax(logits)
+
+    def summary(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The means as they are."""
+        return dict(values)
+
+    def items(self, shapes: Mapping[str, Any]) -> tuple[int, str]:
+        """The number of texts in a batch, and their unit."""
+        return len(shapes['inputs']), 'texts'
+
+    def flops_per_step(self, params, shapes) -> None:
+        """Not known by formula."""
+
+    def demonstrate(self, params, model_state) -> dict[str, str]:
+        """Nothing to show beyond the metrics."""
+        return {}
+
+    def facts(self) -> dict[str, str]:
+        """What the start screen says of the model."""
+        return {'model': f'{type(self.model).__name__}, classes {", ".join(self.classes)}'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """Texts with their labels int32 [n]."""
+
+    texts: text.Padded
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {**self.texts[index], 'targets': self.labels[index]}
+
+    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples of int64 [n] indices, stacked."""
+        return {**self.texts.take(indices), 'targets': self.labels[indices]}

@@ -1,0 +1,153 @@
+"""What tasks on text share: the tokenizer of a run, and the metrics of losses by token."""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+
+from bigmodels import errors, metrics, trees
+from bigmodels.data import text, tokenizers
+from bigmodels.models.attention import choose_implementation
+
+
+class Tokenized:
+    """The methods of a task that fit a tokenizer to the training texts, save and restore it.
+
+    The task is a frozen dataclass with the fields `model`, `text_field`, `tokenizer`, the config's
+    section, and `vocabulary`, the tokenizer that is made of it.
+    """
+
+    def fit(self, source: Sequence) -> Self:
+        """Makes the tokenizer; one that is trained sees only the training records."""
+
+        def texts():
+            for i in range(len(source)):
+                record = source[i]
+                yield from (text.text_of(record, field) for field in self._text_fields())
+
+        return self._with(tokenizers.fit(self.tokenizer, texts, 'task.tokenizer'))
+
+    def _text_fields(self) -> Sequence[str]:
+        """The fields of a record whose texts a tokenizer is trained on."""
+        return (self.text_field,)
+
+    def save(self, directory: Path) -> None:
+        """Writes the tokenizer."""
+        self.vocabulary.save(directory)
+
+    def restored(self, directory: Path) -> Self:
+        """With the tokenizer that `save` wrote."""
+        return self._with(tokenizers.restore(directory))
+
+    def _num_ids(self, vocabulary: tokenizers.Tokenizer) -> int:
+        """How many ids the model is given."""
+        return vocabulary.vocab_size
+
+    def _with(self, vocabulary: tokenizers.Tokenizer) -> Self:
+        num_ids = self._num_ids(vocabulary)
+        if num_ids > self.model.vocab_size:
+            raise errors.UserError(
+                f'The tokenizer has {vocabulary.vocab_size} tokens but model.vocab_size is '
+                f'{self.model.vocab_size}: set model.vocab_size to at least {num_ids}.'
+            )
+        return dataclasses.replace(self, vocabulary=vocabulary)
+
+
+class TokenSequences(Tokenized):
+    """The methods of a `Tokenized` task on sequences of tokens that are cut from a corpus.
+
+    Further fields of the task, whose model is a `Transformer` or has its call and methods:
+      sequence_length: L, tokens in one example.
+      packing: 'chunks' cuts the corpus at every L tokens; 'documents' packs whole documents,
+        with segment ids and positions, so that none sees another.
+      append_end_of_text: whether every document ends with the tokenizer's end-of-text token.
+    """
+
+    def __post_init__(self):
+        if self.sequence_length > self.model.max_length:
+            raise errors.UserError(
+                f'task.sequence_length = {self.sequence_length} is longer than '
+                f'model.max_length = {self.model.max_length}.'
+            )
+
+    def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
+        """Examples of L tokens; in evaluation the last one may be padded with weights 0."""
+        corpus = text.tokenize_corpus(
+            source,
+            self.vocabulary,
+            cache_dir,
+            field=self.text_field,
+            append_end_of_text=self.append_end_of_text,
+        )
+        if self.packing == 'documents':
+            return text.Packed(corpus, self.sequence_length)
+        return text.Chunks(corpus, self.sequence_length, drop_remainder=train)
+
+    def example_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of one of `examples`, which do not depend on the text."""
+        names = ['inputs', 'targets']
+        if self.packing == 'documents':
+            names += ['positions', 'segment_ids']
+        shape = (self.sequence_length,)
+        return {name: jax.ShapeDtypeStruct(shape, 'int32') for name in names} | {
+            'weights': jax.ShapeDtypeStruct(shape, 'float32')
+        }
+
+    def init(self, rng: jax.Array, batch: Mapping[str, jax.Array]) -> Mapping:
+        """Variables of the model."""
+        return self.model.init(rng, batch['inputs'][:1])
+
+    def summary(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Adds perplexity, exp(loss), per token."""
+        return {**values, 'perplexity': math.exp(min(values['loss'], 700))}
+
+    def items(self, shapes: Mapping[str, Any]) -> tuple[int, str]:
+        """The number of tokens in a batch, and their unit."""
+        return math.prod(shapes['inputs'].shape), 'tokens'
+
+    def facts(self) -> dict[str, str]:
+        """What the start screen says of the model."""
+        m = self.model
+        kernel, reason = choose_implementation(
+            m.attention, m.dtype, m.dim_per_head, self.sequence_length, m.attention_softcap
+        )
+        return {
+            'model': f'Transformer, {m.num_layers} layers, embed {m.embed_dim}, '
+            f'{m.num_heads} heads of {m.dim_per_head}, vocabulary {m.vocab_size}',
+            **({} if m.experts is None else {'experts': m.experts.describe()}),
+            'attention': f'{kernel} ({reason})',
+            'precision': f'parameters float32, compute {m.dtype}',
+        }
+
+
+def pairs_of_tokens(
+    loss: jax.Array, weights: jax.Array, sown: Mapping, train: bool
+) -> dict[str, metrics.Pair]:
+    """The metric 'loss' of tokens' losses [B, L], and what the model sowed for each sequence.
+
+    What is in the collection 'metrics' is averaged over layers; what is in 'losses' is added to the
+    loss of each of the sequence's tokens in training, and 'cross_entropy' is then the loss without
+    it.
+    """
+    pairs = _sown_metrics(sown, weights)
+    if train and 'losses' in sown:
+        pairs['cross_entropy'] = metrics.pair(loss, weights)
+        for added in jax.tree.leaves(sown['losses']):  # [B]; of scanned layers [layers, B]
+            loss += added.reshape(-1, len(loss), 1).sum(0)
+    return pairs | {'loss': metrics.pair(loss, weights)}
+
+
+def _sown_metrics(sown: Mapping, weights: jax.Array) -> dict[str, metrics.Pair]:
+    """For each name, its mean over layers and, by the weights of their tokens, over sequences."""
+    by_name = collections.defaultdict(list)
+    for name, leaf in trees.flatten_named(sown.get('metrics', {})).items():
+        by_name[name.split('/')[-2]].append(leaf.reshape(-1, len(weights)))
+    return {
+        name: metrics.pair(jnp.concatenate(values).mean(0), weights.sum(1))
+        for name, values in by_name.items()
+    }

@@ -1,0 +1,44 @@
+"""A small BERT: masked language modelling on English novels.
+
+python -m bigmodels.main --config=configs/bert.py
+"""
+
+from configs import common
+
+
+def get_config(variant: str = ''):
+    """The default, or `tiny` for tests."""
+    config = common.get_config()
+    common.small_transformer(
+        config,
+        vocab_size=8192 + 1,  # the tokenizer's and the mask
+        num_layers=4,
+        embed_dim=192,
+        num_heads=3,
+        max_length=128,
+        causal=False,
+        tie_embeddings=True,
+    )
+    config.task = dict(
+        name='masked_language_modeling',
+        tokenizer=dict(name='bpe', vocab_size=8192),
+        sequence_length=64,
+        mask_rate=0.2,
+        append_end_of_text=False,
+        sample_text='It was a very [MASK] evening, and she was so [MASK] that she began to cry.',
+    )
+    config.data.train = dict(name='text_files', path=common.data_path('novels/train.txt.gz'))
+    config.data.evals = dict(
+        valid=dict(name='text_files', path=common.data_path('novels/valid.txt.gz'))
+    )
+    config.batch_size = 64
+    config.total_steps = 4000
+    config.eval_every = 1000
+    config.checkpoint.every = 1000
+    if variant == 'tiny':
+        config.model.update(num_layers=2, embed_dim=32, num_heads=2, vocab_size=512)
+        config.task.tokenizer.vocab_size = 400
+        config = common.tiny(config)
+    elif variant:
+        raise ValueError(f'unknown variant {variant!r}; there is: tiny')
+    return config.lock()

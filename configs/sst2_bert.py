@@ -1,0 +1,34 @@
+"""The encoder of configs/bert.py, fine-tuned on SST-2.
+
+python -m bigmodels.main --config=configs/bert.py
+python -m bigmodels.main --config=configs/sst2_bert.py
+python -m bigmodels.main --config=configs/sst2_bert.py:scratch
+"""
+
+from configs import bert, common
+
+
+def get_config(variant: str = ''):
+    """The default, `scratch` (the same network without pretraining), or `tiny` for tests."""
+    pretrained = bert.get_config(variant if variant == 'tiny' else '')
+    config = common.get_config()
+    common.sst2(config)
+    # Its tokens must be those of the pretrained embeddings.
+    config.task.tokenizer = dict(name='hugging_face', path='runs/bert/preprocessing')
+    encoder = {key: value for key, value in pretrained.model.items() if key != 'name'}
+    config.model = dict(
+        name='transformer_classifier', num_classes=2, encoder=encoder, dropout_rate=0.1
+    )
+    config.model.encoder.dropout_rate = 0.1
+    config.init_from = dict(workdir='runs/bert', prefixes=(('encoder', ''),), new=('^head/',))
+    config.optimizer.learning_rate = 5e-4
+    config.batch_size = 32
+    config.total_steps = 1000
+    config.eval_every = 250
+    if variant == 'scratch':
+        config.init_from = dict()
+    elif variant == 'tiny':
+        config = common.tiny(config)
+    elif variant:
+        raise ValueError(f'unknown variant {variant!r}; there are: scratch, tiny')
+    return config.lock()

@@ -1,0 +1,62 @@
+"""Features are what the head gets; probes against scikit-learn's and NumPy's own results."""
+
+import jax
+import numpy as np
+import pytest
+from sklearn import datasets
+
+from bigmodels import errors
+from bigmodels.data import table_sources
+from bigmodels.interpret import probes
+from bigmodels.models.mlp import MLP
+from bigmodels.tasks.classification import Classification
+
+
+def test_features_are_the_inputs_of_the_head(tmp_path):
+    rng = np.random.default_rng(0)
+    columns = {'image': rng.normal(size=(11, 6)), 'label': np.arange(11) % 3}
+    task = Classification(MLP(num_classes=3, hidden_dims=(5,)))
+    params = task.init(jax.random.key(0), {'inputs': columns['image'][:1]})['params']
+    examples = task.examples(table_sources.Columns(columns), tmp_path, train=False)
+    found, targets = probes.features(task, params, {}, examples, batch_size=4)
+    layer = params['Linear_0']
+    expected = np.maximum(columns['image'] @ layer['kernel'] + layer['bias'], 0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(targets, columns['label'])
+
+
+def test_a_model_without_a_head_is_named(tmp_path):
+    class Headless(MLP):
+        def __call__(self, inputs, *, train=False):
+            return inputs
+
+    task = Classification(Headless(num_classes=6))
+    columns = {'image': np.ones((2, 6)), 'label': np.arange(2)}
+    examples = task.examples(table_sources.Columns(columns), tmp_path, train=False)
+    with pytest.raises(errors.UserError, match='Headless has no layer `head`'):
+        probes.features(task, {}, {}, examples)
+
+
+def test_probes_tell_digits_apart_and_cannot_tell_noise():
+    images, labels = datasets.load_digits(return_X_y=True)
+    train, test = (images[:300], labels[:300]), (images[300:600], labels[300:600])
+    assert probes.linear_probe(train, test) > 0.85
+    assert probes.nearest_neighbours_probe(train, test) > 0.85
+    noise = np.random.default_rng(0).normal(size=images.shape)
+    noisy = (noise[:300], labels[:300]), (noise[300:600], labels[300:600])
+    assert probes.linear_probe(*noisy) < 0.25
+    assert probes.nearest_neighbours_probe(*noisy) < 0.25
+
+
+def test_neighbours_vote_by_similarity():
+    rng = np.random.default_rng(1)
+    train = rng.normal(size=(40, 3)), rng.integers(0, 3, 40)
+    test = rng.normal(size=(25, 3)), rng.integers(0, 3, 25)
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+    similarity = unit(test[0]) @ unit(train[0]).T
+    votes = np.zeros((25, 3))
+    for row, similar in enumerate(similarity):
+        for i in np.argsort(-similar)[:7]:
+            votes[row, train[1][i]] += np.exp(similar[i] / 0.07)
+    expected = (votes.argmax(1) == test[1]).mean()
+    assert probes.nearest_neighbours_probe(train, test, neighbours=7) == pytest.approx(expected)

@@ -1,0 +1,113 @@
+"""Labelled texts to examples, losses and answers."""
+
+import jax
+import numpy as np
+import pytest
+
+from bigmodels import errors
+from bigmodels.data import table_sources
+from bigmodels.models.recurrent import Recurrent
+from bigmodels.tasks.text_classification import TextClassification
+
+TEXTS = ['good film', 'bad', 'a film that is very good indeed', 'meh']
+LABELS = [1, 0, 1, 0]
+
+
+class Source(table_sources.Columns):
+    """Texts and labels in memory."""
+
+    def __init__(self, texts=TEXTS, labels=LABELS, kind=object):
+        super().__init__({'text': np.array(texts, object), 'label': np.array(labels, kind)})
+
+    def fingerprint(self):
+        return table_sources.arrays_digest('test', {'text': self._columns['text'].astype(str)})
+
+    def describe(self):
+        return 'four texts'
+
+
+def make(**settings):
+    model = Recurrent(num_classes=2, vocab_size=400, embed_dim=8, hidden_dim=8)
+    fields = dict(tokenizer={'name': 'bpe', 'vocab_size': 300}, sequence_length=12)
+    return TextClassification(model, **fields | dict(classes=('negative', 'positive')) | settings)
+
+
+def test_examples_are_those_that_serving_makes(tmp_path):
+    task = make().fit(Source())
+    examples = task.examples(Source(), tmp_path, train=True)
+    together = examples.take(np.arange(4))
+    for i in range(4):
+        served = task.preprocess(Source()[i])
+        assert served.keys() == examples[i].keys() == together.keys()
+        for name, value in served.items():
+            np.testing.assert_array_equal(examples[i][name], value)
+            np.testing.assert_array_equal(together[name][i], value)
+            assert examples[i][name].dtype == value.dtype == np.int32
+    assert together['segment_ids'].sum(1).max() == 12  # the longest is cut
+    without_label = task.preprocess({'text': 'good'})
+    assert without_label.keys() == {'inputs', 'segment_ids'}
+    shapes = task.example_shapes()
+    assert {name: shapes[name].shape for name in served} == {
+        name: value.shape for name, value in served.items()
+    }
+
+
+def test_the_vocabulary_is_of_the_training_texts_and_goes_with_the_run(tmp_path):
+    task = make().fit(Source())
+    task.save(tmp_path)
+    restored = make().restored(tmp_path)
+    assert restored.vocabulary.fingerprint() == task.vocabulary.fingerprint()
+    other = make().fit(Source(['other words'] * 4))
+    assert other.vocabulary.fingerprint() != task.vocabulary.fingerprint()
+
+
+def test_labels_are_numbers_or_names(tmp_path):
+    task = make().fit(Source())
+    named = Source(labels=['positive', 'negative', 'positive', 'negative'])
+    for source in (Source(kind=np.int64), named):
+        examples = task.examples(source, tmp_path, train=True)
+        np.testing.assert_array_equal(examples.take(np.arange(4))['targets'], LABELS)
+    assert task.postprocess(np.array([0.2, 0.8])) == {'label': 'positive', 'probability': 0.8}
+
+
+def test_loss_and_accuracy_are_those_of_the_probabilities(tmp_path):
+    task = make(token_dropout=0.5, label_smoothing=0.3).fit(Source())
+    batch = task.examples(Source(), tmp_path, train=True).take(np.arange(4))
+    batch['weights'] = np.array([1, 1, 1, 0], np.float32)
+    params = task.init(jax.random.key(0), batch)['params']
+    loss, (pairs, _) = task.loss_fn(params, {}, batch, jax.random.key(1), train=False)
+    probabilities = np.asarray(task.predict(params, {}, batch))
+    np.testing.assert_allclose(
+        loss, -np.log(probabilities[np.arange(3), LABELS[:3]]).mean(), rtol=1e-5
+    )
+    right = (probabilities.argmax(1) == LABELS)[:3]
+    assert (float(pairs['accuracy'][0]), float(pairs['accuracy'][1])) == (right.sum(), 3)
+    in_training, _ = task.loss_fn(params, {}, batch, jax.random.key(1), train=True)
+    assert abs(in_training - loss) > 1e-4
+
+
+def test_records_that_cannot_be_are_named(tmp_path):
+    task = make().fit(Source())
+    for source, message in (
+        (Source(labels=[1, 0, 2, 0]), 'Record 2 of four texts: Label 2 is out of range: there are'),
+        (Source(labels=[1, 'posit', 0, 0]), "Record 1 of four texts: Unknown class 'posit'.*posi"),
+        (Source(['one', 'two', '', 'four']), 'four texts: Record 2 has no text'),
+    ):
+        with pytest.raises(errors.UserError, match=message):
+            task.examples(source, tmp_path, train=True)
+    with pytest.raises(errors.UserError, match="Unknown field 'sentence'"):
+        make(text_field='sentence').fit(Source())
+    with pytest.raises(errors.UserError, match="Record 0 of four texts: Unknown field 'klass'"):
+        make(label_field='klass').fit(Source()).examples(Source(), tmp_path, train=True)
+    with pytest.raises(errors.UserError, match="field 'text' is empty"):
+        task.preprocess({'text': ''})
+
+
+def test_settings_that_cannot_be():
+    with pytest.raises(errors.UserError, match='names 3 classes, but model.num_classes is 2'):
+        make(classes=('a', 'b', 'c'))
+    with pytest.raises(errors.UserError, match=r'token_dropout = 1\.0'):
+        make(token_dropout=1.0)
+    small = Recurrent(num_classes=2, vocab_size=100)
+    with pytest.raises(errors.UserError, match='model.vocab_size to at least'):
+        TextClassification(small, {'name': 'bpe', 'vocab_size': 300}, 12, ('a', 'b')).fit(Source())

@@ -1,0 +1,173 @@
+"""Pairs of texts to examples, losses and scores, and a small task that is learnt."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigmodels import config as config_lib
+from bigmodels import errors, runs
+from bigmodels import train as train_lib
+from bigmodels.data import pipeline, tokenizers
+from bigmodels.models.encoder_decoder import EncoderDecoder
+from bigmodels.tasks.text_to_text import TextToText
+from tests import commands
+
+# Compiles in half the time, and computes the same.
+jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+END = tokenizers.Bytes.end_of_text
+SOURCES = ['three', 'a', 'fours', 'hello you', '']
+TARGETS = ['drei', 'ein', 'vier', 'du', 'nichts']
+
+
+class Records(tuple):
+    """Records in memory as a source."""
+
+    def fingerprint(self) -> str:
+        return 'records'
+
+    def describe(self) -> str:
+        return 'the records'
+
+
+RECORDS = Records(dict(source=s, target=t) for s, t in zip(SOURCES, TARGETS, strict=True))
+
+
+def make(**changes) -> TextToText:
+    model = EncoderDecoder(vocab_size=256, num_layers=1, embed_dim=16, num_heads=2, max_length=32)
+    fields = dict(source_length=12, target_length=8, score_names=('exact_match',))
+    task = TextToText(model, dict(name='bytes'), **fields | changes)
+    return task.fit(RECORDS)
+
+
+def batch_of(task, directory, train=True):
+    examples = task.examples(RECORDS, directory, train)
+    batch = pipeline.take(examples, np.arange(len(examples)))
+    return jax.tree.map(jnp.asarray, batch)
+
+
+def loss_of(task, params, batch, train):
+    return jit(functools.partial(task.loss_fn, train=train))(params, {}, batch, jax.random.key(1))
+
+
+def test_a_record_becomes_padded_tokens_and_is_text_again():
+    example = make().preprocess({'source': 'hello you', 'target': 'du'})
+    assert bytes(example['inputs'].tolist()) == b'hello you\0\0\0'
+    assert example['input_segment_ids'].tolist() == [1] * 10 + [0] * 2
+    assert example['weights'].tolist() == [1] * 3 + [0] * 5
+    assert make().postprocess(example['targets']) == 'du'
+    assert make().preprocess({'source': 'hello you'}).keys() == {'inputs', 'input_segment_ids'}
+    cut = make(source_length=5, cut_sources=True).preprocess({'source': 'hello you'})
+    assert bytes(cut['inputs'].tolist()) == b'hell\0'
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(source_length=9), "Record 3 of the records: The source 'hello you'... has 10 tokens"),
+        (dict(target_length=5), "Record 4 of the records: The target 'nichts'... has 7 tokens"),
+        (dict(target_field='goal'), "Record 0 of the records: Unknown field 'goal'"),
+    ],
+)
+def test_what_is_wrong_with_a_record_names_it(changes, message, tmp_path):
+    task = dataclasses.replace(make(), **changes)
+    with pytest.raises(errors.UserError, match=message):
+        batch_of(task, tmp_path, train=False)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(source_length=33), 'at most model.max_length = 32'),
+        (dict(row_length=11), 'must be 0, or at least 12'),
+        (dict(beam_size=0), 'beam_size = 0 must be at least 1'),
+        (dict(score_names=('blue',)), 'Did you mean'),
+    ],
+)
+def test_a_mistake_in_the_config_is_told_at_once(changes, message):
+    with pytest.raises(errors.UserError, match=message):
+        make(**changes)
+
+
+def test_rows_of_several_pairs_have_the_loss_of_the_pairs(tmp_path):
+    apart, packed = make(), make(row_length=24)
+    one, other = batch_of(apart, tmp_path), batch_of(packed, tmp_path)
+    assert len(other['inputs']) < len(one['inputs'])
+    for task, batch in ((apart, one), (packed, other)):
+        shapes = {name: (value.shape[1:], value.dtype) for name, value in batch.items()}
+        assert shapes == {k: (v.shape, v.dtype) for k, v in task.example_shapes().items()}
+    params = jit(apart.init)(jax.random.key(0), one)['params']
+    for train in (True, False):
+        values = [
+            loss_of(task, params, batch, train)[1][0]
+            for task, batch in ((apart, one), (packed, other))
+        ]
+        np.testing.assert_allclose(values[0]['loss'], values[1]['loss'], rtol=1e-5)
+        np.testing.assert_allclose(values[0]['accuracy'], values[1]['accuracy'])
+        assert values[0]['loss'][1] == sum(len(text) + 1 for text in TARGETS)
+
+
+def test_the_loss_is_smoothed_in_training_only(tmp_path):
+    task = make(label_smoothing=0.2)
+    batch = batch_of(task, tmp_path)
+    params = jit(task.init)(jax.random.key(0), batch)['params']
+    before = np.pad(batch['targets'][:, :-1], ((0, 0), (1, 0)), constant_values=END)
+    logits = jit(task.model.apply)(
+        {'params': params}, batch['inputs'], before, input_segment_ids=batch['input_segment_ids']
+    )
+    log_probs = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    of_targets = np.take_along_axis(log_probs, np.asarray(batch['targets'])[..., None], -1)[..., 0]
+    for train, loss in (
+        (False, -of_targets),
+        (True, -(0.8 * of_targets + 0.2 * log_probs.mean(-1))),
+    ):
+        expected = (loss * batch['weights']).sum() / batch['weights'].sum()
+        given, _ = loss_of(task, params, batch, train)
+        np.testing.assert_allclose(given, expected, rtol=1e-5)
+
+
+def test_answers_are_scored_by_the_nearest_of_several_references():
+    task = make(
+        references_field='answers', max_references=3, score_names=('exact_match', 'token_f1')
+    )
+    records = [
+        {'source': 'a', 'target': 'x', 'answers': ['x', 'a cat']},
+        {'source': 'b', 'target': 'y', 'answers': ['', 'big dog', 'z']},
+    ]
+    references = np.stack([task.preprocess(record)['references'] for record in records])
+    answers = np.stack([task.preprocess({'source': '', 'target': t})['targets']
+                        for t in ('cat', 'big')])  # fmt: skip
+    scores = task.scores({'answers': answers, 'references': references})
+    assert scores == {'exact_match': 50, 'token_f1': pytest.approx(100 * (1 + 2 / 3) / 2)}
+    with pytest.raises(errors.UserError, match="'answers' has 4 texts, wanted 1 to"):
+        task.preprocess(records[0] | {'answers': list('abcd')})
+
+
+def reversals(path, count, seed):
+    """JSONL of words of three to five letters, and the same backwards."""
+    rng = np.random.default_rng(seed)
+    words = (''.join(rng.choice(list('abcdef'), rng.integers(3, 6))) for _ in range(count))
+    path.write_text(''.join(json.dumps({'source': w, 'target': w[::-1]}) + '\n' for w in words))
+    return dict(name='jsonl', path=str(path))
+
+
+def test_the_tiny_variant_learns_to_turn_words_around(tmp_path):
+    config = config_lib.load(f'{commands.ROOT}/configs/translate.py:tiny')
+    with config.unlocked():
+        config.data.train = reversals(tmp_path / 'train.jsonl', 2000, seed=0)
+        config.data.evals = dict(test=reversals(tmp_path / 'test.jsonl', 50, seed=1))
+        config.task.update(source_length=8, target_length=8, row_length=32, samples=('abc',))
+        config.task.score_names = ('exact_match', 'bleu')
+        config.batch_size, config.total_steps = 32, 300
+        config.checkpoint.every = 150
+    figures = train_lib.train(config, tmp_path / 'run')
+    assert figures['test/exact_match'] > 95
+    run = runs.open_run(tmp_path / 'run')
+    assert (tmp_path / 'run' / 'samples.txt').read_text() == 'abc\n    cba\n'
+    raw = run.task.preprocess({'source': 'fade'})
+    [answer] = run.task.predict(run.params, {}, jax.tree.map(lambda x: x[None], raw))
+    assert run.task.postprocess(np.asarray(answer)) == 'edaf'

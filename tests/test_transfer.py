@@ -1,0 +1,176 @@
+"""Runs that begin with the parameters of another one."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from bigmodels import config, errors, rundir, runs, transfer, trees
+from bigmodels import train as train_lib
+from bigmodels.checkpoint import values
+from bigmodels.experiment import InitFrom
+from tests.commands import ROOT
+
+ONE_DEVICE = ['mesh.data=1', 'mesh.fsdp=-1']
+
+
+@pytest.fixture(scope='module')
+def pretrained(tmp_path_factory):
+    """A run of configs/bert.py:tiny on this project's own pages, with a moving average."""
+    directory = tmp_path_factory.mktemp('bert')
+    overrides = [
+        f'data.train.path={ROOT}/CONTRIBUTING.md',
+        f'data.evals.valid.path={ROOT}/README.md',
+        'checkpoint.every=20',
+        'eval_every=0',
+        'ema_decay=0.9',
+    ]
+    loaded = config.load(f'{ROOT}/configs/bert.py:tiny', overrides)
+    train_lib.train(loaded, directory / 'run')
+    return directory / 'run'
+
+
+@pytest.fixture(scope='module')
+def reviews(tmp_path_factory):
+    """Labelled sentences, by split."""
+    directory = tmp_path_factory.mktemp('reviews')
+    words = {0: ['dull', 'bad', 'tedious'], 1: ['good', 'charming', 'fine']}
+    rng = np.random.default_rng(0)
+    for split in ('train', 'dev', 'test'):
+        labels = rng.integers(0, 2, 64)
+        lines = [f'a {rng.choice(words[label])} film number {i}\t{label}'
+                 for i, label in enumerate(labels)]  # fmt: skip
+        (directory / f'{split}.tsv').write_text('\n'.join(lines) + '\n')
+    return directory
+
+
+def fine_tuning(pretrained, reviews, *overrides):
+    paths = [f'data.train.path={reviews}/train.tsv']
+    paths += [f'data.evals.{split}.path={reviews}/{split}.tsv' for split in ('dev', 'test')]
+    return config.load(
+        f'{ROOT}/configs/sst2_bert.py:tiny',
+        [*paths, f'init_from.workdir={pretrained}',
+         f'task.tokenizer.path={pretrained}/preprocessing', *overrides],
+    )  # fmt: skip
+
+
+def pretrained_params(pretrained):
+    """What the other run is evaluated with: its average."""
+    return values.read(pretrained / rundir.CHECKPOINTS, 20, 'ema_params')
+
+
+def test_a_run_begins_with_the_others_arrays_bit_for_bit(pretrained, reviews, tmp_path):
+    workdir = tmp_path / 'run'
+    train_lib.train(fine_tuning(pretrained, reviews, 'ema_decay=0.5', *ONE_DEVICE), workdir)
+    run = runs.open_run(workdir)
+    assert run.config['init_from']['workdir'] == str(pretrained)
+    program = run.program()
+    state = program.init_state(0)
+    for begun in (state.params, state.ema_params):
+        encoder = jax.tree.map(np.asarray, begun['encoder'])
+        assert trees.first_difference(encoder, pretrained_params(pretrained)) is None
+    # The head begins as without another run.
+    alone = jax.tree.map(np.asarray, program.init(jax.random.key(0)).params['head'])
+    assert trees.first_difference(jax.tree.map(np.asarray, state.params['head']), alone) is None
+
+
+def test_a_resumed_run_reads_nothing_and_is_the_same(pretrained, reviews, tmp_path):
+    other = tmp_path / 'other'
+    shutil.copytree(pretrained, other)
+    overrides = [f'init_from.workdir={other}', f'task.tokenizer.path={other}/preprocessing']
+    loaded = fine_tuning(pretrained, reviews, *overrides)
+    train_lib.train(loaded, tmp_path / 'whole')
+    shutil.copytree(tmp_path / 'whole', tmp_path / 'resumed')
+    for name in ('checkpoints/20', 'summary.json'):
+        path = tmp_path / 'resumed' / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(other)
+    train_lib.train(loaded, tmp_path / 'resumed')
+    ends = [
+        values.read(tmp_path / name / rundir.CHECKPOINTS, 20, 'params')
+        for name in ('whole', 'resumed')
+    ]
+    assert trees.first_difference(*ends) is None
+
+
+def test_a_frozen_encoder_stays_bit_for_bit_and_has_no_state(pretrained, reviews, tmp_path):
+    frozen = fine_tuning(pretrained, reviews, "optimizer.freeze=('^encoder/',)")
+    train_lib.train(frozen, tmp_path / 'run')
+    directory = tmp_path / 'run' / rundir.CHECKPOINTS
+    params = values.read(directory, 20, 'params')
+    assert trees.first_difference(params['encoder'], pretrained_params(pretrained)) is None
+    state = trees.flatten_named(values.shapes(directory, 20, 'opt_state'))
+    assert any('head' in name for name in state)
+    assert not any('encoder' in name for name in state)
+
+
+def test_layers_move_less_the_further_they_are_from_the_head(pretrained, reviews, tmp_path):
+    decayed = fine_tuning(pretrained, reviews, 'optimizer.layer_decay=0.1')
+    train_lib.train(decayed, tmp_path / 'run')
+    params = values.read(tmp_path / 'run' / rundir.CHECKPOINTS, 20, 'params')['encoder']
+    begun = pretrained_params(pretrained)
+    moved = [
+        max(abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, pair), strict=True))
+        for pair in ((params[name], begun[name]) for name in ('embed', 'layers_0', 'layers_1'))
+    ]
+    assert moved[0] < 0.3 * moved[1] < 0.09 * moved[2]
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'message'),
+    [
+        (["init_from.new=()"], r"params/head/bias is under no prefix, params/head/kernel is under"),
+        (["init_from.prefixes=(('',''),)"], 'encoder/embed/embedding has no counterpart'),
+        (['model.encoder.mlp_dim=48'], r'up/kernel is float32\[32, 48\], but .*\[32, 128\]'),
+        (["init_from.new=('^head/','^haed/')"], r"no parameter is covered by '\^haed/'"),
+        (["init_from.new=('(',)"], r"'\(' is no regular expression"),
+        (['init_from.step=7'], 'has no such checkpoint; it has steps: 20'),
+        (['init_from.workdir=nowhere'], 'nowhere holds no run'),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_named_before_compilation(
+    pretrained, reviews, tmp_path, monkeypatch, overrides, message
+):
+    def compile_train_step(self, parallel):
+        raise AssertionError('compiled')
+
+    monkeypatch.setattr('bigmodels.program.Program.compile_train_step', compile_train_step)
+    with pytest.raises(errors.UserError, match=message):
+        train_lib.train(fine_tuning(pretrained, reviews, *overrides), tmp_path / 'run')
+
+
+def test_a_damaged_run_is_not_begun_with(pretrained, reviews, tmp_path):
+    other = tmp_path / 'other'
+    shutil.copytree(pretrained, other)
+    largest = max(
+        (other / 'checkpoints').rglob('ema_params/**/d/*'), key=lambda p: p.stat().st_size
+    )
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    loaded = fine_tuning(pretrained, reviews, f'init_from.workdir={other}')
+    with pytest.raises(errors.UserError, match='Every checkpoint in .* is damaged'):
+        train_lib.train(loaded, tmp_path / 'run')
+
+
+SHAPES = {name: jax.ShapeDtypeStruct(shape, 'float32')
+          for name, shape in {'params/a/k': (2,), 'params/b/k': (2,), 'batch_stats/a/mean': (3,),
+                              'params/head': (4,)}.items()}  # fmt: skip
+
+
+def test_model_state_is_taken_under_the_same_names_and_two_may_begin_as_one():
+    settings = InitFrom('x', prefixes=(('a', 'old/tower'), ('b', 'old/tower')), new=('head',))
+    saved = {
+        'params/old/tower/k': SHAPES['params/a/k'],
+        'batch_stats/old/tower/mean': SHAPES['batch_stats/a/mean'],
+        'params/more': SHAPES['params/head'],
+    }
+    assert transfer.sources(settings, SHAPES, saved) == {
+        'params/a/k': 'params/old/tower/k',
+        'params/b/k': 'params/old/tower/k',
+        'batch_stats/a/mean': 'batch_stats/old/tower/mean',
+    }
+    del saved['batch_stats/old/tower/mean']
+    with pytest.raises(errors.UserError, match='batch_stats/a/mean has no counterpart'):
+        transfer.sources(settings, SHAPES, saved)
