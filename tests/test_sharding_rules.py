@@ -12,6 +12,7 @@ RESNET = dict(num_classes=8, stage_sizes=(1, 1), stage_widths=(8, 16))
 TRANSFORMER = dict(vocab_size=32, num_layers=2, embed_dim=16, num_heads=2, max_length=8)
 # Per model with a table: what differs between variants that together have every parameter.
 VARIANTS = {
+    'conformer': [dict(num_classes=8, num_layers=2, embed_dim=16, num_heads=2)],
     'resnet': [RESNET | dict(block='basic', stem='cifar'), RESNET | dict(block='bottleneck')],
     'transformer': [
         TRANSFORMER | dict(positions='learned', qk_norm=True, norm_placement='both'),
@@ -33,9 +34,13 @@ def parameters(name: str, fields: dict):
     """The shapes of a model's parameters."""
     model = MODELS[name](**fields)
     inputs = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    rest = ()
     if name in ('resnet', 'vit'):
         inputs = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), inputs)['params']
+    if name == 'conformer':
+        inputs = jax.ShapeDtypeStruct((1, 16, 8), jnp.float32)
+        rest = (jax.ShapeDtypeStruct((1,), jnp.int32),)
+    return jax.eval_shape(model.init, jax.random.key(0), inputs, *rest)['params']
 
 
 def test_every_table_has_its_variants_here():

@@ -4,12 +4,14 @@ A model's fields are the keys of `config.model`. To add one, write a module in a
 and put its class here, or name it by dotted path in the config (`my_package.my_model.Model`).
 """
 
+from bigmodels.models.conformer import Conformer
 from bigmodels.models.mlp import MLP
 from bigmodels.models.resnet import ResNet
 from bigmodels.models.transformer import Transformer
 from bigmodels.models.vit import ViT
 
 MODELS = {
+    'conformer': Conformer,
     'mlp': MLP,
     'resnet': ResNet,
     'transformer': Transformer,

@@ -30,8 +30,12 @@ mean. To add a task, put it in a file of its own and its class here.
 
 from bigmodels.tasks.classification import Classification
 from bigmodels.tasks.language_modeling import LanguageModeling
+from bigmodels.tasks.sound_classification import SoundClassification
+from bigmodels.tasks.transcription import Transcription
 
 TASKS = {
     'classification': Classification,
     'language_modeling': LanguageModeling,
+    'sound_classification': SoundClassification,
+    'transcription': Transcription,
 }
