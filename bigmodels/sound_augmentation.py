@@ -36,11 +36,11 @@ class SoundAugmentation:
         slow, fast = self.speed
         if not 0 < slow <= fast:
             raise errors.UserError(
-                f'task.augmentation.speed = {self.speed} must be two factors, the lower one first.'
+                f'task.augment.speed = {self.speed} must be two factors, the lower one first.'
             )
         if not 0 <= self.time_share <= 1:
             raise errors.UserError(
-                f'task.augmentation.time_share = {self.time_share} must be from 0 to 1.'
+                f'task.augment.time_share = {self.time_share} must be from 0 to 1.'
             )
 
     def of_waveforms(

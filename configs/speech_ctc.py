@@ -35,7 +35,7 @@ def get_config(variant: str = ''):
         max_tokens=13,
         beams=8,
         sound=dict(sample_rate=8000, max_seconds=5.0, num_mels=40),
-        augmentation=dict(
+        augment=dict(
             speed=(0.9, 1.1),
             noise_decibels=(10.0, 50.0),
             time_masks=2,

@@ -31,7 +31,7 @@ def get_config(variant: str = ''):
     config.task = dict(
         name='sound_classification',
         sound=dict(sample_rate=8000, max_seconds=1.2, num_mels=40),
-        augmentation=dict(
+        augment=dict(
             speed=(0.9, 1.1),
             shift_seconds=0.1,
             noise_decibels=(10.0, 50.0),

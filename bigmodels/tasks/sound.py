@@ -136,17 +136,17 @@ def name_of(raw: Mapping[str, Any]) -> str:
 
 
 class SoundInputs:
-    """What a task has whose fields `sound` and `augmentation` are sections of the config."""
+    """What a task has whose fields `sound` and `augment` are sections of the config."""
 
-    sections: ClassVar = {'sound': FrontEnd, 'augmentation': SoundAugmentation}
+    sections: ClassVar = {'sound': FrontEnd, 'augment': SoundAugmentation}
 
     @functools.cached_property
     def front_end(self) -> FrontEnd:
         return config.build(FrontEnd, self.sound, 'task.sound')
 
     @functools.cached_property
-    def augment(self) -> SoundAugmentation:
-        return config.build(SoundAugmentation, self.augmentation or {}, 'task.augmentation')
+    def augmentation(self) -> SoundAugmentation:
+        return config.build(SoundAugmentation, self.augment or {}, 'task.augment')
 
     def model_inputs(self, batch, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Features [B, L, M] and their lengths [B]; augmented where a key comes, in training."""
@@ -154,8 +154,8 @@ class SoundInputs:
         if rng is None:
             return self.front_end.features(waveforms, lengths)
         waveform_rng, feature_rng = jax.random.split(rng)
-        waveforms, lengths = self.augment.of_waveforms(
+        waveforms, lengths = self.augmentation.of_waveforms(
             waveform_rng, waveforms, lengths, self.front_end.sample_rate
         )
         features, frames = self.front_end.features(waveforms, lengths)
-        return self.augment.of_features(feature_rng, features, frames), frames
+        return self.augmentation.of_features(feature_rng, features, frames), frames

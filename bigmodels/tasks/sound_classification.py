@@ -18,12 +18,12 @@ class SoundClassification(SoundInputs, Classification):
     Fields:
       model: maps features [B, L, M] and their lengths [B] to logits [B, classes].
       sound: the section of `sound.FrontEnd`. Longer recordings are cut at its max_seconds.
-      augmentation: the section of `SoundAugmentation`; for training only.
+      augment: the section of `SoundAugmentation`; for training only.
     """
 
     input_key: str = 'audio'
     sound: Mapping = dataclasses.field(default_factory=dict)
-    augmentation: Mapping | None = None
+    augment: Mapping | None = None
 
     def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A record -> {'inputs' float32 [T], 'lengths' int32, and 'targets' int32 if labelled}.

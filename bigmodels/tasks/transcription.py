@@ -30,7 +30,7 @@ class Transcription(SoundInputs):
       tokenizer: the config's section, from which `fit` or `restored` makes `vocabulary`.
       sound: the section of `sound.FrontEnd`.
       max_tokens: of a transcript.
-      augmentation: the section of `SoundAugmentation`; for training only.
+      augment: the section of `SoundAugmentation`; for training only.
       input_key, text_key: of the source's records.
       beams: kept in decoding; 1 is the most probable path.
     """
@@ -39,7 +39,7 @@ class Transcription(SoundInputs):
     tokenizer: Mapping
     sound: Mapping
     max_tokens: int
-    augmentation: Mapping | None = None
+    augment: Mapping | None = None
     input_key: str = 'audio'
     text_key: str = 'text'
     beams: int = 1
@@ -100,7 +100,7 @@ class Transcription(SoundInputs):
                 f'{where} has a text of {count} tokens, more than task.max_tokens = '
                 f'{self.max_tokens}: set that higher.'
             )
-        played = int(example['lengths'] / self.augment.speed[1])
+        played = int(example['lengths'] / self.augmentation.speed[1])
         states = self.model.output_lengths(self.front_end.num_frames(played))
         # Equal neighbours need a blank between them.
         needed = count + int((tokens[1:] == tokens[:-1]).sum())

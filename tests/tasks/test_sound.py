@@ -180,7 +180,7 @@ def test_the_loss_is_that_of_each_text_alone(tmp_path):
 def test_augmentation_is_for_training_only(tones):
     recordings = AudioNpz(tones, 'test')
     plain, augmented = (
-        classification(augmentation=section)
+        classification(augment=section)
         for section in (None, dict(noise_decibels=(0.0, 10.0), time_masks=1, time_share=0.5))
     )
     batch = batch_of(plain, [recordings[i] for i in range(4)])
@@ -225,7 +225,7 @@ def test_a_tiny_run_on_sentences(tmp_path):
     assert {'learnt/cer', 'learnt/wer', 'learnt/loss'} <= figures.keys()
     kept = json.loads((tmp_path / 'run/config.json').read_text())
     assert kept['task']['sound']['hop_seconds'] == 0.01
-    assert kept['task']['augmentation'] is None
+    assert kept['task']['augment'] is None
 
 
 def test_what_it_would_do_is_explained_without_data():
