@@ -167,8 +167,11 @@ def test_every_config_is_fully_typed(spec):
     assert loaded.is_locked
     settings = experiment.from_config(loaded)
     task = experiment.make_task(settings)
-    inputs = jnp.zeros((1, 8), jnp.int32 if hasattr(task, 'tokenizer') else jnp.float32)
-    params = jax.eval_shape(task.init, jax.random.key(0), {'inputs': inputs})['params']
+    batch = {'inputs': jnp.zeros((1, 8))}
+    if hasattr(task, 'example_shapes'):
+        shapes = task.example_shapes()
+        batch = {name: jnp.zeros((1, *shape.shape), shape.dtype) for name, shape in shapes.items()}
+    params = jax.eval_shape(task.init, jax.random.key(0), batch)['params']
     given = {'params': params, 'total_steps': settings.total_steps}
     config.build(optimizers.make_optimizer, settings.optimizer, 'optimizer', **given)
     json_round_trip = ml_collections.ConfigDict(json.loads(json.dumps(config.to_plain(loaded))))

@@ -20,6 +20,7 @@ VARIANTS = {
         TRANSFORMER | dict(positions='learned', scan_layers=True),
         TRANSFORMER | dict(tie_embeddings=False, num_encoder_layers=1, use_bias=False),
     ],
+    'conformer': [dict(num_classes=8, num_layers=2, embed_dim=16, num_heads=2)],
     'resnet': [RESNET | dict(block='basic', stem='cifar'), RESNET | dict(block='bottleneck')],
     'transformer': [
         TRANSFORMER | dict(positions='learned', qk_norm=True, norm_placement='both'),
@@ -45,6 +46,11 @@ def parameters(name: str, fields: dict):
         inputs = [jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)]
     elif name == 'encoder_decoder':
         inputs *= 2
+    elif name == 'conformer':
+        inputs = [
+            jax.ShapeDtypeStruct((1, 16, 8), jnp.float32),
+            jax.ShapeDtypeStruct((1,), jnp.int32),
+        ]
     return jax.eval_shape(model.init, jax.random.key(0), *inputs)['params']
 
 

@@ -19,6 +19,7 @@ from bigmodels.data import (
     image_sources,
     pair_sources,
     sources,
+    speech_sources,
     table_sources,
     tfds_source,
 )
@@ -39,5 +40,7 @@ SOURCES: dict[str, type] = {
     'mnist': image_sources.Mnist,
     'wav_folder': audio_sources.WavFolder,
     'audio_npz': audio_sources.AudioNpz,
+    'transcribed': speech_sources.Transcribed,
+    'digit_strings': speech_sources.DigitStrings,
     'tfds': tfds_source.Tfds,
 }

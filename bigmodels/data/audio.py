@@ -6,6 +6,7 @@ Samples are float32 [T] from -1 to 1, of one channel.
 import functools
 import io
 import math
+import warnings
 import wave
 
 import numpy as np
@@ -48,6 +49,24 @@ def decode_wav(data: bytes, where: str) -> tuple[np.ndarray, int]:
             f'{count:,} samples that its header says.'
         )
     return pcm_to_float(frames, width).reshape(-1, channels).mean(1), rate
+
+
+def read_wav(data: bytes, where: str, sample_rate: int, origin: str) -> np.ndarray:
+    """`decode_wav` at a sample rate in Hz; a warning says once of an `origin` what is resampled."""
+    samples, rate = decode_wav(data, where)
+    if rate != sample_rate:
+        # Python shows a warning of the same text from the same place once.
+        warnings.warn(
+            f'{origin} has files of {rate:,} Hz: they are resampled to {sample_rate:,} Hz.',
+            stacklevel=1,
+        )
+    return resample(samples, rate, sample_rate)
+
+
+def check_rate(sample_rate: int) -> None:
+    """Raises UserError for a sample rate that is none."""
+    if sample_rate < 1:
+        raise errors.UserError(f'sample_rate = {sample_rate} must be at least 1 Hz.')
 
 
 def pcm_to_float(frames: bytes, width: int) -> np.ndarray:

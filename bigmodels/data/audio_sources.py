@@ -1,6 +1,5 @@
 """Random-access sources of recordings: WAV files in folders, and one `.npz` archive of many."""
 
-import warnings
 from typing import Any, Literal
 
 import numpy as np
@@ -15,27 +14,21 @@ from bigmodels.data.table_sources import arrays_digest, read_npz
 class WavFolder(ClassFolders):
     """PCM WAV files in one folder for each class, as Speech Commands has them.
 
-    Record: {'audio': float32 [T], 'label': int64, 'path': str}, see `ClassFolders`; of
-    `sample_rate` in Hz. Files of another rate are resampled, which a warning says once a rate.
+    Record: {'audio': float32 [T], 'sample_rate': int, 'label': int64, 'path': str}, see
+    `ClassFolders`; of `sample_rate` in Hz. Files of another rate are resampled, which a warning
+    says once a rate.
     """
 
     suffixes = ('.wav',)
 
     def __init__(self, path: str, sample_rate: int, classes: tuple[str, ...] = ()):
         super().__init__(path, classes)
-        _check_rate(sample_rate)
+        audio.check_rate(sample_rate)
         self._sample_rate = sample_rate
 
-    def _decode(self, data: bytes, where: str) -> dict[str, np.ndarray]:
-        samples, rate = audio.decode_wav(data, where)
-        if rate != self._sample_rate:
-            # Python shows a warning of the same text from the same place once.
-            warnings.warn(
-                f'{self._path} has files of {rate:,} Hz: they are resampled to '
-                f'{self._sample_rate:,} Hz.',
-                stacklevel=1,
-            )
-        return {'audio': audio.resample(samples, rate, self._sample_rate)}
+    def _decode(self, data: bytes, where: str) -> dict[str, Any]:
+        samples = audio.read_wav(data, where, self._sample_rate, self._path)
+        return {'audio': samples, 'sample_rate': self._sample_rate}
 
     def fingerprint(self) -> str:
         """See `ClassFolders.fingerprint`."""
@@ -51,7 +44,8 @@ class AudioNpz:
     The archive's arrays: `audio` int16 [samples], `offsets` int [n + 1], recording i is
     audio[offsets[i]:offsets[i + 1]], `sample_rate` [1] in Hz, `is_test` bool [n], and others of
     length n, such as `label`. Record: {'audio': float32 [T] from -1 to 1, resampled to
-    `sample_rate` if one is given, and those others}.
+    `sample_rate` if one is given, 'sample_rate': int, 'path': str, which names the file and the
+    place in it, and those others}.
     """
 
     def __init__(self, path: str, split: Literal['train', 'test'] = 'train', sample_rate: int = 0):
@@ -64,7 +58,7 @@ class AudioNpz:
         self._audio, offsets = columns.pop('audio'), columns.pop('offsets')
         self._rate = int(columns.pop('sample_rate').item())
         self._wanted_rate = sample_rate or self._rate
-        _check_rate(self._wanted_rate)
+        audio.check_rate(self._wanted_rate)
         count, ends = len(columns['is_test']), (0, len(self._audio))
         if (
             len(offsets) != count + 1
@@ -76,6 +70,7 @@ class AudioNpz:
                 f'{count + 1:,} entries, one more than is_test has.'
             )
         kept = columns.pop('is_test') == (split == 'test')
+        self._places = np.flatnonzero(kept)
         self._starts, self._stops = offsets[:-1][kept], offsets[1:][kept]
         self._columns = {
             name: array[kept] for name, array in columns.items() if array.shape[:1] == (count,)
@@ -89,8 +84,21 @@ class AudioNpz:
         samples = audio.pcm_to_float(self._audio[self._starts[i] : self._stops[i]].tobytes(), 2)
         return {
             'audio': audio.resample(samples, self._rate, self._wanted_rate),
+            'sample_rate': self._wanted_rate,
+            'path': f'{self._path} (recording {self._places[i]})',
             **{name: column[i] for name, column in self._columns.items()},
         }
+
+    def column(self, name: str) -> np.ndarray:
+        """One of the other arrays, of all records [len(self), ...]."""
+        if name not in self._columns:
+            raise errors.unknown(f'array in {self._path}', name, self._columns)
+        return self._columns[name]
+
+    def num_samples(self) -> np.ndarray:
+        """The length of every recording at the rate of the records, int64 [len(self)]."""
+        lengths = self._stops - self._starts
+        return -(-lengths * self._wanted_rate // self._rate)
 
     def fingerprint(self) -> str:
         return self._fingerprint
@@ -102,8 +110,3 @@ class AudioNpz:
             f'audio {self._path} {self._split}: {len(self):,} recordings, {seconds:,.0f} s, '
             f'{self._wanted_rate:,} Hz{resampled}'
         )
-
-
-def _check_rate(sample_rate: int) -> None:
-    if sample_rate < 1:
-        raise errors.UserError(f'sample_rate = {sample_rate} must be at least 1 Hz.')

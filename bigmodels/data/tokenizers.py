@@ -218,9 +218,9 @@ def make_bytes(texts: Texts) -> Bytes:
     return Bytes()
 
 
-def fit_characters(texts: Texts) -> Characters:
-    """The characters that occur in the corpus."""
-    return Characters(set().union(*texts()))
+def fit_characters(texts: Texts, characters: str = '') -> Characters:
+    """`Characters` of the corpus; or those given, and then no text is read."""
+    return Characters(characters or (c for text in texts() for c in set(text)))
 
 
 def load_hugging_face(texts: Texts, path: str, end_of_text: str = '') -> HuggingFace:

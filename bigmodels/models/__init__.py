@@ -4,6 +4,7 @@ A model's fields are the keys of `config.model`. To add one, write a module in a
 and put its class here, or name it by dotted path in the config (`my_package.my_model.Model`).
 """
 
+from bigmodels.models.conformer import Conformer
 from bigmodels.models.convnet import ConvNet
 from bigmodels.models.efficientnet import EfficientNet
 from bigmodels.models.encoder_decoder import EncoderDecoder
@@ -18,6 +19,7 @@ MODELS = {
     'convnet': ConvNet,
     'efficientnet': EfficientNet,
     'encoder_decoder': EncoderDecoder,
+    'conformer': Conformer,
     'mlp': MLP,
     'recurrent': Recurrent,
     'resnet': ResNet,

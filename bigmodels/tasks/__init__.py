@@ -32,9 +32,11 @@ mean. To add a task, put it in a file of its own and its class here.
 from bigmodels.tasks.classification import Classification
 from bigmodels.tasks.language_modeling import LanguageModeling
 from bigmodels.tasks.masked_language_modeling import MaskedLanguageModeling
+from bigmodels.tasks.sound_classification import SoundClassification
 from bigmodels.tasks.span_extraction import SpanExtraction
 from bigmodels.tasks.text_classification import TextClassification
 from bigmodels.tasks.text_to_text import TextToText
+from bigmodels.tasks.transcription import Transcription
 
 TASKS = {
     'classification': Classification,
@@ -43,4 +45,6 @@ TASKS = {
     'span_extraction': SpanExtraction,
     'text_classification': TextClassification,
     'text_to_text': TextToText,
+    'sound_classification': SoundClassification,
+    'transcription': Transcription,
 }

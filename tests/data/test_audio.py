@@ -1,29 +1,14 @@
 """WAV files and resampling against what the samples are known to be."""
 
-import io
 import struct
 import warnings
-import wave
 
 import numpy as np
 import pytest
 
 from bigmodels import errors
 from bigmodels.data import audio, audio_sources
-
-
-def wav(values: np.ndarray, width: int = 2, rate: int = 8000) -> bytes:
-    """Integer samples [T] or [T, channels] as a PCM WAV file."""
-    values = values if values.ndim == 2 else values[:, None]
-    if width == 1:
-        data = (values + 128).astype(np.uint8).tobytes()
-    else:
-        data = b''.join(int(v).to_bytes(width, 'little', signed=True) for v in values.ravel())
-    buffer = io.BytesIO()
-    with wave.open(buffer, 'wb') as file:
-        file.setparams((values.shape[1], width, rate, len(values), 'NONE', ''))
-        file.writeframes(data)
-    return buffer.getvalue()
+from tests.sound_files import wav
 
 
 @pytest.mark.parametrize('width', [1, 2, 3, 4])
@@ -98,6 +83,7 @@ def test_wav_folder(tmp_path):
         ('class_1/1.wav', 1, 100),
     ]
     np.testing.assert_allclose(records[0]['audio'], np.arange(100) / 2**15)
+    assert {r['sample_rate'] for r in records} == {8000}
     [warning] = told
     assert 'has files of 16,000 Hz: they are resampled to 8,000 Hz' in str(warning.message)
     other = audio_sources.WavFolder(str(tmp_path), 16_000)
@@ -123,12 +109,19 @@ def test_audio_npz(tmp_path):
     path = write_npz(tmp_path / 'a.npz')
     train, test = (audio_sources.AudioNpz(path, split) for split in ('train', 'test'))
     assert [int(train[i]['label']) for i in range(2)] == [4, 6]
-    assert train[0].keys() == {'audio', 'label'}
+    assert train[0].keys() == {'audio', 'sample_rate', 'path', 'label'}
+    assert train[1]['path'] == f'{path} (recording 2)'
+    assert train.column('label').tolist() == [4, 6]
+    assert train.num_samples().tolist() == [len(train[i]['audio']) for i in range(2)]
+    with pytest.raises(errors.UserError, match="array in .* 'speaker'"):
+        train.column('speaker')
     np.testing.assert_allclose(train[1]['audio'], np.arange(8, 25) / 2**15)
     np.testing.assert_allclose(test[0]['audio'], np.arange(5, 8) / 2**15)
-    assert len(audio_sources.AudioNpz(path, 'test', 16_000)[0]['audio']) == 6
+    faster = audio_sources.AudioNpz(path, 'test', 16_000)
+    assert (len(faster[0]['audio']), faster[0]['sample_rate']) == (6, 16_000)
+    assert faster.num_samples().tolist() == [6]
     assert len({train.fingerprint(), test.fingerprint(),
-                audio_sources.AudioNpz(path, 'test', 16_000).fingerprint()}) == 3  # fmt: skip
+                faster.fingerprint()}) == 3  # fmt: skip
 
 
 def test_audio_npz_errors(tmp_path):

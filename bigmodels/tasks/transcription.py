@@ -1,0 +1,218 @@
+"""The text of a recording, by connectionist temporal classification (Graves et al. 2006)."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bigmodels import errors, metrics
+from bigmodels.data import tokenizers
+from bigmodels.deploy import ctc
+from bigmodels.models import conformer
+from bigmodels.scores import speech
+from bigmodels.tasks.classification import Examples
+from bigmodels.tasks.sound import SoundInputs, name_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Transcription(SoundInputs):
+    """Recordings of different lengths -> text.
+
+    Fields:
+      model: maps features [B, L, M] and their lengths [B] to logits [B, L', classes], of the
+        tokens and, last, the blank; `output_lengths(lengths)` says how many of L' are real.
+      tokenizer: the config's section, from which `fit` or `restored` makes `vocabulary`.
+      sound: the section of `sound.FrontEnd`.
+      max_tokens: of a transcript.
+      augment: the section of `SoundAugmentation`; for training only.
+      input_key, text_key: of the source's records.
+      beams: kept in decoding; 1 is the most probable path.
+    """
+
+    model: nn.Module
+    tokenizer: Mapping
+    sound: Mapping
+    max_tokens: int
+    augment: Mapping | None = None
+    input_key: str = 'audio'
+    text_key: str = 'text'
+    beams: int = 1
+    vocabulary: tokenizers.Tokenizer | None = None
+
+    def __post_init__(self):
+        speech.load_jiwer()  # rather than after training
+        if self.beams < 1 or self.max_tokens < 1:
+            raise errors.UserError('task.beams and task.max_tokens must be at least 1.')
+
+    @property
+    def blank(self) -> int:
+        """The class that stands for no token."""
+        return self.model.num_classes - 1
+
+    def fit(self, source: Sequence) -> 'Transcription':
+        """Makes the tokenizer; one that is trained sees only the training records."""
+
+        def texts():
+            return (source[i][self.text_key] for i in range(len(source)))
+
+        return self._with(tokenizers.fit(self.tokenizer, texts, 'task.tokenizer'))
+
+    def save(self, directory: Path) -> None:
+        """Writes the tokenizer."""
+        self.vocabulary.save(directory)
+
+    def restored(self, directory: Path) -> 'Transcription':
+        """With the tokenizer that `save` wrote."""
+        return self._with(tokenizers.restore(directory))
+
+    def _with(self, vocabulary: tokenizers.Tokenizer) -> 'Transcription':
+        if vocabulary.vocab_size >= self.model.num_classes:
+            raise errors.UserError(
+                f'The tokenizer has {vocabulary.vocab_size} tokens: set model.num_classes to one '
+                f'more at least, not {self.model.num_classes}.'
+            )
+        return dataclasses.replace(self, vocabulary=vocabulary)
+
+    def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """A record -> {'inputs' float32 [T], 'lengths' int32}; and with a text its tokens.
+
+        They are 'targets' int32 [max_tokens], of which 'target_lengths' int32 are real.
+
+        Raises:
+          UserError: see `sound.FrontEnd.filled_up`; and naming the record, for a text that is
+            empty, longer than `max_tokens`, or longer than its recording can say.
+        """
+        example = self.front_end.filled_up(raw, self.input_key, cut=False)
+        if self.text_key not in raw:
+            return example
+        tokens = self.vocabulary.encode(raw[self.text_key])
+        count, where = len(tokens), name_of(raw)
+        if not raw[self.text_key].strip():
+            raise errors.UserError(f'{where} has an empty text. Leave the record out.')
+        if count > self.max_tokens:
+            raise errors.UserError(
+                f'{where} has a text of {count} tokens, more than task.max_tokens = '
+                f'{self.max_tokens}: set that higher.'
+            )
+        played = int(example['lengths'] / self.augmentation.speed[1])
+        states = self.model.output_lengths(self.front_end.num_frames(played))
+        # Equal neighbours need a blank between them.
+        needed = count + int((tokens[1:] == tokens[:-1]).sum())
+        if needed > states:
+            raise errors.UserError(
+                f'{where} has too much text: its {count} tokens take {needed} states of the model, '
+                f'and its sound gives {states}. Use a smaller model.subsampling or '
+                'task.sound.hop_seconds, or leave the record out.'
+            )
+        targets = np.full(self.max_tokens, self.vocabulary.end_of_text, np.int32)
+        targets[:count] = tokens
+        return example | {'targets': targets, 'target_lengths': np.int32(count)}
+
+    def postprocess(self, prediction: np.ndarray) -> str:
+        """Token ids, -1 for none -> text."""
+        return self.vocabulary.decode(prediction[prediction >= 0])
+
+    def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
+        """One example for each record."""
+        return Examples(source, self)
+
+    def example_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of one of `examples`, transcribed ones."""
+        return self.front_end.shapes() | {
+            'targets': jax.ShapeDtypeStruct((self.max_tokens,), 'int32'),
+            'target_lengths': jax.ShapeDtypeStruct((), 'int32'),
+        }
+
+    def init(self, rng: jax.Array, batch: Mapping[str, jax.Array]) -> Mapping:
+        """Variables of the model."""
+        return self.model.init(rng, *self.model_inputs(batch))
+
+    def loss_fn(self, params, model_state, batch, rng, train: bool):
+        """-log of the probability of all paths that stand for the text, in nats per token."""
+        features, frames = self.model_inputs(batch, rng if train else None)
+        logits, model_state = self.model.apply(
+            {'params': params, **model_state},
+            features,
+            frames,
+            train=train,
+            rngs={'dropout': rng},
+            mutable=list(model_state) if train else [],
+        )
+        paddings = [
+            1.0 - conformer.within(lengths, count)
+            for lengths, count in (
+                (self.model.output_lengths(frames), logits.shape[1]),
+                (batch['target_lengths'], self.max_tokens),
+            )
+        ]
+        loss = optax.ctc_loss(
+            logits, paddings[0], batch['targets'], paddings[1], blank_id=self.blank
+        )
+        total, _ = metrics.pair(loss, batch['weights'])
+        pair = total, (batch['target_lengths'] * batch['weights']).sum()
+        return metrics.mean(pair), ({'loss': pair}, model_state)
+
+    def predict(self, params, model_state, batch) -> jax.Array:
+        """Tokens int32 [B, L'], followed by -1."""
+        logits, lengths = self._logits(params, model_state, batch)
+        if self.beams == 1:
+            return ctc.decode_greedily(logits, lengths, self.blank)
+        return ctc.decode_with_beams(logits, lengths, self.blank, self.beams)[0]
+
+    def _logits(self, params, model_state, batch) -> tuple[jax.Array, jax.Array]:
+        features, frames = self.model_inputs(batch)
+        logits = self.model.apply({'params': params, **model_state}, features, frames)
+        return logits, self.model.output_lengths(frames)
+
+    def outcomes(self, params, model_state, batch) -> dict[str, jax.Array]:
+        """What was said, what was decoded and, of beams, what the best path would have been."""
+        logits, lengths = self._logits(params, model_state, batch)
+        decoded = {'greedy': ctc.decode_greedily(logits, lengths, self.blank)}
+        if self.beams > 1:
+            decoded['beams'], _ = ctc.decode_with_beams(logits, lengths, self.blank, self.beams)
+        real = conformer.within(batch['target_lengths'], self.max_tokens)
+        return decoded | {'targets': jnp.where(real, batch['targets'], -1)}
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        return ('wer', 'cer') if self.beams == 1 else ('wer', 'cer', 'greedy_wer', 'greedy_cer')
+
+    def scores(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Word and character error rates of a whole set."""
+        texts = {name: [*map(self.postprocess, rows)] for name, rows in outcomes.items()}
+        decoders = {'greedy': ''} if self.beams == 1 else {'beams': '', 'greedy': 'greedy_'}
+        rates = {'wer': speech.word_error_rate, 'cer': speech.character_error_rate}
+        return {
+            prefix + name: rate(texts['targets'], texts[decoder])
+            for decoder, prefix in decoders.items()
+            for name, rate in rates.items()
+        }
+
+    def summary(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The means as they are."""
+        return dict(values)
+
+    def items(self, shapes: Mapping[str, Any]) -> tuple[int, str]:
+        """The number of recordings in a batch, and their unit."""
+        return len(shapes['inputs']), 'recordings'
+
+    def flops_per_step(self, params, shapes) -> None:
+        """Not known by formula."""
+
+    def demonstrate(self, params, model_state) -> dict[str, str]:
+        """Nothing to show beyond the metrics."""
+        return {}
+
+    def facts(self) -> dict[str, str]:
+        """What the start screen says of the model."""
+        decoder = 'best path' if self.beams == 1 else f'{self.beams} beams'
+        return {
+            'model': f'{type(self.model).__name__}, {self.model.num_classes} classes with the '
+            f'blank, decoded by {decoder}'
+        }

@@ -1,0 +1,63 @@
+"""A Conformer transcribes strings of 2 to 7 spoken digits, by CTC with SpecAugment.
+
+    pip install -e '.[speech]' && python -m bigmodels.main --config=configs/speech_ctc.py
+
+Strings are put together as they are read: one speaker, random digits, random pauses; training has
+the source's training recordings, the test 500 strings of the held-out ones. Each digit is a word
+of the error rate. `wer` is of prefix search with beams, `greedy_wer` of the best path.
+
+For read English: LibriSpeech or Common Voice converted to WAV, with a transcripts.csv as in
+speech_sentences.py.
+
+Cost: two CPU cores, ...
+Result: ...
+"""
+
+from configs import common
+
+
+def get_config(variant: str = ''):
+    """The default, or `tiny` for tests."""
+    config = common.get_config()
+    config.model = dict(
+        name='conformer',
+        num_classes=13,
+        num_layers=4,
+        embed_dim=96,
+        num_heads=4,
+        pool='none',
+        taps=15,
+        subsampling_channels=32,
+    )
+    config.task = dict(
+        name='transcription',
+        tokenizer=dict(name='characters', characters=' 0123456789'),
+        max_tokens=13,
+        beams=8,
+        sound=dict(sample_rate=8000, max_seconds=5.0, num_mels=40),
+        augment=dict(
+            speed=(0.9, 1.1),
+            noise_decibels=(10.0, 50.0),
+            time_masks=2,
+            time_share=0.05,
+            mel_masks=2,
+            mel_width=6,
+        ),
+    )
+    strings = dict(
+        name='digit_strings', path=common.data_path('fsdd/fsdd_8khz.npz'), max_seconds=5.0
+    )
+    config.data.train = dict(strings, count=100_000)
+    config.data.evals = dict(test=dict(strings, split='test', count=500, seed=1))
+    config.batch_size = 32
+    config.total_steps = 2000
+    config.eval_every = 1000
+    config.optimizer.learning_rate = 1e-3
+    if variant == 'tiny':
+        config.model.update(num_layers=1, embed_dim=16, num_heads=2, subsampling_channels=4)
+        config.batch_size = 8
+        config.data.evals.test.count = 20
+        config = common.tiny(config)
+    elif variant:
+        raise ValueError(f'unknown variant {variant!r}; there is: tiny')
+    return config.lock()
