@@ -14,7 +14,14 @@ and it can be pickled and read by several threads. Whatever is wrong with the da
 at construction where it can be seen there. A new source is one class and one line in `SOURCES`.
 """
 
-from bigmodels.data import audio_sources, image_sources, sources, table_sources, tfds_source
+from bigmodels.data import (
+    audio_sources,
+    graph_sources,
+    image_sources,
+    sources,
+    table_sources,
+    tfds_source,
+)
 
 SOURCES: dict[str, type] = {
     'stdlib': sources.Stdlib,
@@ -28,5 +35,6 @@ SOURCES: dict[str, type] = {
     'mnist': image_sources.Mnist,
     'wav_folder': audio_sources.WavFolder,
     'audio_npz': audio_sources.AudioNpz,
+    'graph_npz': graph_sources.GraphNpz,
     'tfds': tfds_source.Tfds,
 }

@@ -42,6 +42,11 @@ class Classification:
         """As built from the config."""
         return self
 
+    @property
+    def record_fields(self) -> dict[str, str]:
+        """What `preprocess` needs of a record, see `data.inputs`."""
+        return {self.input_key: 'image'}
+
     def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A record -> {'inputs' float32, and 'targets' int32 where it has a label}.
 
@@ -76,14 +81,18 @@ class Classification:
 
     def init(self, rng: jax.Array, batch: Mapping[str, jax.Array]) -> Mapping:
         """Variables of the model."""
-        return self.model.init(rng, batch['inputs'])
+        return self.model.init(rng, *self.model_inputs(batch))
+
+    def model_inputs(self, batch: Mapping[str, jax.Array], rng: jax.Array | None = None) -> tuple:
+        """What the model is called with; in training a subclass may alter it by a random key."""
+        return (batch['inputs'],)
 
     def loss_fn(self, params, model_state, batch, rng, train: bool):
         """Cross-entropy in nats, and accuracy."""
         variables = {'params': params, **model_state}
         logits, model_state = self.model.apply(
             variables,
-            batch['inputs'],
+            *self.model_inputs(batch, rng if train else None),
             train=train,
             rngs={'dropout': rng},
             mutable=list(model_state) if train else [],
@@ -100,7 +109,8 @@ class Classification:
 
     def predict(self, params, model_state, batch) -> jax.Array:
         """Probabilities [B, classes]."""
-        logits = self.model.apply({'params': params, **model_state}, batch['inputs'])
+        variables = {'params': params, **model_state}
+        logits = self.model.apply(variables, *self.model_inputs(batch))
         return jax.nn.softmax(logits)
 
     def summary(self, values: Mapping[str, float]) -> dict[str, float]:
