@@ -57,16 +57,15 @@ def predict(
 
 
 def _preprocessed(task: Any, where: str, record: dict, shapes: Mapping) -> dict[str, np.ndarray]:
-    """The example of a record, without targets; an image as large as those of training."""
+    """The example of a record; an image as large as those of training."""
     try:
-        example = dict(task.preprocess(record))
+        example = task.preprocess(record)
         trained = shapes['inputs'].shape[1:]
         if inputs.only_kind(task.record_fields) == 'image' and example['inputs'].shape != trained:
             [name] = task.record_fields
-            example = dict(task.preprocess({**record, name: _as_trained(record[name], trained)}))
+            example = task.preprocess({**record, name: _as_trained(record[name], trained)})
     except errors.UserError as error:
         raise errors.UserError(f'{where}: {error}') from error
-    example.pop('targets', None)
     return example
 
 

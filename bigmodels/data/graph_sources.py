@@ -6,6 +6,9 @@ from bigmodels import errors
 from bigmodels.data.sources import checked_index
 from bigmodels.data.table_sources import arrays_digest, read_npz
 
+# Features by those that are not 0: feature_value[i] of node feature_row[i] in feature_col[i].
+SPARSE = ('feature_row', 'feature_col', 'feature_value', 'num_nodes', 'num_features')
+
 
 class GraphNpz:
     """One graph in an `.npz` archive: the only record.
@@ -51,9 +54,9 @@ def read_graph(path: str) -> dict[str, np.ndarray]:
     """The arrays of a graph in an `.npz` archive.
 
     Returns:
-      'features' float32 [N, F], read as they are or from the sparse `feature_row`, `feature_col`
-      and `feature_value` with `num_nodes` and `num_features`; 'edges' int32 [E, 2], from node to
-      node; and the other arrays of N entries, such as 'label' and masks 'is_train'.
+      'features' float32 [N, F], read as they are or from the arrays of SPARSE; 'edges' int32
+      [E, 2], from node to node; and the other arrays of N entries, such as 'label' and masks
+      'is_train'.
 
     Raises:
       UserError: see `read_npz`; and for an array that is not there, or an index out of range.
@@ -70,7 +73,7 @@ def read_graph(path: str) -> dict[str, np.ndarray]:
     others = {
         name: array
         for name, array in arrays.items()
-        if name not in ('features', 'edges') and array.shape == (count,)
+        if name not in SPARSE and array.shape == (count,)
     }
     return {'features': features, 'edges': edges, **others}
 
@@ -101,13 +104,12 @@ def checked_edges(edges: np.ndarray, num_nodes: int, where: str) -> np.ndarray:
 
 def _dense(arrays: dict[str, np.ndarray], path: str) -> np.ndarray:
     """float32 [N, F] from its entries that are not 0."""
-    names = ('feature_row', 'feature_col', 'feature_value', 'num_nodes', 'num_features')
-    for name in names:
+    for name in SPARSE:
         if name not in arrays:
             raise errors.unknown(f'array in {path}', name, arrays)
-    rows, columns, values, *shape = (arrays[name] for name in names)
+    rows, columns, values, *shape = (arrays[name] for name in SPARSE)
     shape = tuple(int(size) for size in shape)
-    for name, indices, size in zip(names, (rows, columns), shape, strict=False):
+    for name, indices, size in zip(SPARSE, (rows, columns), shape, strict=False):
         if len(indices) and not 0 <= indices.min() <= indices.max() < size:
             raise errors.UserError(
                 f'{path}: {name} has indices from {indices.min()} to {indices.max()}, out of the '

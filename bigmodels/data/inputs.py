@@ -9,9 +9,9 @@ A task's `record_fields` says what it needs: the name of each field, and its kin
     series    a whole column of a table, which is then one record
     array     an array of a graph's `.npz` archive, see `graph_sources.read_graph`
 
-A task of one image, recording or text takes files of these. Any but those of arrays takes tables,
-CSV or JSON lines, of the fields by name, where images and recordings are named by their path,
-which is relative to the table's folder.
+A task of one image, recording or text takes files of these. All take tables, CSV or JSON lines, of
+the fields by name; images and recordings are named there by their path, relative to the table's
+folder.
 """
 
 import os
@@ -36,21 +36,27 @@ Record = tuple[str, dict[str, Any]]  # where it was found, and its fields
 
 
 def read_inputs(
-    path: str, fields: Mapping[str, str], sample_rate: int | None = None, stdin: TextIO = sys.stdin
+    path: str,
+    fields: Mapping[str, str],
+    sample_rate: int | None = None,
+    stdin: TextIO | None = None,
 ) -> Iterator[Record]:
-    """The records of a file, of all files of a folder that are of use, or of '-', `stdin`.
+    """The records of a file, of all files of a folder that are of use, or of '-'.
 
-    On `stdin` each line is a text where the task needs one text, else a JSON object.
+    Those of '-' are lines of standard input: each a text where the task needs one text, else a
+    JSON object. A record has the `fields` alone, so no target; one from a file also its 'path',
+    and a recording its 'sample_rate'.
 
     Args:
       fields: name -> kind.
       sample_rate: recordings of other rates are resampled to it.
+      stdin: in the place of standard input.
 
     Raises:
       UserError: naming file and record, for what cannot be read or lacks a field.
     """
     if path == '-':
-        yield from _lines(stdin, fields, sample_rate)
+        yield from _lines(stdin or sys.stdin, fields, sample_rate)
     elif os.path.isdir(path):
         for file in _files(path, fields):
             yield from _read(file, fields, sample_rate)
@@ -73,7 +79,7 @@ def _read(path: str, fields: Mapping[str, str], sample_rate: int | None) -> Iter
             if line.strip():
                 yield f'{path}:{number}', {name: line}
     elif kind == 'array':
-        yield path, graph_sources.read_graph(path)
+        yield path, _filled(graph_sources.read_graph(path), fields, path, '', sample_rate)
     else:
         [name] = fields
         yield path, _decoded(path, name, kind, path, sample_rate)
@@ -108,7 +114,7 @@ def _lines(stdin: TextIO, fields: Mapping[str, str], sample_rate: int | None) ->
 def _filled(record, fields: Mapping[str, str], where: str, folder: str, sample_rate) -> dict:
     """A table's record, with images and recordings that it names by their path."""
     _check_fields(record, fields, where)
-    filled = dict(record)
+    filled = {name: record[name] for name in fields}
     for name, kind in fields.items():
         if kind in ('image', 'audio') and isinstance(record[name], str):
             path = one_file(os.path.join(folder, record[name]))

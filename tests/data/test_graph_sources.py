@@ -5,6 +5,7 @@ import pytest
 
 from bigmodels import errors
 from bigmodels.data.graph_sources import GraphNpz, read_graph
+from tests.data import test_sources
 
 GRAPH = {
     'features': np.array([[0, 2], [1, 1], [0, 0]], np.float32),
@@ -38,6 +39,7 @@ def test_a_graph_is_one_record(tmp_path, changes):
     np.testing.assert_array_equal(record['features'], GRAPH['features'])
     np.testing.assert_array_equal(record['edges'], GRAPH['edges'])
     np.testing.assert_array_equal(record['weights'], np.float32([0, 1, 1]))
+    test_sources.test_contract(source)
     assert '3 nodes, 2 test, 3 edges, 2 features' in source.describe()
     assert source.fingerprint() != GraphNpz(write(tmp_path, **changes), split='train').fingerprint()
 

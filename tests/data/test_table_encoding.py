@@ -39,9 +39,10 @@ def test_many_values_are_thinned_out_and_scores_stay():
     assert len(knots) == len(scores) <= table_encoding.KNOTS
     assert (knots[0], knots[-1]) == (values.min(), values.max())
     exact = stats.norm.ppf((stats.rankdata(values) - 0.5) / len(values))
-    np.testing.assert_allclose(np.interp(values, knots, scores), exact, atol=0.35)
+    thinned = np.interp(values, knots, scores)
+    np.testing.assert_allclose(thinned, exact, atol=0.6)  # the 20 outermost values are one piece
     middle = np.abs(exact) < 2.5
-    np.testing.assert_allclose(np.interp(values, knots, scores)[middle], exact[middle], atol=0.02)
+    np.testing.assert_allclose(thinned[middle], exact[middle], atol=0.02)
 
 
 def test_outside_of_the_training_values_scores_stay_those_of_the_ends():

@@ -1,5 +1,6 @@
 """Models of tables: their features against the papers' formulas, columns without an order."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,13 +40,19 @@ def test_periodic_features_are_sines_and_cosines():
     np.testing.assert_allclose(features[..., 2:], np.cos(angles), atol=1e-5)
 
 
+class Embedding(tabular.TableModel):
+    @nn.compact
+    def __call__(self, inputs, categories):
+        return self.embed(inputs, categories)
+
+
 @pytest.mark.parametrize('numeric', ['linear', 'periodic', 'piecewise_linear'])
 def test_an_embedding_is_a_function_of_its_own_column(numeric):
-    model = tabular.TabularMLP(2, num_categories=7, numeric=numeric, num_features=4)
+    model = Embedding(2, num_categories=7, numeric=numeric, num_features=4)
     variables = model.init(jax.random.key(0), NUMBERS, CATEGORIES)
 
     def embed(numbers, categories):
-        return np.asarray(model.apply(variables, numbers, categories, method='embed'))
+        return np.asarray(model.apply(variables, numbers, categories))
 
     before = embed(NUMBERS, CATEGORIES)
     assert before.shape == (5, 5, 16)
