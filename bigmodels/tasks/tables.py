@@ -157,24 +157,24 @@ class TableClassification(Table):
       classes: these texts in the order of the model's outputs; by default those of the training
         records, sorted.
       label_smoothing: see `losses.softmax_cross_entropy`.
-      figures: names of `scores.classification.SCORES`.
+      report: names of `scores.classification.SCORES`.
     """
 
     target_shape: ClassVar = jax.ShapeDtypeStruct((), 'int32')
 
     classes: Sequence[str] = ()
     label_smoothing: float = 0.0
-    figures: Sequence[str] = ('roc_auc',)
+    report: Sequence[str] = ('roc_auc',)
 
     def __post_init__(self):
         super().__post_init__()
-        for name in self.figures:
+        for name in self.report:
             if name not in classification.SCORES:
-                raise errors.unknown('figure of task.figures:', name, classification.SCORES)
+                raise errors.unknown('figure in config.task.report:', name, classification.SCORES)
 
     @property
     def score_names(self) -> tuple[str, ...]:
-        return classification.figure_names(self.figures, self.model.num_outputs)
+        return classification.figure_names(self.report, self.model.num_outputs)
 
     def with_targets(self, labels: Sequence) -> Self:
         """With `classes`, where the config does not name them."""
@@ -238,8 +238,8 @@ class TableClassification(Table):
         return {'probabilities': probabilities, 'targets': batch['targets']}
 
     def scores(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """The `figures` of a whole set."""
-        return classification.figures(outcomes['probabilities'], outcomes['targets'], self.figures)
+        """The figures of `report`, of a whole set."""
+        return classification.figures(outcomes['probabilities'], outcomes['targets'], self.report)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -92,7 +92,7 @@ def test_the_area_under_the_curve_is_scikit_learns():
         (lambda: classifier(label_key='x').fit(table()), "task.label_key = 'x'"),
         (lambda: classifier(label_key='age'), 'each once: got age, town, age'),
         (lambda: classifier(numeric=(), categorical=()), 'at least two columns'),
-        (lambda: classifier(figures=('auc',)), "'auc'.*roc_auc"),
+        (lambda: classifier(report=('auc',)), "'auc'.*roc_auc"),
         (lambda: classifier(classes=('no',)).fit(table()), 'num_outputs = 2, but there are 1'),
         (
             lambda: classifier(label_key='town', categorical=('rich', 'price')).fit(table()),
