@@ -4,10 +4,18 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from bigmodels import sharding
 
 Array = jax.Array
+
+# Of predictions and targets [...], elementwise.
+REGRESSION: dict[str, Callable[[Array, Array], Array]] = {
+    'squared': optax.losses.squared_error,
+    'absolute': lambda predictions, targets: jnp.abs(predictions - targets),
+    'huber': optax.losses.huber_loss,
+}
 
 
 def softmax_cross_entropy(

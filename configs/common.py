@@ -107,6 +107,33 @@ def sst2(config: ml_collections.ConfigDict) -> None:
     config.data.evals = sets
 
 
+def table_model(config: ml_collections.ConfigDict, variant: str, **fields) -> None:
+    """A model of tables and its optimiser: a perceptron, or an FT-Transformer."""
+    config.model = dict(
+        name='tabular_mlp',
+        numeric='piecewise_linear',
+        num_features=32,
+        embed_dim=16,
+        hidden_dims=(256, 256),
+        dropout_rate=0.2,
+    )
+    if variant == 'ft_transformer':
+        config.model = dict(
+            name='ft_transformer',
+            numeric='piecewise_linear',
+            num_features=32,
+            embed_dim=64,
+            num_layers=3,
+            num_heads=4,
+            mlp_dim=128,
+            dropout_rate=0.1,
+        )
+    config.model.update(fields)
+    config.optimizer.learning_rate = 1e-3
+    config.batch_size = 256
+    config.ema_decay = 0.995
+
+
 def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A config cut down to a few seconds, for tests."""
     config.total_steps = 20

@@ -16,6 +16,7 @@ at construction where it can be seen there. A new source is one class and one li
 
 from bigmodels.data import (
     audio_sources,
+    graph_sources,
     image_sources,
     pair_sources,
     sources,
@@ -42,5 +43,6 @@ SOURCES: dict[str, type] = {
     'audio_npz': audio_sources.AudioNpz,
     'transcribed': speech_sources.Transcribed,
     'digit_strings': speech_sources.DigitStrings,
+    'graph_npz': graph_sources.GraphNpz,
     'tfds': tfds_source.Tfds,
 }

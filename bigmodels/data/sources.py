@@ -220,7 +220,7 @@ class JsonLines:
             for number, line in enumerate(lines_of(name), 1):
                 contents.update(line)
                 if line.strip():
-                    _parse_json_line(line, f'{name}:{number}')
+                    parse_json_line(line, f'{name}:{number}')
                     lines.append((file, start, start + len(line)))
                 start += len(line)
         if not lines:
@@ -233,7 +233,7 @@ class JsonLines:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         i = checked_index(index, len(self))
-        return _parse_json_line(self._spans.read(i), f'{self._spans.path(i)}, record {i}')
+        return parse_json_line(self._spans.read(i), f'{self._spans.path(i)}, record {i}')
 
     def fingerprint(self) -> str:
         return self._fingerprint
@@ -333,7 +333,8 @@ def lines_of(path: str) -> Iterator[bytes]:
             yield from stream
 
 
-def _parse_json_line(line: bytes, where: str) -> dict[str, Any]:
+def parse_json_line(line: bytes, where: str) -> dict[str, Any]:
+    """The record in a line of JSON, as in `JsonLines`; UserError naming `where` if it is none."""
     try:
         record = json.loads(line)
         if not isinstance(record, dict):

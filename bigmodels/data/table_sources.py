@@ -20,6 +20,10 @@ _INTEGER = re.compile(r'[+-]?(0|[1-9][0-9]{0,17})')
 _REAL = re.compile(
     r'[+-]?(((0|[1-9][0-9]{0,17})(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf)', re.IGNORECASE
 )
+# What stands for a value that is missing, in lower case and without blanks around it.
+MISSING = ('', '?', 'na', 'nan', 'none', 'null')
+
+_Line = tuple[int, list[str]]  # of a CSV file: the number of its last line, and its values
 
 
 class Columns:
@@ -52,38 +56,86 @@ class Csv(Columns):
 
     A column is int64 if every value is an integer, float32 if every value is a number, else
     str: one empty value or '?' leaves its column text, for the task to decide what it means.
+
+    Args:
+      rows: those that are read, as a slice of the file's records: '0:8640', or '4::5' for every
+        fifth one.
+      without: slices of records that are left out of `rows`.
+      numeric: columns of numbers, read as float32; an empty value, '?' and 'NA' are NaN.
+      broken: whether a record with another number of values than the header, or with a value in
+        a column of `numeric` that is no finite number, is refused or left out.
+      duplicates: whether a record that repeats an earlier one of `rows` is kept, left out, or
+        refused. `describe` counts both kinds.
     """
 
-    def __init__(self, path: str):
-        self._path = path
+    def __init__(
+        self,
+        path: str,
+        rows: str = ':',
+        without: Sequence[str] = (),
+        numeric: Sequence[str] = (),
+        broken: Literal['refuse', 'drop'] = 'refuse',
+        duplicates: Literal['keep', 'drop', 'refuse'] = 'keep',
+    ):
+        self._path, self._broken, self._duplicates = path, broken, duplicates
         text = read_text(one_file(path))
-        reader = csv.reader(io.StringIO(text, newline=''), strict=True)
-        try:
-            rows = [(reader.line_num, row) for row in reader if row]
-        except csv.Error as error:
-            raise errors.UserError(f'{path}:{reader.line_num} is not CSV: {error}.') from error
-        if len(rows) < 2:
-            raise errors.UserError(f'{path} needs a header row and at least one row of values.')
-        (_, header), *rows = rows
+        header, lines = _csv_rows(path, text)
         if len(set(header)) < len(header):
             raise errors.UserError(f'{path}:1 names a column twice: {", ".join(header)}.')
-        for line, row in rows:
-            if len(row) != len(header):
-                raise errors.UserError(
-                    f'{path}:{line} has {len(row)} values, the header has {len(header)} columns. '
-                    'Quote values that hold a comma.'
-                )
-        columns = zip(*(row for _, row in rows), strict=True)
+        for name in numeric:
+            if name not in header:
+                raise errors.unknown(f'column of {path}', name, header)
+        lines = _selected(lines, rows, without, path)
+        lines, self._num_broken = self._whole(lines, header, numeric)
+        lines, self._num_duplicates = self._distinct(lines)
+        if not lines:
+            raise errors.UserError(f'{path} has no record in rows {rows!r} that is not left out.')
+        columns = zip(*(row for _, row in lines), strict=True)
         super().__init__(
-            {name: _typed(values) for name, values in zip(header, columns, strict=True)}
+            {
+                name: _numbers(values) if name in numeric else _typed(values)
+                for name, values in zip(header, columns, strict=True)
+            }
         )
-        self._fingerprint = digest('csv', text)
+        settings = (rows, tuple(without), tuple(numeric), broken, duplicates)
+        self._fingerprint = digest('csv', text, repr(settings))
+
+    def _whole(self, lines: Sequence[_Line], header, numeric) -> tuple[list[_Line], int]:
+        """The lines that are not broken, and how many are."""
+        places = [(name, header.index(name)) for name in numeric]
+        kept = []
+        for line, row in lines:
+            problem = _problem(row, header, places)
+            if not problem:
+                kept.append((line, row))
+            elif self._broken == 'refuse':
+                raise errors.UserError(f'{self._path}:{line} {problem}')
+        return kept, len(lines) - len(kept)
+
+    def _distinct(self, lines: Sequence[_Line]) -> tuple[list[_Line], int]:
+        """The lines as `duplicates` says, and how many repeat an earlier one."""
+        first = {}
+        for line, row in lines:
+            earlier = first.setdefault(tuple(row), line)
+            if earlier != line and self._duplicates == 'refuse':
+                raise errors.UserError(
+                    f'{self._path}:{line} repeats line {earlier}. Leave it out, or set duplicates '
+                    'to "keep" or "drop".'
+                )
+        count = len(lines) - len(first)
+        if self._duplicates == 'drop':
+            return [(line, list(row)) for row, line in first.items()], count
+        return list(lines), count
 
     def fingerprint(self) -> str:
         return self._fingerprint
 
     def describe(self) -> str:
-        return f'csv {self._path}: {len(self):,} rows, {len(self._columns)} columns'
+        done = 'left out' if self._duplicates == 'drop' else 'kept'
+        repeated = f', {self._num_duplicates:,} duplicates {done}' if self._num_duplicates else ''
+        broken = f', {self._num_broken:,} broken records left out' if self._num_broken else ''
+        size = f'{len(self):,} rows, {len(self._columns)} columns'
+        return f'csv {self._path}: {size}{repeated}{broken}'
 
 
 class Tsv(Columns):
@@ -199,6 +251,82 @@ def one_file(path: str) -> str:
     if not os.path.isfile(path):
         raise errors.UserError(f'There is no file {path!r}, seen from {os.getcwd()}.')
     return path
+
+
+def _csv_rows(path: str, text: str) -> tuple[list[str], list[_Line]]:
+    """The header of a CSV file, and the lines below it that are not blank."""
+    reader = csv.reader(io.StringIO(text, newline=''), strict=True)
+    try:
+        lines = [(reader.line_num, row) for row in reader if row]
+    except csv.Error as error:
+        raise errors.UserError(f'{path}:{reader.line_num} is not CSV: {error}.') from error
+    if len(lines) < 2:
+        raise errors.UserError(f'{path} needs a header row and at least one row of values.')
+    (_, header), *lines = lines
+    return header, lines
+
+
+def _selected(lines: list[_Line], rows: str, without: Sequence[str], path: str) -> list[_Line]:
+    kept = np.zeros(len(lines), bool)
+    kept[_indices(rows, len(lines), path)] = True
+    for left_out in without:
+        kept[_indices(left_out, len(lines), path)] = False
+    return [lines[i] for i in np.flatnonzero(kept)]
+
+
+def _indices(text: str, length: int, path: str) -> np.ndarray:
+    """The indices below `length` in a slice such as '0:100' or '4::5'."""
+    try:
+        first, stop, *step = (int(part) if part else None for part in text.split(':'))
+        return np.arange(length)[slice(first, stop, *step)]
+    except (ValueError, TypeError) as error:
+        raise errors.UserError(
+            f'{path}: rows {text!r} are no slice START:STOP or START:STOP:STEP.'
+        ) from error
+
+
+def _problem(row: list[str], header: list[str], numeric: Sequence[tuple[str, int]]) -> str:
+    """What is broken about a record, nothing if it is whole."""
+    if len(row) != len(header):
+        return (
+            f'has {len(row)} values, the header has {len(header)} columns. Quote values that hold '
+            'a comma.'
+        )
+    for name, place in numeric:
+        try:
+            number(row[place])
+        except ValueError:
+            return f'has {row[place]!r} in the column {name!r}, which is no finite number.'
+    return ''
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value of a record stands for none: None, NaN, or a text in MISSING."""
+    if isinstance(value, str):
+        return value.strip().lower() in MISSING
+    return value is None or bool(value != value)
+
+
+def number(value: Any) -> float:
+    """A value of a record as a finite number; NaN where it is missing.
+
+    Raises:
+      ValueError: if it is neither.
+    """
+    if is_missing(value):
+        return float('nan')
+    try:
+        found = float(value)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    if np.isinf(found):
+        raise ValueError('it is not finite')
+    return found
+
+
+def _numbers(values: Sequence[str]) -> np.ndarray:
+    """A CSV column of `numeric` as float32."""
+    return np.array([number(value) for value in values], np.float32)
 
 
 def _typed(values: Sequence[str]) -> np.ndarray:

@@ -8,21 +8,31 @@ from bigmodels.models.conformer import Conformer
 from bigmodels.models.convnet import ConvNet
 from bigmodels.models.efficientnet import EfficientNet
 from bigmodels.models.encoder_decoder import EncoderDecoder
+from bigmodels.models.forecasters import DLinear, PatchTST
+from bigmodels.models.ft_transformer import FTTransformer
+from bigmodels.models.gnn import GAT, GCN
 from bigmodels.models.mlp import MLP
 from bigmodels.models.recurrent import Recurrent
 from bigmodels.models.resnet import ResNet
+from bigmodels.models.tabular import TabularMLP
 from bigmodels.models.transformer import Transformer
 from bigmodels.models.transformer_classifier import TransformerClassifier
 from bigmodels.models.vit import ViT
 
 MODELS = {
+    'conformer': Conformer,
     'convnet': ConvNet,
+    'dlinear': DLinear,
     'efficientnet': EfficientNet,
     'encoder_decoder': EncoderDecoder,
-    'conformer': Conformer,
+    'ft_transformer': FTTransformer,
+    'gat': GAT,
+    'gcn': GCN,
     'mlp': MLP,
+    'patch_tst': PatchTST,
     'recurrent': Recurrent,
     'resnet': ResNet,
+    'tabular_mlp': TabularMLP,
     'transformer': Transformer,
     'transformer_classifier': TransformerClassifier,
     'vit': ViT,

@@ -16,7 +16,9 @@ evaluation and the server know nothing else about it. Its methods are pure:
     facts() -> {name: text}           what the start screen says of the model
 
 A task may also have `example_shapes() -> {name: shape}`, of one example, where they are known
-without its data: a config is then explained without opening any.
+without its data: a config is then explained without opening any. One with
+`record_fields -> {name: kind}`, what `preprocess` needs of a record, answers raw input: see
+`data.inputs`; of recordings it also says the `sample_rate`.
 
 Figures that are no means of examples, such as an area under a curve or BLEU, are scores:
 
@@ -30,21 +32,28 @@ mean. To add a task, put it in a file of its own and its class here.
 """
 
 from bigmodels.tasks.classification import Classification
+from bigmodels.tasks.forecasting import Forecasting
 from bigmodels.tasks.language_modeling import LanguageModeling
 from bigmodels.tasks.masked_language_modeling import MaskedLanguageModeling
+from bigmodels.tasks.node_classification import NodeClassification
 from bigmodels.tasks.sound_classification import SoundClassification
 from bigmodels.tasks.span_extraction import SpanExtraction
+from bigmodels.tasks.tables import TableClassification, TableRegression
 from bigmodels.tasks.text_classification import TextClassification
 from bigmodels.tasks.text_to_text import TextToText
 from bigmodels.tasks.transcription import Transcription
 
 TASKS = {
     'classification': Classification,
+    'forecasting': Forecasting,
     'language_modeling': LanguageModeling,
     'masked_language_modeling': MaskedLanguageModeling,
+    'node_classification': NodeClassification,
+    'sound_classification': SoundClassification,
     'span_extraction': SpanExtraction,
+    'table_classification': TableClassification,
+    'table_regression': TableRegression,
     'text_classification': TextClassification,
     'text_to_text': TextToText,
-    'sound_classification': SoundClassification,
     'transcription': Transcription,
 }

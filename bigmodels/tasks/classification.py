@@ -87,6 +87,11 @@ class Classification:
         """As built from the config."""
         return self
 
+    @property
+    def record_fields(self) -> dict[str, str]:
+        """What `preprocess` needs of a record, see `data.inputs`."""
+        return {self.input_key: 'image'}
+
     def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A record -> {'inputs' float32, and 'targets' int32 where it has a label}.
 

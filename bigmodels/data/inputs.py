@@ -1,0 +1,167 @@
+"""Raw input of predictions: files, by their suffix, as records with the fields that a task needs.
+
+A task's `record_fields` says what it needs: the name of each field, and its kind.
+
+    image     a JPEG or PNG file, uint8 [H, W, 3]
+    audio     a WAV file, float32 [T]
+    text      a line of a text file, str
+    value     a cell of a table
+    series    a whole column of a table, which is then one record
+    array     an array of a graph's `.npz` archive, see `graph_sources.read_graph`
+
+A task of one image, recording or text takes files of these. All take tables, CSV or JSON lines, of
+the fields by name; images and recordings are named there by their path, relative to the table's
+folder.
+"""
+
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, TextIO
+
+from bigmodels import errors
+from bigmodels.data import audio, graph_sources, images
+from bigmodels.data.sources import JsonLines, parse_json_line, read_bytes, read_text
+from bigmodels.data.table_sources import Csv, one_file
+
+SUFFIXES = {
+    'image': ('.jpg', '.jpeg', '.png'),
+    'audio': ('.wav',),
+    'text': ('.txt',),
+    'array': ('.npz',),
+}
+TABLES = ('.csv', '.jsonl')
+Record = tuple[str, dict[str, Any]]  # where it was found, and its fields
+
+
+def read_inputs(
+    path: str,
+    fields: Mapping[str, str],
+    sample_rate: int | None = None,
+    stdin: TextIO | None = None,
+) -> Iterator[Record]:
+    """The records of a file, of all files of a folder that are of use, or of '-'.
+
+    Those of '-' are lines of standard input: each a text where the task needs one text, else a
+    JSON object. A record has the `fields` alone, so no target; one from a file also its 'path',
+    and a recording its 'sample_rate'.
+
+    Args:
+      fields: name -> kind.
+      sample_rate: recordings of other rates are resampled to it.
+      stdin: in the place of standard input.
+
+    Raises:
+      UserError: naming file and record, for what cannot be read or lacks a field.
+    """
+    if path == '-':
+        yield from _lines(stdin or sys.stdin, fields, sample_rate)
+    elif os.path.isdir(path):
+        for file in _files(path, fields):
+            yield from _read(file, fields, sample_rate)
+    else:
+        yield from _read(one_file(path), fields, sample_rate)
+
+
+def _read(path: str, fields: Mapping[str, str], sample_rate: int | None) -> Iterator[Record]:
+    kind, suffix = only_kind(fields), _suffix(path)
+    if suffix not in (*SUFFIXES.get(kind, ()), *TABLES):
+        raise errors.UserError(
+            f'{path} is of no use here: the run needs {_described(fields)}, from '
+            f'{", ".join((*SUFFIXES.get(kind, ()), *TABLES))} files.'
+        )
+    if suffix in TABLES:
+        yield from _table(path, fields, sample_rate)
+    elif kind == 'text':
+        [name] = fields
+        for number, line in enumerate(read_text(path).splitlines(), 1):
+            if line.strip():
+                yield f'{path}:{number}', {name: line}
+    elif kind == 'array':
+        yield path, _filled(graph_sources.read_graph(path), fields, path, '', sample_rate)
+    else:
+        [name] = fields
+        yield path, _decoded(path, name, kind, path, sample_rate)
+
+
+def _table(path: str, fields: Mapping[str, str], sample_rate: int | None) -> Iterator[Record]:
+    source = Csv(path) if _suffix(path) == '.csv' else JsonLines(path)
+    if only_kind(fields) == 'series':
+        records = [source[i] for i in range(len(source))]
+        _check_fields(records[0], fields, path)
+        yield path, {name: [record.get(name) for record in records] for name in fields}
+        return
+    folder = os.path.dirname(path)
+    for i in range(len(source)):
+        where = f'{path}, record {i}'
+        yield where, _filled(source[i], fields, where, folder, sample_rate)
+
+
+def _lines(stdin: TextIO, fields: Mapping[str, str], sample_rate: int | None) -> Iterator[Record]:
+    for number, line in enumerate(stdin, 1):
+        where = f'standard input:{number}'
+        if not line.strip():
+            continue
+        if tuple(fields.values()) == ('text',):
+            [name] = fields
+            yield where, {name: line.rstrip('\n')}
+        else:
+            record = parse_json_line(line.encode(), where)
+            yield where, _filled(record, fields, where, '', sample_rate)
+
+
+def _filled(record, fields: Mapping[str, str], where: str, folder: str, sample_rate) -> dict:
+    """A table's record, with images and recordings that it names by their path."""
+    _check_fields(record, fields, where)
+    filled = {name: record[name] for name in fields}
+    for name, kind in fields.items():
+        if kind in ('image', 'audio') and isinstance(record[name], str):
+            path = one_file(os.path.join(folder, record[name]))
+            filled |= _decoded(path, name, kind, f'{path} ({where})', sample_rate)
+    return filled
+
+
+def _decoded(path: str, name: str, kind: str, where: str, sample_rate: int | None) -> dict:
+    if kind == 'image':
+        return {name: images.decode(read_bytes(path), where), 'path': path}
+    samples, rate = audio.decode_wav(read_bytes(path), where)
+    wanted = sample_rate or rate
+    return {name: audio.resample(samples, rate, wanted), 'sample_rate': wanted, 'path': path}
+
+
+def _check_fields(record: Mapping, fields: Mapping[str, str], where: str) -> None:
+    for name in fields:
+        if name not in record:
+            raise errors.unknown(f'field: {where} lacks', name, record)
+
+
+def only_kind(fields: Mapping[str, str]) -> str:
+    """The kind of a task's only field, or of all of a series' or a graph's; '' for others."""
+    kinds = set(fields.values())
+    alone = len(fields) == 1 or kinds in ({'series'}, {'array'})
+    return kinds.pop() if alone else ''
+
+
+def _files(folder: str, fields: Mapping[str, str]) -> Iterator[str]:
+    """The files at any depth below a folder that are of use, sorted; hidden ones do not count."""
+    suffixes = SUFFIXES.get(only_kind(fields), TABLES)
+    found = sorted(
+        str(file)
+        for file in pathlib.Path(folder).rglob('*')
+        if file.is_file() and not file.name.startswith('.') and _suffix(file) in suffixes
+    )
+    if not found:
+        raise errors.UserError(
+            f'{folder} has no {" or ".join(suffixes)} file: the run needs {_described(fields)}.'
+        )
+    return iter(found)
+
+
+def _suffix(path: str | pathlib.Path) -> str:
+    """In lower case, without '.gz'."""
+    return pathlib.Path(str(path).lower().removesuffix('.gz')).suffix
+
+
+def _described(fields: Mapping[str, str]) -> str:
+    return errors.some([f'{name} ({kind})' for name, kind in fields.items()])

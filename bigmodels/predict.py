@@ -1,0 +1,147 @@
+"""The command that answers raw input, as JSON lines.
+
+python -m bigmodels.predict --workdir=runs/digits_mlp --input=pictures
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import pathlib
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import flax.errors
+import jax
+import numpy as np
+from PIL import Image
+
+from bigmodels import errors, rundir, runs
+from bigmodels.data import images, inputs, pipeline
+
+
+def predict(
+    run: runs.Run, records: Iterable[inputs.Record], batch_size: int = 0
+) -> Iterator[tuple[str, Any]]:
+    """The answer of a run's task to each record, in their order; see `inputs.read_inputs`.
+
+    Args:
+      batch_size: records that are answered at once; 0 for as many as in training.
+
+    Raises:
+      UserError: naming the record, for one that the task or the model cannot take.
+    """
+    compiled = jax.jit(run.task.predict)
+    shapes = rundir.batch_shapes(run.workdir, 1)
+    size = batch_size or run.experiment.batch_size
+    examples = (
+        (where, _preprocessed(run.task, where, record, shapes)) for where, record in records
+    )
+    for _, alike in itertools.groupby(examples, lambda pair: _shapes(pair[1])):
+        while batch := list(itertools.islice(alike, size)):
+            names, rows = zip(*batch, strict=True)
+            rows += rows[-1:] * (size - len(rows))  # one program for all
+            try:
+                outputs = compiled(run.params, run.model_state, pipeline.stacked(rows))
+            except flax.errors.FlaxError as error:
+                described = ', '.join(f'{key} {shape}' for key, shape in _shapes(rows[0]))
+                raise errors.UserError(
+                    f'{names[0]} does not fit the model: it is {described}. {error}'
+                ) from error
+            outputs = jax.device_get(outputs)
+            for i, name in enumerate(names):
+                one = jax.tree.map(lambda value, i=i: value[i], outputs)
+                yield name, run.task.postprocess(one)
+
+
+def _preprocessed(task: Any, where: str, record: dict, shapes: Mapping) -> dict[str, np.ndarray]:
+    """The example of a record; an image as large as those of training."""
+    try:
+        example = task.preprocess(record)
+        trained = shapes['inputs'].shape[1:]
+        if inputs.only_kind(task.record_fields) == 'image' and example['inputs'].shape != trained:
+            [name] = task.record_fields
+            example = task.preprocess({**record, name: _as_trained(record[name], trained)})
+    except errors.UserError as error:
+        raise errors.UserError(f'{where}: {error}') from error
+    return example
+
+
+def _as_trained(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """An image uint8 [H, W, 3] in the shape of training's: scaled and cropped, grey if they are."""
+    if len(shape) not in (2, 3):
+        raise errors.UserError(f'The model takes arrays {shape}, no images.')
+    height, width = shape[:2]
+    if len(shape) == 2 or shape[2] == 1:
+        image = np.asarray(Image.fromarray(image).convert('L'))[..., None]
+    if image.shape[:2] != (height, width):
+        # Python shows a warning of the same text from the same place once.
+        warnings.warn(
+            f'Images are scaled and cropped to the {height} x {width} pixels of training.',
+            stacklevel=1,
+        )
+        scale = max(height / image.shape[0], width / image.shape[1])
+        rows, columns = (max(round(scale * n), least) for n, least in
+                         zip(image.shape[:2], (height, width), strict=True))  # fmt: skip
+        image = images.centre_crop(images.resize(image, rows, columns), height, width)
+    return image.reshape(shape)
+
+
+def _shapes(example: Mapping[str, np.ndarray]) -> tuple:
+    return tuple((name, np.shape(value)) for name, value in sorted(example.items()))
+
+
+def as_json(where: str, answer: Any, pictures: pathlib.Path) -> dict[str, Any]:
+    """An answer as plain data; a picture, uint8 [H, W] or [H, W, 3], is written and named.
+
+    Args:
+      pictures: the folder for them, made when there is one.
+    """
+    answer = answer if isinstance(answer, Mapping) else {'answer': answer}
+    plain = {'input': where}
+    for name, value in answer.items():
+        if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim >= 2:
+            pictures.mkdir(parents=True, exist_ok=True)
+            file = pictures / f'{len(list(pictures.iterdir())):06d}_{name}.png'
+            Image.fromarray(value).save(file)
+            value = str(file)
+        plain[name] = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    return plain
+
+
+def main() -> None:
+    """The command: one JSON line for each record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--workdir', required=True, help='a run made by bigmodels.main')
+    parser.add_argument('--input', required=True, help='a file, a folder, or - for standard input')
+    parser.add_argument('--output', help='a file for the answers; default standard output')
+    parser.add_argument(
+        '--pictures',
+        type=pathlib.Path,
+        default=pathlib.Path('predictions'),
+        help='the folder for answers that are pictures; default predictions',
+    )
+    parser.add_argument('--step', default='last', help='a saved step, last or best')
+    parser.add_argument('--batch_size', type=int, default=0, help="default: the training's")
+    runs.add_trust(parser)
+    a = parser.parse_args()
+    runs.configure_process()
+    run = runs.open_run(a.workdir, int(a.step) if a.step.isdigit() else a.step, trust=a.trust)
+    if not hasattr(run.task, 'record_fields'):
+        raise errors.UserError(
+            f'{a.workdir} holds a {type(run.task).__name__}, which answers no records; a language '
+            'model goes on with a text: python -m bigmodels.deploy.generate.'
+        )
+    records = inputs.read_inputs(
+        a.input, run.task.record_fields, getattr(run.task, 'sample_rate', None)
+    )
+    with contextlib.ExitStack() as stack:
+        out = stack.enter_context(open(a.output, 'w')) if a.output else sys.stdout
+        for where, answer in predict(run, records, a.batch_size):
+            print(json.dumps(as_json(where, answer, a.pictures)), file=out, flush=True)
+
+
+if __name__ == '__main__':
+    errors.exit_on_user_error(main)

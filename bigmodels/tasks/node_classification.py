@@ -1,0 +1,73 @@
+"""One class for each node of a graph."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from bigmodels import errors
+from bigmodels.data.graph_sources import checked_edges
+from bigmodels.tasks.classification import Classification
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeClassification(Classification):
+    """Graphs -> one of the model's `num_classes` for each node; a whole graph is one example.
+
+    Its 'weights' are those of its nodes: what is trained and measured is where they are not 0.
+
+    Fields:
+      model: maps features [B, N, F] and edges [B, E, 2] to logits [B, N, classes].
+      normalize_rows: the features of a node are divided by their sum, as is the custom for bags of
+        words; nodes without any stay 0.
+    """
+
+    input_key: str = 'features'
+    normalize_rows: bool = True
+
+    @property
+    def record_fields(self) -> dict[str, str]:
+        """What `preprocess` needs of a record, see `data.inputs`."""
+        return {self.input_key: 'array', 'edges': 'array'}
+
+    def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """A graph -> {'inputs' float32 [N, F], 'edges' int32 [E, 2], and what it has of
+        'targets' int32 [N] and 'weights' float32 [N]}.
+
+        Raises:
+          UserError: for what is not there, an edge to no node, or a label out of range.
+        """
+        example = super().preprocess(raw)
+        inputs = example['inputs']
+        if 'edges' not in raw:
+            raise errors.unknown('record field', 'edges', raw)
+        example['edges'] = checked_edges(raw['edges'], len(inputs), 'the graph')
+        if self.normalize_rows:
+            sums = inputs.sum(1, keepdims=True)
+            example['inputs'] = np.divide(inputs, sums, out=np.zeros_like(inputs), where=sums != 0)
+        if 'weights' in raw:
+            example['weights'] = np.asarray(raw['weights'], np.float32)
+        return example
+
+    def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
+        """One example for each graph, all prepared here: they are few and large."""
+        return [self.preprocess(source[i]) for i in range(len(source))]
+
+    def model_inputs(self, batch: Mapping[str, jax.Array], rng: jax.Array | None = None) -> tuple:
+        """Features and edges."""
+        return batch['inputs'], batch['edges']
+
+    def postprocess(self, prediction: np.ndarray) -> dict[str, list]:
+        """Probabilities [N, classes] -> {'labels', 'probabilities'} of the nodes."""
+        return {
+            'labels': prediction.argmax(1).tolist(),
+            'probabilities': prediction.max(1).tolist(),
+        }
+
+    def items(self, shapes: Mapping[str, Any]) -> tuple[int, str]:
+        """The number of nodes in a batch, and their unit."""
+        graphs, nodes, _ = shapes['inputs'].shape
+        return graphs * nodes, 'nodes'

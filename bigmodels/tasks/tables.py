@@ -1,0 +1,304 @@
+"""One class, or one number, for each record of a table."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from bigmodels import errors, losses, metrics
+from bigmodels.data import pipeline, table_encoding
+from bigmodels.data.table_sources import Columns
+from bigmodels.scores import classification
+from bigmodels.tasks import regression
+from bigmodels.tasks.base import Defaults
+
+# What `save` writes into the run's preprocessing.
+ENCODING, TARGETS = 'table.json', 'targets.json'
+
+
+@contextlib.contextmanager
+def told_of(source: Sequence) -> Iterator[None]:
+    """A UserError within says of which source it is."""
+    try:
+        yield
+    except errors.UserError as error:
+        described = source.describe() if hasattr(source, 'describe') else 'The training records'
+        raise errors.UserError(f'{described}. {error}') from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Table(Defaults):
+    """What the tasks on tables share: columns become arrays by an encoding fitted in training.
+
+    Fields:
+      model: a `tabular.TableModel`, or another module with its call and its two sizes.
+      label_key: the column of the targets.
+      numeric, categorical: the columns of the inputs.
+      min_count, missing: see `table_encoding.fit`.
+    """
+
+    model: nn.Module
+    label_key: str
+    numeric: Sequence[str] = ()
+    categorical: Sequence[str] = ()
+    min_count: int = 5
+    missing: Literal['refuse', 'impute'] = 'refuse'
+    encoding: table_encoding.Encoding | None = None
+
+    def __post_init__(self):
+        columns = [*self.numeric, *self.categorical]
+        if not columns or len({*columns, self.label_key}) <= len(columns):
+            raise errors.UserError(
+                'task.numeric, task.categorical and task.label_key must name at least two columns, '
+                f'each once: got {", ".join([*columns, self.label_key])}.'
+            )
+
+    def fit(self, source: Sequence) -> Self:
+        """With an encoding of the training records, and what is learnt of their targets."""
+        with told_of(source):
+            columns = self._columns(source)
+            encoding = table_encoding.fit(
+                columns, self.numeric, self.categorical, self.min_count, self.missing
+            )
+            return self._with(encoding).with_targets(columns[self.label_key])
+
+    def save(self, directory: Path) -> None:
+        """Writes the encoding."""
+        self.encoding.save(directory / ENCODING)
+
+    def restored(self, directory: Path) -> Self:
+        """With the encoding that `save` wrote."""
+        return self._with(table_encoding.restore(directory / ENCODING))
+
+    def _with(self, encoding: table_encoding.Encoding) -> Self:
+        if encoding.num_categories > self.model.num_categories:
+            raise errors.UserError(
+                f'The table has {encoding.num_categories} categories, unknown ones included, but '
+                f'model.num_categories is {self.model.num_categories}: set it to at least that.'
+            )
+        return dataclasses.replace(self, encoding=encoding)
+
+    @property
+    def record_fields(self) -> dict[str, str]:
+        """What `preprocess` needs of a record, see `data.inputs`."""
+        return dict.fromkeys([*self.numeric, *self.categorical], 'value')
+
+    def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """A record -> {'inputs' float32 [N], 'categories' int32 [C], 'targets' where it has one}.
+
+        Raises:
+          UserError: see `table_encoding.Encoding.encode`, and for a target that cannot be.
+        """
+        used = [*self.numeric, *self.categorical, self.label_key]
+        arrays = self._encoded({name: [raw[name]] for name in used if name in raw})
+        return {name: value[0] for name, value in arrays.items()}
+
+    def _encoded(self, columns: Mapping[str, Sequence]) -> dict[str, np.ndarray]:
+        arrays = self.encoding.encode(columns)
+        if self.label_key in columns:
+            arrays['targets'] = self.targets(columns[self.label_key])
+        return arrays
+
+    def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
+        """One example for each record, all encoded here: what is wrong with one is told at once."""
+        with told_of(source):
+            return Columns(self._encoded(self._columns(source)))
+
+    def _columns(self, source: Sequence) -> dict[str, np.ndarray]:
+        """All records by columns, among them the targets."""
+        columns = pipeline.take(source, np.arange(len(source)))
+        if self.label_key not in columns:
+            raise errors.unknown('column task.label_key =', self.label_key, columns)
+        return columns
+
+    def example_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of one of `examples`, which do not depend on the records."""
+        indicators = len(self.numeric) if self.missing == 'impute' else 0
+        return {
+            'inputs': jax.ShapeDtypeStruct((len(self.numeric),), 'float32'),
+            'categories': jax.ShapeDtypeStruct((len(self.categorical) + indicators,), 'int32'),
+            'targets': self.target_shape,
+            'weights': jax.ShapeDtypeStruct((), 'float32'),
+        }
+
+    def init(self, rng: jax.Array, batch: Mapping[str, jax.Array]) -> Mapping:
+        """Variables of the model."""
+        return self.model.init(rng, batch['inputs'], batch['categories'])
+
+    def outputs(self, params, batch, rng: jax.Array | None = None) -> jax.Array:
+        """The model's [B, num_outputs]; with a key as in training."""
+        return self.model.apply(
+            {'params': params},
+            batch['inputs'],
+            batch['categories'],
+            train=rng is not None,
+            rngs=None if rng is None else {'dropout': rng},
+        )
+
+    def facts(self) -> dict[str, str]:
+        """What the start screen says of the model and its columns."""
+        return {
+            'model': f'{type(self.model).__name__}, {self.model.num_outputs} outputs',
+            'columns': f'{len(self.numeric)} numeric, {len(self.categorical)} categorical',
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class TableClassification(Table):
+    """Records of a table -> one of the classes that are the texts of `label_key`.
+
+    Fields:
+      classes: these texts in the order of the model's outputs; by default those of the training
+        records, sorted.
+      label_smoothing: see `losses.softmax_cross_entropy`.
+      report: names of `scores.classification.SCORES`.
+    """
+
+    target_shape: ClassVar = jax.ShapeDtypeStruct((), 'int32')
+
+    classes: Sequence[str] = ()
+    label_smoothing: float = 0.0
+    report: Sequence[str] = ('roc_auc',)
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in self.report:
+            if name not in classification.SCORES:
+                raise errors.unknown('figure in config.task.report:', name, classification.SCORES)
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        return classification.figure_names(self.report, self.model.num_outputs)
+
+    def with_targets(self, labels: Sequence) -> Self:
+        """With `classes`, where the config does not name them."""
+        return self._with_classes(self.classes or sorted(set(map(table_encoding.text_of, labels))))
+
+    def _with_classes(self, classes: Sequence[str]) -> Self:
+        if len(classes) != self.model.num_outputs:
+            raise errors.UserError(
+                f'model.num_outputs = {self.model.num_outputs}, but there are {len(classes)} '
+                f'classes: {errors.some(classes)}.'
+            )
+        return dataclasses.replace(self, classes=tuple(classes))
+
+    def save(self, directory: Path) -> None:
+        """Writes the encoding and the classes."""
+        super().save(directory)
+        (directory / TARGETS).write_text(json.dumps(self.classes) + '\n')
+
+    def restored(self, directory: Path) -> Self:
+        """With what `save` wrote."""
+        classes = json.loads((directory / TARGETS).read_text())
+        return super().restored(directory)._with_classes(classes)
+
+    def targets(self, labels: Sequence) -> np.ndarray:
+        """Labels [n] -> the places of their classes, int32 [n]; UserError for one that is none."""
+        places = {text: i for i, text in enumerate(self.classes)}
+        texts = list(map(table_encoding.text_of, labels))
+        for i, text in enumerate(texts):
+            if text not in places:
+                raise errors.UserError(
+                    f'The label {text!r} of record {i} is none of the {len(places)} classes: '
+                    f'{errors.some(self.classes)}.'
+                )
+        return np.array([places[text] for text in texts], np.int32)
+
+    def loss_fn(self, params, model_state, batch, rng, train: bool):
+        """Cross-entropy in nats, and accuracy."""
+        logits = self.outputs(params, batch, rng if train else None)
+        loss = losses.softmax_cross_entropy(
+            logits, batch['targets'], label_smoothing=self.label_smoothing if train else 0.0
+        )
+        correct = logits.argmax(-1) == batch['targets']
+        pairs = {
+            'loss': metrics.pair(loss, batch['weights']),
+            'accuracy': metrics.pair(correct, batch['weights']),
+        }
+        return metrics.mean(pairs['loss']), (pairs, model_state)
+
+    def predict(self, params, model_state, batch) -> jax.Array:
+        """Probabilities [B, classes]."""
+        return jax.nn.softmax(self.outputs(params, batch))
+
+    def postprocess(self, prediction: np.ndarray) -> dict[str, Any]:
+        """Probabilities [classes] -> {'label', 'probability'}."""
+        place = int(np.argmax(prediction))
+        return {'label': self.classes[place], 'probability': float(prediction[place])}
+
+    def outcomes(self, params, model_state, batch) -> dict[str, jax.Array]:
+        """What `scores` are computed from."""
+        probabilities = self.predict(params, model_state, batch)
+        return {'probabilities': probabilities, 'targets': batch['targets']}
+
+    def scores(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The figures of `report`, of a whole set."""
+        return classification.figures(outcomes['probabilities'], outcomes['targets'], self.report)
+
+
+@dataclasses.dataclass(frozen=True)
+class TableRegression(Table):
+    """Records of a table -> the number in `label_key`.
+
+    Metrics are of the standardised target: 'mse' 1 is that of its mean.
+
+    Fields:
+      loss: of the standardised target.
+      scale: mean and standard deviation of the training records' targets.
+    """
+
+    target_shape: ClassVar = jax.ShapeDtypeStruct((1,), 'float32')
+
+    loss: regression.Loss = 'squared'
+    scale: table_encoding.Scale | None = None
+
+    def with_targets(self, labels: Sequence) -> Self:
+        """With `scale`."""
+        return dataclasses.replace(self, scale=table_encoding.scale_of(self._numbers(labels)))
+
+    def save(self, directory: Path) -> None:
+        """Writes the encoding and the scale."""
+        super().save(directory)
+        self.scale.save(directory / TARGETS)
+
+    def restored(self, directory: Path) -> Self:
+        """With what `save` wrote."""
+        scale = table_encoding.Scale(**json.loads((directory / TARGETS).read_text()))
+        return dataclasses.replace(super().restored(directory), scale=scale)
+
+    def _numbers(self, labels: Sequence) -> np.ndarray:
+        """float64 [n, 1]."""
+        values = table_encoding.numbers(labels, self.label_key)
+        if np.isnan(values).any():
+            raise errors.UserError(
+                f'The target {self.label_key!r} is missing in record {np.isnan(values).argmax()}.'
+            )
+        return values[:, None]
+
+    def targets(self, labels: Sequence) -> np.ndarray:
+        """Numbers [n] standardised, float32 [n, 1]; UserError for one that is missing."""
+        return self.scale.standardised(self._numbers(labels))
+
+    def loss_fn(self, params, model_state, batch, rng, train: bool):
+        """The loss and errors of standardised targets."""
+        predictions = self.outputs(params, batch, rng if train else None)
+        pairs = regression.pairs(self.loss, predictions, batch['targets'], batch['weights'], train)
+        return metrics.mean(pairs['loss']), (pairs, model_state)
+
+    def summary(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Adds R2."""
+        return regression.with_r2(values)
+
+    def predict(self, params, model_state, batch) -> jax.Array:
+        """Numbers [B, 1] in the unit of the target."""
+        return self.scale.restored(self.outputs(params, batch))
+
+    def postprocess(self, prediction: np.ndarray) -> dict[str, float]:
+        """The number."""
+        return {'value': float(prediction[0])}

@@ -1,0 +1,43 @@
+"""Whether a person of the census of 1994 earned over 50,000 dollars, from 14 columns.
+
+    python -m bigmodels.main --config=configs/adult.py                     # perceptron
+    python -m bigmodels.main --config=configs/adult.py:ft_transformer
+
+The files are `adult_train.csv.gz` and `adult_test.csv.gz`, the UCI set with a header row; any other
+table is trained on by its own CSV file and the names of its columns.
+"""
+
+from configs import common
+
+NUMERIC = ('age', 'fnlwgt', 'education_num', 'capital_gain', 'capital_loss', 'hours_per_week')
+CATEGORICAL = (
+    'workclass',
+    'education',
+    'marital_status',
+    'occupation',
+    'relationship',
+    'race',
+    'sex',
+    'native_country',
+)
+
+
+def get_config(variant: str = ''):
+    """The perceptron, `ft_transformer`, or `tiny` for tests."""
+    if variant not in ('', 'ft_transformer', 'tiny'):
+        raise ValueError(f'unknown variant {variant!r}; there are: ft_transformer, tiny')
+    config = common.get_config()
+    common.table_model(config, variant, num_outputs=2, num_categories=128)
+    config.task = dict(
+        name='table_classification', label_key='income', numeric=NUMERIC, categorical=CATEGORICAL
+    )
+    train = dict(name='csv', path=common.data_path('adult/adult_train.csv.gz'), numeric=NUMERIC)
+    test = train | dict(path=common.data_path('adult/adult_test.csv.gz'))
+    config.data.train = train | dict(without=('::10',))
+    config.data.evals = dict(valid=train | dict(rows='::10'), test=test)
+    config.total_steps = 2000 if variant == '' else 1000
+    config.checkpoint.best_metric = 'valid/roc_auc'
+    config.checkpoint.best_mode = 'max'
+    if variant == 'tiny':
+        config = common.tiny(config)
+    return config.lock()

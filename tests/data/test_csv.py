@@ -1,0 +1,84 @@
+"""Rows of a CSV file chosen and cleaned: what is left out is counted, what is refused is named."""
+
+import numpy as np
+import pytest
+
+from bigmodels import errors
+from bigmodels.data.table_sources import Csv
+
+TEXT = 'x,y\n' + ''.join(f'{i},{i % 3}\n' for i in range(10))
+
+
+def write(folder, text):
+    path = folder / 'a.csv'
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ('rows', 'without', 'kept'),
+    [
+        (':', (), range(10)),
+        ('4:8', (), range(4, 8)),
+        ('4::5', (), [4, 9]),
+        ('-3:', (), [7, 8, 9]),
+        (':', ('4::5', '::10'), [1, 2, 3, 5, 6, 7, 8]),
+    ],
+)
+def test_rows_are_slices_of_the_records(tmp_path, rows, without, kept):
+    source = Csv(write(tmp_path, TEXT), rows=rows, without=without)
+    assert source.take(np.arange(len(source)))['x'].tolist() == list(kept)
+    assert (source.fingerprint() == Csv(write(tmp_path, TEXT)).fingerprint()) == (len(kept) == 10)
+
+
+@pytest.mark.parametrize('rows', ['4', '1:2:3:4', 'a:b', '::0'])
+def test_what_is_no_slice_is_refused(tmp_path, rows):
+    with pytest.raises(errors.UserError, match=f'rows {rows!r} are no slice'):
+        Csv(write(tmp_path, TEXT), rows=rows)
+
+
+def test_no_rows_are_refused(tmp_path):
+    with pytest.raises(errors.UserError, match=r"no record in rows '3:3'"):
+        Csv(write(tmp_path, TEXT), rows='3:3')
+
+
+def test_numeric_columns_are_numbers_or_nan(tmp_path):
+    source = Csv(write(tmp_path, 'a,b\n1,?\n,x\n NA ,?\n-2.5e1,y\n'), numeric=('a',))
+    columns = source.take(np.arange(4))
+    np.testing.assert_array_equal(columns['a'], np.float32([1, np.nan, np.nan, -25]))
+    assert columns['b'].tolist() == ['?', 'x', '?', 'y']
+    with pytest.raises(errors.UserError, match=r"column of .*a\.csv 'c'"):
+        Csv(write(tmp_path, 'a,b\n1,2\n'), numeric=('c',))
+
+
+BROKEN = 'a,b\n1,2\n1,two\n3\n1,inf\n5,6\n'
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('a,b\n1,2\n3\n', r'a\.csv:3 has 1 values, the header has 2'),
+        ('a,b\n1,2\n1,two\n', r"a\.csv:3 has 'two' in the column 'b'"),
+        ('a,b\n1,inf\n', r"a\.csv:2 has 'inf' in the column 'b', which is no finite number"),
+    ],
+)
+def test_broken_records_are_named(tmp_path, text, message):
+    with pytest.raises(errors.UserError, match=message):
+        Csv(write(tmp_path, text), numeric=('b',))
+
+
+def test_broken_records_are_left_out_and_counted(tmp_path):
+    source = Csv(write(tmp_path, BROKEN), numeric=('a', 'b'), broken='drop')
+    assert source.take(np.arange(2))['a'].tolist() == [1, 5]
+    assert source.describe().endswith('2 rows, 2 columns, 3 broken records left out')
+
+
+def test_duplicates_are_counted_kept_left_out_or_named(tmp_path):
+    path = write(tmp_path, 'a,b\n1,x\n2,x\n1,x\n1,x\n')
+    kept, dropped = Csv(path), Csv(path, duplicates='drop')
+    assert len(kept) == 4
+    assert kept.describe().endswith('2 duplicates kept')
+    assert dropped.take(np.arange(2))['a'].tolist() == [1, 2]
+    assert dropped.describe().endswith('2 rows, 2 columns, 2 duplicates left out')
+    with pytest.raises(errors.UserError, match=r'a\.csv:4 repeats line 2'):
+        Csv(path, duplicates='refuse')

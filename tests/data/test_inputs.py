@@ -1,0 +1,105 @@
+"""Raw input becomes the records that a task needs; what cannot is named by file and record."""
+
+import io
+import wave
+
+import numpy as np
+import pytest
+
+from bigmodels import errors
+from bigmodels.data import inputs
+from tests.data import image_files
+
+IMAGE, TEXT = {'picture': 'image'}, {'sentence': 'text'}
+TABLE = {'age': 'value', 'town': 'value'}
+
+
+def read(path, fields, stdin='', **options):
+    found = inputs.read_inputs(str(path), fields, stdin=io.StringIO(stdin), **options)
+    return list(found)
+
+
+def write_wav(path, samples, rate):
+    with wave.open(str(path), 'wb') as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(np.asarray(samples, '<i2').tobytes())
+
+
+def test_images_of_a_folder_at_any_depth(tmp_path):
+    written = image_files.write_folder(tmp_path, {'cat': 2, 'dog': 1})
+    (tmp_path / 'notes.txt').write_text('not an image')
+    (tmp_path / '.hidden.png').write_text('nor this')
+    records = read(tmp_path, IMAGE)
+    assert [where for where, _ in records] == [str(tmp_path / name) for name in sorted(written)]
+    np.testing.assert_array_equal(records[0][1]['picture'], written['cat/0.png'])
+
+
+def test_recordings_are_resampled_to_the_rate_of_the_run(tmp_path):
+    write_wav(tmp_path / 'a.wav', np.full(800, 1000), 8000)
+    [(_, record)] = read(tmp_path / 'a.wav', {'audio': 'audio'})
+    assert record['sample_rate'] == 8000
+    assert record['audio'].shape == (800,)
+    [(_, record)] = read(tmp_path / 'a.wav', {'audio': 'audio'}, sample_rate=16000)
+    assert record['sample_rate'] == 16000
+    assert record['audio'].shape == (1600,)
+
+
+def test_lines_of_text(tmp_path):
+    (tmp_path / 'a.txt').write_text('one\n\nzwei äöü\n')
+    expected = [{'sentence': 'one'}, {'sentence': 'zwei äöü'}]
+    assert read(tmp_path / 'a.txt', TEXT) == [
+        (f'{tmp_path}/a.txt:{line}', record) for line, record in zip((1, 3), expected, strict=True)
+    ]
+    assert [record for _, record in read('-', TEXT, 'one\n\nzwei äöü\n')] == expected
+
+
+def test_tables_give_their_rows(tmp_path):
+    (tmp_path / 'a.csv').write_text('age,town\n31,A\n?,B\n')
+    records = read(tmp_path / 'a.csv', TABLE)
+    assert records[1] == (f'{tmp_path}/a.csv, record 1', {'age': '?', 'town': 'B'})
+    (tmp_path / 'a.jsonl').write_text('{"age": 31, "town": "A"}\n')
+    assert read(tmp_path / 'a.jsonl', TABLE)[0][1] == {'age': 31, 'town': 'A'}
+    line = '{"age": null, "town": "A"}\n'
+    assert read('-', TABLE, line) == [('standard input:1', {'age': None, 'town': 'A'})]
+    assert len(read(tmp_path, TABLE)) == 3
+
+
+def test_a_series_is_one_record(tmp_path):
+    (tmp_path / 'a.csv').write_text('time,load\n0,1.5\n1,2.5\n')
+    assert read(tmp_path / 'a.csv', {'load': 'series'}) == [
+        (f'{tmp_path}/a.csv', {'load': [1.5, 2.5]})
+    ]
+
+
+def test_a_table_may_name_images_beside_it(tmp_path):
+    written = image_files.write_folder(tmp_path / 'all', {'cat': 2})
+    (tmp_path / 'a.jsonl').write_text('{"picture": "all/cat/0.png", "question": "What?"}\n')
+    [(where, record)] = read(tmp_path / 'a.jsonl', IMAGE | {'question': 'text'})
+    assert where == f'{tmp_path}/a.jsonl, record 0'
+    np.testing.assert_array_equal(record['picture'], written['cat/0.png'])
+    assert record['question'] == 'What?'
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    image = image_files.encoded(image_files.smooth(0), 'JPEG')
+    (tmp_path / 'cut.jpg').write_bytes(image[: len(image) // 2])
+    (tmp_path / 'a.csv').write_text('age,twon\n31,A\n')
+    (tmp_path / 'a.jsonl').write_text('{"picture": "cut.jpg"}\n')
+    (tmp_path / 'b.jsonl').write_text('{"picture": "nothing.jpg"}\n')
+    (tmp_path / 'empty').mkdir()
+    for path, fields, message in [
+        ('cut.jpg', IMAGE, r'cut\.jpg is not a whole JPEG'),
+        ('a.jsonl', IMAGE, r'cut\.jpg \(.*a\.jsonl, record 0\) is not a whole JPEG'),
+        ('b.jsonl', IMAGE, r'There is no file .*nothing\.jpg'),
+        ('a.csv', TABLE, r"a\.csv, record 0 lacks 'town'. Did you mean 'twon'"),
+        ('cut.jpg', TABLE, r'cut\.jpg is of no use here: the run needs age \(value\), town'),
+        ('empty', IMAGE, r'empty has no \.jpg or \.jpeg or \.png file: the run needs picture'),
+        ('nothing', IMAGE, r'There is no file .*nothing'),
+    ]:
+        with pytest.raises(errors.UserError, match=message):
+            read(tmp_path / path, fields)
+    for line in ('{"age": 1}', '[1]', '{"age"'):
+        with pytest.raises(errors.UserError, match='standard input:1'):
+            read('-', TABLE, line)

@@ -1,0 +1,84 @@
+"""Node classification: what counts of a graph, and what is refused."""
+
+import jax
+import numpy as np
+import pytest
+
+from bigmodels import config, errors, evaluate, metrics, program, sharding, train
+from bigmodels.data import pipeline
+from bigmodels.models.gnn import GCN
+from bigmodels.tasks.node_classification import NodeClassification
+from tests import commands
+
+TASK = NodeClassification(GCN(num_classes=2, hidden_dims=(4,)))
+
+
+def graph(count=40, seed=0):
+    """Two groups with edges within each, and a word that tells some of them apart."""
+    rng = np.random.default_rng(seed)
+    label = np.arange(count) % 2
+    features = rng.integers(0, 2, (count, 5)).astype(np.float32)
+    features[:, 0] = label * (rng.random(count) < 0.5)
+    edges = np.array([[i, (i + 2 * k) % count] for i in range(count) for k in (1, 2)])
+    return {'features': features, 'edges': np.concatenate([edges, edges[:, ::-1]]), 'label': label}
+
+
+def test_rows_are_divided_by_their_sums_and_empty_ones_stay():
+    raw = graph() | {'weights': np.ones(40)}
+    raw['features'][3] = 0
+    example = TASK.preprocess(raw)
+    assert {name: value.dtype.name for name, value in example.items()} == {
+        'inputs': 'float32', 'targets': 'int32', 'edges': 'int32', 'weights': 'float32',
+    }  # fmt: skip
+    sums = raw['features'].sum(1)
+    np.testing.assert_allclose(example['inputs'].sum(1), sums > 0, atol=1e-6)
+    np.testing.assert_array_equal(example['inputs'][3], 0)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'edges': np.array([[0, 40]])}, 'Edge 0 of the graph, 0 to 40, is out of range'),
+        ({'label': np.full(40, 2)}, 'Label 2 is out of range: model.num_classes is 2'),
+        ({'edges': None}, "'edges'"),
+        ({'features': None}, "'features'"),
+    ],
+)
+def test_what_a_graph_lacks_or_may_not_have_is_named(changes, message):
+    raw = {name: value for name, value in (graph() | changes).items() if value is not None}
+    with pytest.raises(errors.UserError, match=message):
+        TASK.preprocess(raw)
+
+
+def test_only_weighted_nodes_count_and_padding_graphs_do_not(tmp_path):
+    """Three graphs in batches of eight over eight devices, as each graph by itself."""
+    rng = np.random.default_rng(1)
+    graphs = [graph(seed=s) | {'weights': rng.random(40) < 0.3} for s in range(3)]
+    examples = TASK.examples(graphs, tmp_path, train=False)
+    params = TASK.init(jax.random.key(0), pipeline.stacked(examples))['params']
+    pairs = [
+        TASK.loss_fn(params, {}, pipeline.stacked([one]), None, train=False)[1][0]
+        for one in examples
+    ]
+    alone = metrics.means_of_all(pairs)
+    counted = [float(pair['accuracy'][1]) for pair in pairs]
+    assert counted == [one['weights'].sum() for one in examples]
+    mesh = sharding.make_mesh(sharding.MeshShape(data=8))
+    batches = pipeline.evaluation_batches(examples, 8)
+    step = jax.jit(program.evaluation_step(TASK))
+    together = evaluate.evaluate(step, TASK, params, {}, {'set': batches}, mesh)
+    assert together == {f'set/{name}': pytest.approx(value) for name, value in alone.items()}
+
+
+@pytest.mark.parametrize('variant', ['tiny', 'gat'])
+def test_a_tiny_run_learns_from_a_few_nodes(variant, tmp_path, monkeypatch):
+    monkeypatch.setenv('BIGMODELS_DATA', str(tmp_path))
+    (tmp_path / 'cora').mkdir()
+    few = np.arange(40) < 10
+    masks = {'is_train': few, 'is_valid': ~few, 'is_test': ~few}
+    np.savez(tmp_path / 'cora' / 'cora.npz', **graph(), **masks)
+    spec = str(commands.ROOT / f'configs/graph.py:{variant}')
+    # Eight devices do not divide one graph: all but one of a batch are the same graph again.
+    loaded = config.load(spec, ['total_steps=60', 'batch_size=8', 'model.num_classes=2'])
+    figures = train.train(loaded, tmp_path / 'run')
+    assert figures['test/accuracy'] > 0.9

@@ -1,0 +1,156 @@
+"""Tasks on tables: preprocessing learns from training alone, and is the same when restored."""
+
+import numpy as np
+import pytest
+from sklearn import metrics as sklearn_metrics
+
+from bigmodels import config, errors, train
+from bigmodels.data.table_sources import Columns, Csv
+from bigmodels.models.tabular import TabularMLP
+from bigmodels.tasks.tables import TableClassification, TableRegression
+from tests import commands
+from tests.tasks import table_files
+
+MODEL = TabularMLP(2, num_categories=8, hidden_dims=(8,))
+COLUMNS = {
+    'age': np.arange(20.0),
+    'town': np.array(['A', 'B'] * 10, object),
+    'rich': np.array(['no', 'yes', 'yes', 'no'] * 5, object),
+    'price': np.linspace(100, 200, 20),
+}
+
+
+def classifier(**fields):
+    options = dict(label_key='rich', numeric=('age',), categorical=('town',)) | fields
+    return TableClassification(MODEL, **options)
+
+
+def regressor(**fields):
+    model = MODEL.clone(num_outputs=1)
+    return TableRegression(model, label_key='price', numeric=('age',), categorical=('town',))
+
+
+def table(**changes):
+    return Columns({name: value.copy() for name, value in (COLUMNS | changes).items()})
+
+
+def test_evaluation_records_are_encoded_by_what_training_has(tmp_path):
+    task = classifier().fit(table())
+    other = table(age=np.arange(20.0) + 100, town=np.array(['C'] * 20, object))
+    examples = task.examples(other, tmp_path, train=False)
+    top = task.examples(table(), tmp_path, train=True)[19]['inputs']
+    for i in (0, 19):
+        np.testing.assert_array_equal(examples[i]['inputs'], top)
+        assert examples[i]['categories'] == 0
+    assert examples.take(np.arange(4))['targets'].tolist() == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize('make', [classifier, regressor])
+def test_a_restored_task_is_the_same_and_one_record_as_many(make, tmp_path):
+    task = make().fit(table())
+    task.save(tmp_path)
+    again = make().restored(tmp_path)
+    examples = task.examples(table(), tmp_path, train=True)
+    for i in (0, 7):
+        one = again.preprocess(table()[i])
+        assert {name: (value.shape, value.dtype) for name, value in one.items()} == {
+            name: (shape.shape, shape.dtype)
+            for name, shape in task.example_shapes().items()
+            if name != 'weights'
+        }
+        for name, value in one.items():
+            np.testing.assert_array_equal(value, examples[i][name])
+    without = {name: value for name, value in table()[0].items() if name not in ('rich', 'price')}
+    assert again.preprocess(without).keys() == {'inputs', 'categories'}
+
+
+def test_answers_are_labels_and_numbers_in_their_own_units(tmp_path):
+    task = classifier().fit(table())
+    assert task.postprocess(np.float32([0.25, 0.75])) == {'label': 'yes', 'probability': 0.75}
+    ordered = classifier(classes=('yes', 'no')).fit(table())
+    assert ordered.postprocess(np.float32([0.75, 0.25]))['label'] == 'yes'
+    task = regressor().fit(table())
+    standardised = task.targets(COLUMNS['price'])
+    np.testing.assert_allclose(task.scale.restored(standardised)[:, 0], COLUMNS['price'], rtol=1e-5)
+    assert task.postprocess(np.float32([150])) == {'value': 150.0}
+
+
+def test_the_area_under_the_curve_is_scikit_learns():
+    task = classifier()
+    rng = np.random.default_rng(0)
+    targets, positive = rng.integers(0, 2, 50), rng.random(50)
+    outcomes = {'targets': targets, 'probabilities': np.stack([1 - positive, positive], 1)}
+    expected = sklearn_metrics.roc_auc_score(targets, positive)
+    assert task.scores(outcomes) == {'roc_auc': pytest.approx(expected)}
+    assert task.score_names == ('roc_auc',)
+
+
+@pytest.mark.parametrize(
+    ('call', 'message'),
+    [
+        (lambda: classifier(numeric=('agee',)).fit(table()), "lacks 'agee'. Did you mean 'age'"),
+        (lambda: classifier(label_key='x').fit(table()), "task.label_key = 'x'"),
+        (lambda: classifier(label_key='age'), 'each once: got age, town, age'),
+        (lambda: classifier(numeric=(), categorical=()), 'at least two columns'),
+        (lambda: classifier(report=('auc',)), "'auc'.*roc_auc"),
+        (lambda: classifier(classes=('no',)).fit(table()), 'num_outputs = 2, but there are 1'),
+        (
+            lambda: classifier(label_key='town', categorical=('rich', 'price')).fit(table()),
+            'has 25 categories, unknown ones included, but model.num_categories is 8',
+        ),
+        (
+            lambda: classifier().fit(table(age=np.array([1.0, np.nan] * 10))),
+            "The training records. .*'age' has no value in record 1",
+        ),
+        (
+            lambda: regressor().fit(table(price=np.array([1.0, np.nan] * 10))),
+            "target 'price' is missing in record 1",
+        ),
+    ],
+)
+def test_mistakes_are_named(call, message):
+    with pytest.raises(errors.UserError, match=message):
+        call()
+
+
+def test_an_unknown_label_names_file_and_record(tmp_path):
+    task = classifier().fit(table())
+    path = tmp_path / 'valid.csv'
+    path.write_text('age,town,rich\n1,A,no\n2,A,maybe\n')
+    with pytest.raises(errors.UserError, match=r"valid\.csv.*'maybe' of record 1 is none of the 2"):
+        task.examples(Csv(str(path)), tmp_path, train=False)
+
+
+@pytest.mark.parametrize('model', ['tabular_mlp', 'ft_transformer'])
+def test_a_tiny_run_learns_the_table(model, tmp_path, monkeypatch):
+    monkeypatch.setenv('BIGMODELS_DATA', str(tmp_path))
+    table_files.write_adult(tmp_path)
+    overrides = ['total_steps=60', 'batch_size=64', 'task.min_count=1', 'mesh.data=8']
+    if model == 'ft_transformer':
+        overrides += ['model.name=ft_transformer', 'model.num_outputs=2', 'model.embed_dim=16',
+                      'model.num_categories=128', 'model.num_layers=1', 'model.num_heads=2',
+                      'optimizer.learning_rate=5e-3']  # fmt: skip
+    loaded = config.load(str(commands.ROOT / 'configs/adult.py:tiny'), overrides)
+    figures = train.train(loaded, tmp_path / 'run')
+    assert figures['test/roc_auc'] > 0.9
+    assert figures == train.train(loaded, tmp_path / 'run')  # complete: told, not trained again
+
+
+def test_a_regression_learns_the_table(tmp_path):
+    rng = np.random.default_rng(0)
+    records = [
+        [str(x), town, f'{3 * x + 50 * (town == "B")}']
+        for x, town in zip(rng.uniform(0, 100, 300), rng.choice(['A', 'B'], 300), strict=True)
+    ]
+    table_files.write(tmp_path / 'prices.csv', records, ('size', 'town', 'price'))
+    loaded = config.load(
+        str(commands.ROOT / 'configs/adult.py:tiny'),
+        ['task.name=table_regression', 'task.label_key=price', "task.numeric=('size',)",
+         "task.categorical=('town',)", 'task.loss=huber', 'model.num_outputs=1',
+         'model.dropout_rate=0', 'total_steps=100', 'batch_size=64', 'data.evals={}',
+         f'data.train={dict(name="csv", path=str(tmp_path / "prices.csv"))}',
+         'optimizer.learning_rate=3e-3', 'checkpoint.best_metric='],
+    )  # fmt: skip
+    with loaded.unlocked():
+        loaded.data.evals = {'valid': loaded.data.train}
+    assert train.train(loaded, tmp_path / 'run')['valid/r2'] > 0.9
