@@ -148,6 +148,16 @@ class SoundInputs:
     def augmentation(self) -> SoundAugmentation:
         return config.build(SoundAugmentation, self.augment or {}, 'task.augment')
 
+    @property
+    def sample_rate(self) -> int:
+        """Hz of the recordings that `preprocess` takes."""
+        return self.front_end.sample_rate
+
+    @property
+    def record_fields(self) -> dict[str, str]:
+        """What `preprocess` needs of a record, see `data.inputs`."""
+        return {self.input_key: 'audio'}
+
     def model_inputs(self, batch, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Features [B, L, M] and their lengths [B]; augmented where a key comes, in training."""
         waveforms, lengths = batch['inputs'], batch['lengths']

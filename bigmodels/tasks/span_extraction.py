@@ -64,6 +64,11 @@ class SpanExtraction(tokens.Tokenized):
     def _text_fields(self) -> Sequence[str]:
         return 'question', 'context'
 
+    @property
+    def record_fields(self) -> dict[str, str]:
+        """What `preprocess` needs of a record, see `data.inputs`."""
+        return {'question': 'text', 'context': 'text'}
+
     def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A record whose context fits into one window -> that window, see `Windows.of`.
 

@@ -52,6 +52,11 @@ class TextClassification(tokens.Tokenized):
                 f'task.token_dropout = {self.token_dropout} must be from 0 to under 1.'
             )
 
+    @property
+    def record_fields(self) -> dict[str, str]:
+        """What `preprocess` needs of a record, see `data.inputs`."""
+        return {self.text_field: 'text'}
+
     def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A record -> {'inputs', 'segment_ids' int32 [L], and 'targets' where it has a label}.
 

@@ -74,6 +74,11 @@ class TextToText(tokens.Tokenized):
     def _text_fields(self) -> Sequence[str]:
         return self.source_field, self.target_field
 
+    @property
+    def record_fields(self) -> dict[str, str]:
+        """What `preprocess` needs of a record, see `data.inputs`."""
+        return {self.source_field: 'text'}
+
     def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A record -> {'inputs', 'input_segment_ids' int32 [S]}, and what it has of targets.
 
