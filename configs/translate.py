@@ -27,7 +27,7 @@ def get_config(variant: str = ''):
         embed_dim=256,
         num_heads=4,
         mlp_dim=512,
-        max_length=128,
+        max_length=96,
         norm='rms_norm',
         activation='relu_squared',
         use_bias=False,
@@ -36,9 +36,9 @@ def get_config(variant: str = ''):
     config.task = dict(
         name='text_to_text',
         tokenizer=dict(name='bpe', vocab_size=4000),
-        source_length=64,
-        target_length=64,
-        row_length=128,
+        source_length=80,
+        target_length=80,
+        row_length=96,
         label_smoothing=0.1,
         beam_size=5,
         length_penalty=0.6,
@@ -50,7 +50,7 @@ def get_config(variant: str = ''):
     config.optimizer.learning_rate = 3e-3
     config.optimizer.algorithm = dict(name='muon', ns_steps=3)
     config.optimizer.schedule = dict(name='linear', warmup_steps=100)
-    config.batch_size = 32
+    config.batch_size = 40
     config.total_steps = 1500
     if variant == 'tiny':
         config.model.update(vocab_size=300, num_layers=2, embed_dim=32, num_heads=2, max_length=512)
