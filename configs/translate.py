@@ -31,7 +31,7 @@ def get_config(variant: str = ''):
         norm='rms_norm',
         activation='relu_squared',
         use_bias=False,
-        dropout_rate=0.2,
+        dropout_rate=0.15,
     )
     config.task = dict(
         name='text_to_text',
