@@ -1,8 +1,13 @@
 """An encoder-decoder Transformer that summarises: JSONL of {'text': ..., 'summary': ...}.
 
-    python -m bigmodels.main --config=configs/summarize.py:FOLDER
+    pip install -e '.[text]' && python -m bigmodels.main --config=configs/summarize.py:FOLDER
 
-FOLDER, by default `summaries` in $BIGMODELS_DATA, holds train.jsonl and test.jsonl.
+FOLDER, by default `summaries` in $BIGMODELS_DATA, holds train.jsonl and test.jsonl; texts of more
+than 512 tokens lose their end. The full-size version is `cnn_dailymail` of TFDS, by the source
+`tfds`, with task.source_field=article and task.target_field=highlights.
+
+Result: not measured on a real set, as none is in ../shared/data. ROUGE-1, 2 and L equal their
+published definition on cases worked out by hand (tests/scores/test_text.py).
 """
 
 from configs import common

@@ -57,7 +57,8 @@ def beam_search(
     Args:
       next_logits: (tokens int32 [B * W], step, cache) -> (logits [B * W, V], cache), of the tokens
         that follow `tokens`, which are those numbered `step` of their sequences.
-      reordered: (cache, rows int32 [B * W]) -> the cache whose row i is the former row rows[i].
+      reordered: (cache, beams int32 [B, W]) -> the cache in which each source's beams are those
+        that `beams` gives of its former ones.
       cache: as `next_logits` takes it for the first token.
       batch_size, beam_size: B and W.
       max_length: T, the most tokens of a sequence, the end token included.
@@ -74,8 +75,7 @@ def beam_search(
         log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
         log_probs = log_probs.reshape(batch_size, beam_size, -1)
         alive, finished, beams = _continued(alive, finished, log_probs, step, end, alpha)
-        rows = jnp.arange(batch_size)[:, None] * beam_size + beams
-        return step + 1, alive, finished, alive.tokens[:, :, step], reordered(cache, rows.ravel())
+        return step + 1, alive, finished, alive.tokens[:, :, step], reordered(cache, beams)
 
     def goes_on(carry):
         step, _, finished, _, _ = carry
@@ -185,9 +185,15 @@ def search(
     )
 
 
-def _reordered(cache, rows: Array):
-    """A decoder's cache with its rows taken anew; the context is the same for all beams."""
+def _reordered(cache, beams: Array):
+    """A decoder's cache with its beams taken anew; the context is the same for all of them."""
+
+    def taken(value):  # [B * W, ...]; within each source, so that a mesh may split these
+        apart = value.reshape(*beams.shape, *value.shape[1:])
+        places = beams.reshape(*beams.shape, *(1,) * (value.ndim - 1))
+        return jnp.take_along_axis(apart, places, axis=1).reshape(value.shape)
+
     return tuple(
-        {name: value if name == 'context' else value[rows] for name, value in layer.items()}
+        {name: value if name == 'context' else taken(value) for name, value in layer.items()}
         for layer in cache
     )

@@ -117,7 +117,7 @@ def table_search(table, **options):
     table = jnp.asarray(table, jnp.float32)
     found = beam_search.beam_search(
         lambda tokens, step, cache: (table[tokens], cache),
-        lambda cache, rows: cache,
+        lambda cache, beams: cache,
         None,
         batch_size=1,
         start=END,
