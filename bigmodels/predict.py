@@ -60,19 +60,21 @@ def _preprocessed(task: Any, where: str, record: dict, shapes: Mapping) -> dict[
     """The example of a record; an image as large as those of training."""
     try:
         example = task.preprocess(record)
+        if inputs.only_kind(task.record_fields) != 'image':
+            return example
         trained = shapes['inputs'].shape[1:]
-        if inputs.only_kind(task.record_fields) == 'image' and example['inputs'].shape != trained:
-            [name] = task.record_fields
-            example = task.preprocess({**record, name: _as_trained(record[name], trained)})
+        if example['inputs'].shape == trained:
+            return example
+        [name] = task.record_fields
+        return task.preprocess({**record, name: _as_trained(record[name], trained)})
     except errors.UserError as error:
         raise errors.UserError(f'{where}: {error}') from error
-    return example
 
 
 def _as_trained(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """An image uint8 [H, W, 3] in the shape of training's: scaled and cropped, grey if they are."""
-    if len(shape) not in (2, 3):
-        raise errors.UserError(f'The model takes arrays {shape}, no images.')
+    if len(shape) not in (2, 3) or image.dtype != np.uint8 or image.ndim != 3:
+        raise errors.UserError(f'It is of {image.dtype} {image.shape}; the model takes {shape}.')
     height, width = shape[:2]
     if len(shape) == 2 or shape[2] == 1:
         image = np.asarray(Image.fromarray(image).convert('L'))[..., None]
@@ -93,18 +95,19 @@ def _shapes(example: Mapping[str, np.ndarray]) -> tuple:
     return tuple((name, np.shape(value)) for name, value in sorted(example.items()))
 
 
-def as_json(where: str, answer: Any, pictures: pathlib.Path) -> dict[str, Any]:
+def as_json(where: str, answer: Any, pictures: pathlib.Path, number: int) -> dict[str, Any]:
     """An answer as plain data; a picture, uint8 [H, W] or [H, W, 3], is written and named.
 
     Args:
       pictures: the folder for them, made when there is one.
+      number: of the answer, for the names of its pictures.
     """
     answer = answer if isinstance(answer, Mapping) else {'answer': answer}
     plain = {'input': where}
     for name, value in answer.items():
         if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim >= 2:
             pictures.mkdir(parents=True, exist_ok=True)
-            file = pictures / f'{len(list(pictures.iterdir())):06d}_{name}.png'
+            file = pictures / f'{number:06d}_{name}.png'
             Image.fromarray(value).save(file)
             value = str(file)
         plain[name] = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
@@ -139,8 +142,8 @@ def main() -> None:
     )
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(open(a.output, 'w')) if a.output else sys.stdout
-        for where, answer in predict(run, records, a.batch_size):
-            print(json.dumps(as_json(where, answer, a.pictures)), file=out, flush=True)
+        for number, (where, answer) in enumerate(predict(run, records, a.batch_size)):
+            print(json.dumps(as_json(where, answer, a.pictures, number)), file=out, flush=True)
 
 
 if __name__ == '__main__':

@@ -35,7 +35,7 @@ def get_config(variant: str = ''):
     test = train | dict(path=common.data_path('adult/adult_test.csv.gz'))
     config.data.train = train | dict(without=('::10',))
     config.data.evals = dict(valid=train | dict(rows='::10'), test=test)
-    config.total_steps = 2000 if variant == '' else 1000
+    config.total_steps = 800 if variant == 'ft_transformer' else 1200
     config.checkpoint.best_metric = 'valid/roc_auc'
     config.checkpoint.best_mode = 'max'
     if variant == 'tiny':

@@ -26,7 +26,7 @@ def get_config(variant: str = ''):
     source = dict(name='csv', path=path, numeric=NUMERIC)
     config.data.train = source | dict(without=('4::5', '::10'))
     config.data.evals = dict(valid=source | dict(rows='::10'), test=source | dict(rows='4::5'))
-    config.total_steps = 1000 if variant == '' else 600
+    config.total_steps = 600
     config.checkpoint.best_metric = 'valid/roc_auc'
     config.checkpoint.best_mode = 'max'
     if variant == 'tiny':

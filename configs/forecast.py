@@ -23,11 +23,12 @@ def get_config(variant: str = ''):
     config.model = dict(
         name='patch_tst', horizon=96, dropout_rate=0.3, head_dropout_rate=0.3, embed_dim=16
     )
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 1e-3
     config.batch_size = 128
-    config.total_steps = 640
+    config.total_steps = 512  # 8 epochs
     if variant == 'dlinear':
         config.model = dict(name='dlinear', horizon=96)
+        config.optimizer.learning_rate = 5e-3
     source = dict(name='csv', path=common.data_path('etth1/ETTh1.csv.gz'), numeric=COLUMNS)
 
     def months(first: int, stop: int) -> dict:

@@ -42,7 +42,8 @@ def table_run(tmp_path_factory):
     table_files.write_adult(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('BIGMODELS_DATA', str(folder))
-        fitted(folder / 'run', 'configs/adult.py:tiny', 'batch_size=64', 'total_steps=60')
+        fitted(folder / 'run', 'configs/adult.py:tiny', 'batch_size=64', 'total_steps=60',
+               'checkpoint.every=60')  # fmt: skip
     return folder
 
 

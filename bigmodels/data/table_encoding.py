@@ -185,8 +185,9 @@ def numbers(values: Sequence, name: str) -> np.ndarray:
         try:
             found[i] = number(value)
         except ValueError as error:
+            shown = repr(value) if isinstance(value, str) else value
             raise errors.UserError(
-                f'The column {name!r} has {value!r} in record {i}, which is no finite number.'
+                f'The column {name!r} has {shown} in record {i}, which is no finite number.'
             ) from error
     return found
 

@@ -31,10 +31,11 @@ class GCN(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array, edges: Array, *, train: bool = False) -> Array:
         x, senders, receivers = as_one_graph(inputs, edges)
+        glorot = nn.initializers.glorot_uniform()
         for i, width in enumerate((*self.hidden_dims, self.num_classes)):
             x = jax.nn.relu(x) if i else x
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-            x = layers.Linear(width, use_bias=False, name=f'layers_{i}')(x)
+            x = layers.Linear(width, use_bias=False, kernel_init=glorot, name=f'layers_{i}')(x)
             x = propagate(x, senders, receivers)
             x += self.param(f'bias_{i}', nn.initializers.zeros, (width,))
         return x.reshape(*inputs.shape[:2], -1)

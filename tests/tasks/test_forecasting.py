@@ -1,5 +1,6 @@
 """Forecasting: which windows there are, and in what units."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -57,7 +58,9 @@ def test_a_forecast_is_of_the_last_rows_and_in_their_units():
     last = np.stack([COLUMNS['load'][-8:], COLUMNS['heat'][-8:]], axis=1)
     np.testing.assert_allclose(fitted.scale.restored(example['inputs']), last, rtol=1e-5)
     batch = {'inputs': example['inputs'][None]}
-    params = fitted.init(None, batch)['params']  # DLinear begins with the mean of its input
+    params = fitted.init(jax.random.key(0), batch)[
+        'params'
+    ]  # DLinear begins with the mean of its input
     forecast = fitted.postprocess(np.asarray(fitted.predict(params, {}, batch)[0]))
     assert list(forecast) == ['load', 'heat']
     np.testing.assert_allclose(forecast['heat'], [last[:, 1].mean()] * 3, rtol=1e-5)
@@ -97,14 +100,13 @@ def write_hours(folder, count):
 
 def test_a_tiny_run_forecasts(tmp_path, monkeypatch):
     monkeypatch.setenv('BIGMODELS_DATA', str(tmp_path))
-    monkeypatch.setattr(forecast_config, 'MONTH', 40)
     write_hours(tmp_path, 20 * 40)
-    spec = str(commands.ROOT / 'configs/forecast.py:tiny')
-    overrides = [f'data.train.rows=0:{12 * 40}', 'total_steps=60', 'batch_size=32']
-    loaded = config.load(spec, overrides)
+    loaded = config.load(str(commands.ROOT / 'configs/forecast.py:tiny'))
     with loaded.unlocked():
-        loaded.data.evals = {'test': dict(loaded.data.train) | {'rows': f'{12 * 40}:'}}
-        loaded.checkpoint.best_metric = 'test/mse'
+        loaded.data.train.rows = f'0:{12 * 40}'
+        loaded.data.evals = dict(test=dict(loaded.data.train) | dict(rows=f'{12 * 40}:'))
+        loaded.update(total_steps=60, batch_size=32)
+        loaded.checkpoint.update(best_metric='test/mse', every=60)
     figures = train.train(loaded, tmp_path / 'run')
     assert figures['test/mse'] < 0.5
     assert figures['test/r2'] == pytest.approx(1 - figures['test/mse'] / 0.97, abs=0.05)

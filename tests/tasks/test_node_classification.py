@@ -55,17 +55,14 @@ def test_only_weighted_nodes_count_and_padding_graphs_do_not(tmp_path):
     rng = np.random.default_rng(1)
     graphs = [graph(seed=s) | {'weights': rng.random(40) < 0.3} for s in range(3)]
     examples = TASK.examples(graphs, tmp_path, train=False)
-    params = TASK.init(jax.random.key(0), pipeline.stacked(examples))['params']
-    pairs = [
-        TASK.loss_fn(params, {}, pipeline.stacked([one]), None, train=False)[1][0]
-        for one in examples
-    ]
+    params = jax.jit(TASK.init)(jax.random.key(0), pipeline.stacked(examples))['params']
+    step = jax.jit(program.evaluation_step(TASK))
+    pairs = [step(params, {}, pipeline.stacked([one]))[0] for one in examples]
     alone = metrics.means_of_all(pairs)
     counted = [float(pair['accuracy'][1]) for pair in pairs]
     assert counted == [one['weights'].sum() for one in examples]
     mesh = sharding.make_mesh(sharding.MeshShape(data=8))
     batches = pipeline.evaluation_batches(examples, 8)
-    step = jax.jit(program.evaluation_step(TASK))
     together = evaluate.evaluate(step, TASK, params, {}, {'set': batches}, mesh)
     assert together == {f'set/{name}': pytest.approx(value) for name, value in alone.items()}
 
@@ -78,7 +75,8 @@ def test_a_tiny_run_learns_from_a_few_nodes(variant, tmp_path, monkeypatch):
     masks = {'is_train': few, 'is_valid': ~few, 'is_test': ~few}
     np.savez(tmp_path / 'cora' / 'cora.npz', **graph(), **masks)
     spec = str(commands.ROOT / f'configs/graph.py:{variant}')
+    overrides = ['total_steps=150', 'checkpoint.every=150', 'model.num_classes=2', 'batch_size=8']
     # Eight devices do not divide one graph: all but one of a batch are the same graph again.
-    loaded = config.load(spec, ['total_steps=60', 'batch_size=8', 'model.num_classes=2'])
+    loaded = config.load(spec, overrides)
     figures = train.train(loaded, tmp_path / 'run')
     assert figures['test/accuracy'] > 0.9
