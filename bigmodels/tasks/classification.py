@@ -76,18 +76,14 @@ class Classification:
 
     def init(self, rng: jax.Array, batch: Mapping[str, jax.Array]) -> Mapping:
         """Variables of the model."""
-        return self.model.init(rng, *self.model_inputs(batch))
-
-    def model_inputs(self, batch: Mapping[str, jax.Array], rng: jax.Array | None = None) -> tuple:
-        """What the model is called with; in training a subclass may alter it by a random key."""
-        return (batch['inputs'],)
+        return self.model.init(rng, batch['inputs'])
 
     def loss_fn(self, params, model_state, batch, rng, train: bool):
         """Cross-entropy in nats, and accuracy."""
         variables = {'params': params, **model_state}
         logits, model_state = self.model.apply(
             variables,
-            *self.model_inputs(batch, rng if train else None),
+            batch['inputs'],
             train=train,
             rngs={'dropout': rng},
             mutable=list(model_state) if train else [],
@@ -104,8 +100,7 @@ class Classification:
 
     def predict(self, params, model_state, batch) -> jax.Array:
         """Probabilities [B, classes]."""
-        variables = {'params': params, **model_state}
-        logits = self.model.apply(variables, *self.model_inputs(batch))
+        logits = self.model.apply({'params': params, **model_state}, batch['inputs'])
         return jax.nn.softmax(logits)
 
     def summary(self, values: Mapping[str, float]) -> dict[str, float]:
