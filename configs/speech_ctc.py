@@ -50,8 +50,7 @@ def get_config(variant: str = ''):
     config.data.train = dict(strings, count=100_000)
     config.data.evals = dict(test=dict(strings, split='test', count=500, seed=1))
     config.batch_size = 32
-    config.total_steps = 2000
-    config.eval_every = 1000
+    config.total_steps = 600
     config.optimizer.learning_rate = 1e-3
     if variant == 'tiny':
         config.model.update(num_layers=1, embed_dim=16, num_heads=2, subsampling_channels=4)

@@ -141,11 +141,7 @@ class Classification:
 
     def init(self, rng: jax.Array, batch: Mapping[str, jax.Array]) -> Mapping:
         """Variables of the model."""
-        return self.model.init(rng, *self.model_inputs(batch))
-
-    def model_inputs(self, batch: Mapping[str, jax.Array], rng: jax.Array | None = None) -> tuple:
-        """What the model is called with; in training a subclass may alter it by a random key."""
-        return (batch['inputs'],)
+        return self.model.init(rng, batch['inputs'])
 
     def loss_fn(self, params, model_state, batch, rng, train: bool):
         """Cross-entropy in nats, and accuracy.
@@ -158,7 +154,7 @@ class Classification:
             batch = self._augmentation()(augment_rng, batch, self.mean, self.std)
         logits, model_state = self.model.apply(
             variables,
-            *self.model_inputs(batch, rng if train else None),
+            batch['inputs'],
             train=train,
             rngs={'dropout': rng},
             mutable=list(model_state) if train else [],
@@ -190,8 +186,7 @@ class Classification:
 
     def predict(self, params, model_state, batch) -> jax.Array:
         """Probabilities [B, classes]."""
-        variables = {'params': params, **model_state}
-        logits = self.model.apply(variables, *self.model_inputs(batch))
+        logits = self.model.apply({'params': params, **model_state}, batch['inputs'])
         return jax.nn.softmax(logits)
 
     def outcomes(self, params, model_state, batch) -> dict[str, jax.Array]:

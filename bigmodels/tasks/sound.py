@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from bigmodels import config, errors
 from bigmodels.augmentation.sound import SoundAugmentation
 from bigmodels.models import conformer, log_mel
+from bigmodels.tasks.classification import Examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +137,12 @@ def name_of(raw: Mapping[str, Any]) -> str:
     return str(raw.get('path', 'A recording'))
 
 
-class SoundInputs:
-    """What a task has whose fields `sound` and `augment` are sections of the config."""
+class SoundTask:
+    """What tasks of sound have in common.
+
+    Their fields `sound` and `augment` are the sections of `FrontEnd` and `SoundAugmentation`; their
+    model is called with features [B, L, M] and their lengths [B].
+    """
 
     sections: ClassVar = {'sound': FrontEnd, 'augment': SoundAugmentation}
 
@@ -158,14 +164,53 @@ class SoundInputs:
         """What `preprocess` needs of a record, see `data.inputs`."""
         return {self.input_key: 'audio'}
 
-    def model_inputs(self, batch, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """Features [B, L, M] and their lengths [B]; augmented where a key comes, in training."""
-        waveforms, lengths = batch['inputs'], batch['lengths']
-        if rng is None:
-            return self.front_end.features(waveforms, lengths)
+    def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
+        """One example for each record."""
+        return Examples(source, self)
+
+    def init(self, rng: jax.Array, batch: Mapping[str, jax.Array]) -> Mapping:
+        """Variables of the model."""
+        return self.model.init(rng, *self.front_end.features(batch['inputs'], batch['lengths']))
+
+    def augmented_features(self, batch, rng: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Augmented features [B, L, M] of a batch, and their lengths [B]."""
         waveform_rng, feature_rng = jax.random.split(rng)
         waveforms, lengths = self.augmentation.of_waveforms(
-            waveform_rng, waveforms, lengths, self.front_end.sample_rate
+            waveform_rng, batch['inputs'], batch['lengths'], self.front_end.sample_rate
         )
         features, frames = self.front_end.features(waveforms, lengths)
         return self.augmentation.of_features(feature_rng, features, frames), frames
+
+    def logits(self, params, model_state, batch, rng=None, train: bool = False):
+        """What the model says of a batch, its frames' lengths [B], and its state.
+
+        The batch is augmented in training, by `rng`.
+        """
+        if train:
+            features, frames = self.augmented_features(batch, rng)
+        else:
+            features, frames = self.front_end.features(batch['inputs'], batch['lengths'])
+        logits, model_state = self.model.apply(
+            {'params': params, **model_state},
+            features,
+            frames,
+            train=train,
+            rngs={'dropout': rng} if train else {},
+            mutable=list(model_state) if train else [],
+        )
+        return logits, frames, model_state
+
+    def summary(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The means as they are."""
+        return dict(values)
+
+    def items(self, shapes: Mapping[str, Any]) -> tuple[int, str]:
+        """The number of recordings in a batch, and their unit."""
+        return len(shapes['inputs']), 'recordings'
+
+    def flops_per_step(self, params, shapes) -> None:
+        """Not known by formula."""
+
+    def demonstrate(self, params, model_state) -> dict[str, str]:
+        """Nothing to show beyond the metrics."""
+        return {}

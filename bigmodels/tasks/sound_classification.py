@@ -1,29 +1,47 @@
 """One class for each recording."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
-from bigmodels.tasks.classification import Classification
-from bigmodels.tasks.sound import SoundInputs
+from bigmodels import errors, losses, metrics
+from bigmodels.tasks.sound import SoundTask, name_of
 
 
 @dataclasses.dataclass(frozen=True)
-class SoundClassification(SoundInputs, Classification):
+class SoundClassification(SoundTask):
     """Recordings of different lengths -> one of the model's `num_classes`.
 
     Fields:
       model: maps features [B, L, M] and their lengths [B] to logits [B, classes].
       sound: the section of `sound.FrontEnd`. Longer recordings are cut at its max_seconds.
       augment: the section of `SoundAugmentation`; for training only.
+      input_key, label_key: of the source's records.
+      label_smoothing: see `losses.softmax_cross_entropy`; in training only.
     """
 
-    input_key: str = 'audio'
-    sound: Mapping = dataclasses.field(default_factory=dict)
+    model: nn.Module
+    sound: Mapping
     augment: Mapping | None = None
+    input_key: str = 'audio'
+    label_key: str = 'label'
+    label_smoothing: float = 0.0
+
+    def fit(self, source: Sequence) -> 'SoundClassification':
+        """Nothing is learnt from the records."""
+        return self
+
+    def save(self, directory: Path) -> None:
+        """Nothing to save."""
+
+    def restored(self, directory: Path) -> 'SoundClassification':
+        """As built from the config."""
+        return self
 
     def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A record -> {'inputs' float32 [T], 'lengths' int32, and 'targets' int32 if labelled}.
@@ -31,10 +49,42 @@ class SoundClassification(SoundInputs, Classification):
         Raises:
           UserError: see `sound.FrontEnd.filled_up`; and for a label out of range.
         """
-        filled = self.front_end.filled_up(raw, self.input_key, cut=True)
-        example = super().preprocess({**raw, self.input_key: filled['inputs']})
-        return example | {'lengths': filled['lengths']}
+        example = self.front_end.filled_up(raw, self.input_key, cut=True)
+        if self.label_key in raw:
+            label = int(raw[self.label_key])
+            if not 0 <= label < self.model.num_classes:
+                raise errors.UserError(
+                    f'{name_of(raw)} has the label {label}, out of range: model.num_classes is '
+                    f'{self.model.num_classes}.'
+                )
+            example['targets'] = np.int32(label)
+        return example
+
+    def postprocess(self, prediction: np.ndarray) -> dict[str, Any]:
+        """Probabilities [classes] -> {'label', 'probability'}."""
+        label = int(np.argmax(prediction))
+        return {'label': label, 'probability': float(prediction[label])}
 
     def example_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of one of `examples`, labelled ones."""
         return self.front_end.shapes() | {'targets': jax.ShapeDtypeStruct((), 'int32')}
+
+    def loss_fn(self, params, model_state, batch, rng, train: bool):
+        """Cross-entropy in nats, and accuracy."""
+        logits, _, model_state = self.logits(params, model_state, batch, rng, train)
+        loss = losses.softmax_cross_entropy(
+            logits, batch['targets'], label_smoothing=self.label_smoothing if train else 0.0
+        )
+        pairs = {
+            'loss': metrics.pair(loss, batch['weights']),
+            'accuracy': metrics.pair(logits.argmax(-1) == batch['targets'], batch['weights']),
+        }
+        return metrics.mean(pairs['loss']), (pairs, model_state)
+
+    def predict(self, params, model_state, batch) -> jax.Array:
+        """Probabilities [B, classes]."""
+        return jax.nn.softmax(self.logits(params, model_state, batch)[0])
+
+    def facts(self) -> dict[str, str]:
+        """What the start screen says of the model."""
+        return {'model': f'{type(self.model).__name__}, {self.model.num_classes} classes'}

@@ -16,12 +16,11 @@ from bigmodels.data import tokenizers
 from bigmodels.deploy import ctc
 from bigmodels.models import conformer
 from bigmodels.scores import speech
-from bigmodels.tasks.classification import Examples
-from bigmodels.tasks.sound import SoundInputs, name_of
+from bigmodels.tasks.sound import SoundTask, name_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Transcription(SoundInputs):
+class Transcription(SoundTask):
     """Recordings of different lengths -> text.
 
     Fields:
@@ -72,10 +71,11 @@ class Transcription(SoundInputs):
         return self._with(tokenizers.restore(directory))
 
     def _with(self, vocabulary: tokenizers.Tokenizer) -> 'Transcription':
-        if vocabulary.vocab_size >= self.model.num_classes:
+        wanted = vocabulary.vocab_size + 1
+        if self.model.num_classes != wanted:
             raise errors.UserError(
-                f'The tokenizer has {vocabulary.vocab_size} tokens: set model.num_classes to one '
-                f'more at least, not {self.model.num_classes}.'
+                f'model.num_classes = {self.model.num_classes} must be {wanted}: the tokens of the '
+                'tokenizer, and the blank.'
             )
         return dataclasses.replace(self, vocabulary=vocabulary)
 
@@ -118,10 +118,6 @@ class Transcription(SoundInputs):
         """Token ids, -1 for none -> text."""
         return self.vocabulary.decode(prediction[prediction >= 0])
 
-    def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
-        """One example for each record."""
-        return Examples(source, self)
-
     def example_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of one of `examples`, transcribed ones."""
         return self.front_end.shapes() | {
@@ -129,21 +125,9 @@ class Transcription(SoundInputs):
             'target_lengths': jax.ShapeDtypeStruct((), 'int32'),
         }
 
-    def init(self, rng: jax.Array, batch: Mapping[str, jax.Array]) -> Mapping:
-        """Variables of the model."""
-        return self.model.init(rng, *self.model_inputs(batch))
-
     def loss_fn(self, params, model_state, batch, rng, train: bool):
         """-log of the probability of all paths that stand for the text, in nats per token."""
-        features, frames = self.model_inputs(batch, rng if train else None)
-        logits, model_state = self.model.apply(
-            {'params': params, **model_state},
-            features,
-            frames,
-            train=train,
-            rngs={'dropout': rng},
-            mutable=list(model_state) if train else [],
-        )
+        logits, frames, model_state = self.logits(params, model_state, batch, rng, train)
         paddings = [
             1.0 - conformer.within(lengths, count)
             for lengths, count in (
@@ -160,19 +144,16 @@ class Transcription(SoundInputs):
 
     def predict(self, params, model_state, batch) -> jax.Array:
         """Tokens int32 [B, L'], followed by -1."""
-        logits, lengths = self._logits(params, model_state, batch)
+        logits, frames, _ = self.logits(params, model_state, batch)
+        lengths = self.model.output_lengths(frames)
         if self.beams == 1:
             return ctc.decode_greedily(logits, lengths, self.blank)
         return ctc.decode_with_beams(logits, lengths, self.blank, self.beams)[0]
 
-    def _logits(self, params, model_state, batch) -> tuple[jax.Array, jax.Array]:
-        features, frames = self.model_inputs(batch)
-        logits = self.model.apply({'params': params, **model_state}, features, frames)
-        return logits, self.model.output_lengths(frames)
-
     def outcomes(self, params, model_state, batch) -> dict[str, jax.Array]:
         """What was said, what was decoded and, of beams, what the best path would have been."""
-        logits, lengths = self._logits(params, model_state, batch)
+        logits, frames, _ = self.logits(params, model_state, batch)
+        lengths = self.model.output_lengths(frames)
         decoded = {'greedy': ctc.decode_greedily(logits, lengths, self.blank)}
         if self.beams > 1:
             decoded['beams'], _ = ctc.decode_with_beams(logits, lengths, self.blank, self.beams)
@@ -193,21 +174,6 @@ class Transcription(SoundInputs):
             for decoder, prefix in decoders.items()
             for name, rate in rates.items()
         }
-
-    def summary(self, values: Mapping[str, float]) -> dict[str, float]:
-        """The means as they are."""
-        return dict(values)
-
-    def items(self, shapes: Mapping[str, Any]) -> tuple[int, str]:
-        """The number of recordings in a batch, and their unit."""
-        return len(shapes['inputs']), 'recordings'
-
-    def flops_per_step(self, params, shapes) -> None:
-        """Not known by formula."""
-
-    def demonstrate(self, params, model_state) -> dict[str, str]:
-        """Nothing to show beyond the metrics."""
-        return {}
 
     def facts(self) -> dict[str, str]:
         """What the start screen says of the model."""

@@ -86,7 +86,7 @@ def test_a_string_is_recordings_of_one_speaker_with_silence_between(tones):
     """Found again in the archive, sample by sample."""
     recordings = audio_sources.AudioNpz(tones, 'test')
     of_digit = {(int(r['label']), int(r['speaker'])): r['audio'] for r in recordings}
-    source = DigitStrings(tones, 40, 2.0, split='test', max_pause=0.05)
+    source = DigitStrings(tones, 80, 2.0, split='test', max_pause=0.05)
     counts = set()
     for i in range(len(source)):
         record = source[i]
@@ -118,7 +118,7 @@ def test_strings_are_functions_of_the_seed_and_their_number(tones):
 
 
 def test_strings_end_within_their_seconds(tones):
-    source = DigitStrings(tones, 50, 0.7)
+    source = DigitStrings(tones, 50, 0.7, max_pause=0.05)
     lengths = [len(source[i]['audio']) for i in range(50)]
     assert 0.5 * 8000 < max(lengths) <= 0.7 * 8000
     assert min(len(source[i]['text'].split()) for i in range(50)) >= 2

@@ -99,7 +99,7 @@ def test_records_that_cannot_be_are_named():
         (good | {'audio': np.ones(100, np.float32)}, r'a\.wav .* at least 200 samples'),
         (good | {'audio': np.ones((800, 2), np.float32)}, r'a\.wav has the shape \(800, 2\)'),
         (good | {'audio': np.full(800, np.nan)}, r'a\.wav has samples that are not finite'),
-        (good | {'label': 10}, 'Label 10 is out of range'),
+        (good | {'label': 10}, r'a\.wav has the label 10, out of range'),
         ({'label': 1}, "record field task.input_key = 'audio'"),
     ):
         with pytest.raises(errors.UserError, match=message):
@@ -125,7 +125,7 @@ def test_texts_that_cannot_be_are_named():
     assert example['target_lengths'] == 2
     assert task.vocabulary.decode(example['targets'][:2]) == '12'
     assert 'targets' not in task.preprocess({'audio': np.ones(4000)})
-    with pytest.raises(errors.UserError, match='has 12 tokens: set model.num_classes to one more'):
+    with pytest.raises(errors.UserError, match=r'model\.num_classes = 12 must be 13'):
         Transcription(
             Conformer(num_classes=12, pool='none', **SMALL),
             tokenizer=dict(name='characters', characters=' 0123456789'),
@@ -137,7 +137,7 @@ def test_texts_that_cannot_be_are_named():
 @pytest.mark.parametrize('beams', [1, 4])
 def test_scores_are_of_what_is_decoded(tmp_path, beams):
     """Counted by hand from the predictions, on records of different lengths."""
-    texts = ['3 1', '4', '1 5 9', '2 6']
+    texts = ['4', '3 1', '1 5 9', '2 6']
     source = Transcribed(sound_files.transcribed(tmp_path, texts), 8000)
     task = transcription(beams=beams)
     batch = batch_of(task, [source[i] for i in range(4)])
@@ -217,7 +217,7 @@ def test_a_tiny_run_on_sentences(tmp_path):
     ]
     loaded = config.load(str(ROOT / 'configs/speech_sentences.py:tiny'), [
         *overrides, 'task.sound.max_seconds=1.0', 'model.subsampling=1',
-        'model.num_classes=20', 'batch_size=8',
+        'model.num_classes=16', 'batch_size=8',
     ])  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # that the files are resampled
