@@ -14,7 +14,14 @@ and it can be pickled and read by several threads. Whatever is wrong with the da
 at construction where it can be seen there. A new source is one class and one line in `SOURCES`.
 """
 
-from bigmodels.data import audio_sources, image_sources, sources, table_sources, tfds_source
+from bigmodels.data import (
+    audio_sources,
+    image_sources,
+    interaction_sources,
+    sources,
+    table_sources,
+    tfds_source,
+)
 
 SOURCES: dict[str, type] = {
     'stdlib': sources.Stdlib,
@@ -23,6 +30,8 @@ SOURCES: dict[str, type] = {
     'csv': table_sources.Csv,
     'npz': table_sources.Npz,
     'digits': table_sources.Digits,
+    'interactions': interaction_sources.Interactions,
+    'histories': interaction_sources.Histories,
     'image_folder': image_sources.ImageFolder,
     'jpeg_npz': image_sources.JpegNpz,
     'mnist': image_sources.Mnist,

@@ -1,0 +1,1 @@
+"""Figures of whole sets, on the host."""

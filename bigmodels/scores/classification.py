@@ -1,0 +1,136 @@
+"""Figures of classifiers: precision, recall, F1, areas under ROC curves, calibration.
+
+Axes: N examples, C classes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+
+Average = Literal['macro', 'micro', 'none']
+CALIBRATION_BINS = 15
+
+
+def confusion_matrix(targets: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    """int64 [C, C]: how many examples of class `row` were taken for class `column`."""
+    pairs = targets.astype(np.int64) * num_classes + predicted
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def precision(confusion: np.ndarray, average: Average = 'macro') -> np.ndarray:
+    """The share of what was taken for a class that is of it; see `averaged`."""
+    return averaged(np.diag(confusion), confusion.sum(0), confusion, average)
+
+
+def recall(confusion: np.ndarray, average: Average = 'macro') -> np.ndarray:
+    """The share of a class that was taken for it; see `averaged`."""
+    return averaged(np.diag(confusion), confusion.sum(1), confusion, average)
+
+
+def f1(confusion: np.ndarray, average: Average = 'macro') -> np.ndarray:
+    """The harmonic mean of precision and recall; see `averaged`."""
+    return averaged(2 * np.diag(confusion), confusion.sum(0) + confusion.sum(1), confusion, average)
+
+
+def averaged(
+    parts: np.ndarray, wholes: np.ndarray, confusion: np.ndarray, average: Average
+) -> np.ndarray:
+    """parts / wholes of each class [C]; 0 where the whole is.
+
+    'none' gives all of them, 'macro' the mean over the classes that occur, as targets or as
+    predictions, and 'micro' the ratio of the sums, where each example has one class its accuracy.
+    """
+    if average == 'micro':
+        return parts.sum() / max(wholes.sum(), 1)
+    ratios = parts / np.maximum(wholes, 1)
+    occurs = confusion.sum(0) + confusion.sum(1) > 0
+    return ratios[occurs].mean() if average == 'macro' else ratios
+
+
+def roc_auc(positive: np.ndarray, scores: np.ndarray) -> float:
+    """The area under the receiver's curve: how often a positive example's score is the higher.
+
+    Of equal scores half count (Mann and Whitney 1947). NaN unless there are both kinds.
+
+    Args:
+      positive: bool [N].
+      scores: [N].
+    """
+    positive = np.asarray(positive, bool)
+    of_positive = positive.sum()
+    of_negative = len(positive) - of_positive
+    if not of_positive or not of_negative:
+        return float('nan')
+    _, group, sizes = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(sizes) - (sizes - 1) / 2  # from 1, the mean over equal scores
+    above = ranks[group][positive].sum() - of_positive * (of_positive + 1) / 2
+    return float(above / (of_positive * of_negative))
+
+
+def macro_roc_auc(targets: np.ndarray, probabilities: np.ndarray) -> float:
+    """The mean over classes of the area of one against the rest; of two, that of class 1.
+
+    Classes without examples, or with all, do not count.
+    """
+    classes = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
+    areas = [roc_auc(targets == c, probabilities[:, c]) for c in classes]
+    known = [area for area in areas if not np.isnan(area)]
+    return float(np.mean(known)) if known else float('nan')
+
+
+def calibration_error(
+    targets: np.ndarray, probabilities: np.ndarray, bins: int = CALIBRATION_BINS
+) -> float:
+    """How far confidence is from accuracy: the expected calibration error.
+
+    Predictions are put in equally wide bins by their probability; the figure is the mean over
+    examples of |accuracy - mean probability| of their bin (Guo et al. 2017, equation 3).
+    """
+    confidence = probabilities.max(1).astype(np.float64)
+    correct = probabilities.argmax(1) == targets
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # (low, high]
+    excess = np.bincount(place, correct - confidence, minlength=bins)
+    return float(np.abs(excess).sum() / len(targets))
+
+
+# (probabilities [N, C], targets [N]) -> a figure, or one for each class.
+SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float | np.ndarray]] = {
+    'precision': lambda p, t: precision(_confusion(p, t)),
+    'recall': lambda p, t: recall(_confusion(p, t)),
+    'f1': lambda p, t: f1(_confusion(p, t)),
+    'f1_micro': lambda p, t: f1(_confusion(p, t), 'micro'),
+    'f1_of_class': lambda p, t: f1(_confusion(p, t), 'none'),
+    'roc_auc': lambda p, t: macro_roc_auc(t, p),
+    'calibration_error': lambda p, t: calibration_error(t, p),
+}
+PER_CLASS = ('f1_of_class',)
+
+
+def figures(
+    probabilities: np.ndarray, targets: np.ndarray, names: Sequence[str]
+) -> dict[str, float]:
+    """The figures of SCORES by name; one for each class as name_0, name_1, ...
+
+    Args:
+      probabilities: [N, C].
+      targets: int [N].
+    """
+    found = {}
+    for name in names:
+        value = SCORES[name](probabilities, targets)
+        keys = figure_names([name], probabilities.shape[1])
+        found |= dict(zip(keys, map(float, np.atleast_1d(value)), strict=True))
+    return found
+
+
+def figure_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
+    """The keys of `figures`."""
+    keys = []
+    for name in names:
+        keys += [f'{name}_{c}' for c in range(num_classes)] if name in PER_CLASS else [name]
+    return tuple(keys)
+
+
+def _confusion(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    return confusion_matrix(targets, probabilities.argmax(1), probabilities.shape[1])
