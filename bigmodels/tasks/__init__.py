@@ -30,8 +30,14 @@ mean. To add a task, put it in a file of its own and its class here.
 
 from bigmodels.tasks.classification import Classification
 from bigmodels.tasks.language_modeling import LanguageModeling
+from bigmodels.tasks.next_item import NextItem
+from bigmodels.tasks.ranking import Ranking
+from bigmodels.tasks.retrieval import Retrieval
 
 TASKS = {
     'classification': Classification,
     'language_modeling': LanguageModeling,
+    'next_item': NextItem,
+    'ranking': Ranking,
+    'retrieval': Retrieval,
 }

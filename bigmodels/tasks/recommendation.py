@@ -1,0 +1,158 @@
+"""What the tasks that recommend items to users share: their ids, their lists and the figures."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigmodels import errors
+from bigmodels.data import interaction_sources, table_sources
+from bigmodels.data.ids import Ids
+from bigmodels.scores import ranking
+
+ITEMS, TITLES = 'items.json', 'titles.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommendation:
+    """Histories of users -> the items that come next.
+
+    A subclass has `scores_of_items(params, batch) -> [B, V]`, in which -inf is an item that is not
+    recommended: never those that the user has had, as far as the example tells.
+
+    Fields:
+      model: see the task.
+      history_length: the latest items of a user that are looked at.
+      count: of items in an answer.
+      titles: a CSV file with the titles of items, '' for none; read when a run begins.
+      title_columns: those of its ids and titles.
+      item_ids: those of the training data, see `fit`. A history's items that are not among them
+        are left out; a held-out one counts as never found.
+    """
+
+    model: nn.Module
+    history_length: int
+    count: int = 10
+    titles: str = ''
+    title_columns: tuple[str, str] = ('item_id', 'title')
+    item_ids: Ids | None = None
+    title_of: Mapping[str, str] | None = None
+
+    score_names = ('ndcg@10', 'hit_rate@10', 'mrr', 'hit_rate@100')
+    record_fields: ClassVar = {'items': 'value'}  # what `preprocess` needs, name -> kind
+    vocab_key = ''  # the model's field of its number of items
+
+    def fit(self, source: Sequence) -> 'Recommendation':
+        """Learns the items there are, of training records."""
+        items = Ids.fit(np.concatenate([source[i]['items'] for i in range(len(source))]))
+        return self._with(items, self._read_titles(items))
+
+    def save(self, directory: Path) -> None:
+        """Writes the items and their titles."""
+        self.item_ids.save(directory / ITEMS)
+        (directory / TITLES).write_text(json.dumps(self.title_of, ensure_ascii=False))
+
+    def restored(self, directory: Path) -> 'Recommendation':
+        """With what `save` wrote."""
+        titles = json.loads((directory / TITLES).read_text())
+        return self._with(Ids.restore(directory / ITEMS), titles)
+
+    def _with(self, items: Ids, title_of: Mapping[str, str]) -> 'Recommendation':
+        items.check_rows(f'model.{self.vocab_key}', getattr(self.model, self.vocab_key))
+        return dataclasses.replace(self, item_ids=items, title_of=title_of)
+
+    def _read_titles(self, items: Ids) -> dict[str, str]:
+        if not self.titles:
+            return {}
+        table = table_sources.Csv(self.titles)
+        columns = table.take(np.arange(len(table)))
+        for name in self.title_columns:
+            if name not in columns:
+                raise errors.unknown(f'column of {self.titles}', name, columns)
+        ids, titles = (columns[name] for name in self.title_columns)
+        ids = interaction_sources.identifiers(ids, self.title_columns[0], self.titles)
+        known = set(items.names)
+        return {id: str(title) for id, title in zip(ids, titles, strict=True) if id in known}
+
+    def history_rows(self, items: Sequence | str) -> np.ndarray:
+        """The rows of a history's known items, the latest `history_length` of them, int32 [n].
+
+        Args:
+          items: ids, the latest last; or these in one text, separated by commas or blanks.
+        """
+        ids = items.replace(',', ' ').split() if isinstance(items, str) else map(str, items)
+        rows = self.item_ids.rows(ids)
+        return rows[rows > 0][-self.history_length :]
+
+    def held_out(self, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """A record of a history whose last item is to be found -> an example."""
+        raise NotImplementedError
+
+    def is_item(self, rows: int) -> np.ndarray:
+        """bool [rows]: which rows of the model's table are items."""
+        return (np.arange(rows) > 0) & (np.arange(rows) < self.item_ids.num_rows)
+
+    def recommendable(self, scores: jax.Array, seen: jax.Array) -> jax.Array:
+        """scores [B, V] with -inf at unknown items and at those of seen int [B, L], rows."""
+        scores = jnp.where(self.is_item(scores.shape[1]), scores, -jnp.inf)
+        return jax.vmap(lambda row, had: row.at[had].set(-jnp.inf))(scores, seen)
+
+    def predict(self, params, model_state, batch) -> dict[str, jax.Array]:
+        """The best items of each example: {'rows' int32, 'scores' float32 [B, count]}."""
+        scores = self.scores_of_items(params, batch)
+        values, rows = jax.lax.top_k(scores, min(self.count, scores.shape[1]))
+        return {'rows': rows, 'scores': values}
+
+    def postprocess(self, prediction: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        """What `predict` gives of one example -> [{'item', 'title' if known, 'score'}]."""
+        answer = []
+        for row, score in zip(prediction['rows'], prediction['scores'], strict=True):
+            if score == -np.inf:  # there are no more items
+                break
+            item = self.item_ids.names[row - 1]
+            title = {'title': self.title_of[item]} if item in self.title_of else {}
+            answer.append({'item': item, **title, 'score': float(score)})
+        return answer
+
+    def outcomes(self, params, model_state, batch) -> dict[str, jax.Array]:
+        """Where each example's held-out item is in the list of all."""
+        targets = self.targets_of(batch)
+        return {'place': ranking.places(self.scores_of_items(params, batch), targets)}
+
+    def scores(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The figures of `score_names`."""
+        places = outcomes['place']
+        return {
+            'ndcg@10': ranking.ndcg(places, 10),
+            'hit_rate@10': ranking.hit_rate(places, 10),
+            'mrr': ranking.mean_reciprocal_rank(places),
+            'hit_rate@100': ranking.hit_rate(places, 100),
+        }
+
+    def summary(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The means as they are."""
+        return dict(values)
+
+    def demonstrate(self, params, model_state) -> dict[str, str]:
+        """Nothing to show beyond the metrics."""
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """The examples of held-out records, see `Recommendation.held_out`."""
+
+    source: Sequence
+    task: Recommendation
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.task.held_out(self.source[index])
