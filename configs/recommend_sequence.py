@@ -5,8 +5,6 @@ python -m bigmodels.main --config=configs/recommend_sequence.py
 
 from configs import common
 
-COLUMNS = ('user_id', 'movie_id', 'rating', 'timestamp')
-
 
 def get_config(variant: str = ''):
     """The default, or `tiny` for tests."""
@@ -32,7 +30,7 @@ def get_config(variant: str = ''):
         name='histories',
         path=common.data_path('movietweetings/ratings.csv.gz'),
         split_by='leave_one_out',
-        columns=COLUMNS,
+        columns=('user_id', 'movie_id', 'rating', 'timestamp'),
     )
     config.data.train = dict(source, split='train')
     config.data.evals = {split: dict(source, split=split) for split in ('valid', 'test')}

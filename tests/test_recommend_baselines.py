@@ -8,6 +8,7 @@ from sklearn.metrics import pairwise
 
 from bigmodels.data.ids import Ids
 from bigmodels.models.two_tower import TwoTower
+from bigmodels.tasks.recommendation import Catalogue
 from bigmodels.tasks.retrieval import Retrieval
 from tests import commands
 
@@ -17,7 +18,7 @@ TRAIN = [{'items': rng.choice(list('abcdefgh'), rng.integers(1, 7), replace=Fals
 TASK = Retrieval(
     TwoTower(num_items=9, num_users=1, embed_dim=2),
     history_length=4,
-    item_ids=Ids.fit(np.concatenate([record['items'] for record in TRAIN])),
+    catalogue=Catalogue(Ids.fit(np.concatenate([record['items'] for record in TRAIN])), {}),
 )
 
 

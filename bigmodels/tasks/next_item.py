@@ -58,6 +58,14 @@ class NextItem(Recommendation):
         rows = [self.item_ids.rows(source[i]['items']) for i in range(len(source))]
         return text.Packed(_Documents.of(rows), self.history_length)
 
+    def example_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of one training example, which do not depend on the data."""
+        shape = (self.history_length,)
+        names = ('inputs', 'targets', 'positions', 'segment_ids')
+        return {name: jax.ShapeDtypeStruct(shape, 'int32') for name in names} | {
+            'weights': jax.ShapeDtypeStruct(shape, 'float32')
+        }
+
     def init(self, rng: jax.Array, batch: Mapping[str, jax.Array]) -> Mapping:
         """Variables of the model."""
         return self.model.init(rng, batch['inputs'][:1])

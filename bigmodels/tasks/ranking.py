@@ -17,7 +17,35 @@ from bigmodels.data.ids import Ids
 from bigmodels.scores.classification import roc_auc
 from bigmodels.tasks.classification import Examples
 
-PREPROCESSING = 'numbers.json'
+NUMBERS = 'numbers.json'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoding:
+    """What training records say of ids and numbers.
+
+    Fields:
+      ids: of each category.
+      means, deviations: of each number, float32 [N].
+    """
+
+    ids: Mapping[str, Ids]
+    means: np.ndarray
+    deviations: np.ndarray
+
+    def save(self, directory: Path) -> None:
+        """Writes JSON files, one for each category and one of the numbers."""
+        for name, ids in self.ids.items():
+            ids.save(directory / f'ids_{name}.json')
+        numbers = {'means': self.means.tolist(), 'deviations': self.deviations.tolist()}
+        (directory / NUMBERS).write_text(json.dumps(numbers))
+
+    @classmethod
+    def restore(cls, directory: Path, categories: Sequence[str]) -> 'Encoding':
+        """What `save` wrote."""
+        numbers = json.loads((directory / NUMBERS).read_text())
+        ids = {name: Ids.restore(directory / f'ids_{name}.json') for name in categories}
+        return cls(ids, **{key: np.array(value, np.float32) for key, value in numbers.items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +60,7 @@ class Ranking:
         deviation 1 over the training data, and counts as log(1 + count).
       rating: its field that is judged.
       min_count: ids with fewer training records share row 0, as unknown ones do.
-      ids, statistics: see `fit`; statistics is float32 [2, N], mean and standard deviation.
+      encoding: see `fit`.
     """
 
     model: nn.Module
@@ -42,8 +70,7 @@ class Ranking:
     rating: str = 'rating'
     threshold: float = 8.0
     min_count: int = 5
-    ids: Mapping[str, Ids] | None = None
-    statistics: np.ndarray | None = None
+    encoding: Encoding | None = None
 
     score_names = ('auc',)
 
@@ -61,24 +88,21 @@ class Ranking:
                for name in self.categories}  # fmt: skip
         values = self._values(records)
         spread = values.std(0)
-        return self._with(ids, np.stack([values.mean(0), np.where(spread > 0, spread, 1)]))
+        return self._with(Encoding(ids, values.mean(0), np.where(spread > 0, spread, 1)))
 
     def save(self, directory: Path) -> None:
-        """Writes the ids and the statistics."""
-        for name, ids in self.ids.items():
-            ids.save(directory / f'{name}.json')
-        (directory / PREPROCESSING).write_text(json.dumps(self.statistics.tolist()))
+        """Writes the encoding."""
+        self.encoding.save(directory)
 
     def restored(self, directory: Path) -> 'Ranking':
         """With what `save` wrote."""
-        ids = {name: Ids.restore(directory / f'{name}.json') for name in self.categories}
-        statistics = json.loads((directory / PREPROCESSING).read_text())
-        return self._with(ids, np.array(statistics, np.float32))
+        return self._with(Encoding.restore(directory, self.categories))
 
-    def _with(self, ids: Mapping[str, Ids], statistics: np.ndarray) -> 'Ranking':
+    def _with(self, encoding: Encoding) -> 'Ranking':
         for i, name in enumerate(self.categories):
-            ids[name].check_rows(f'model.category_sizes[{i}]', self.model.category_sizes[i])
-        return dataclasses.replace(self, ids=ids, statistics=statistics)
+            key = f'model.category_sizes[{i}]'
+            encoding.ids[name].check_rows(key, self.model.category_sizes[i])
+        return dataclasses.replace(self, encoding=encoding)
 
     @property
     def record_fields(self) -> dict[str, str]:
@@ -93,9 +117,9 @@ class Ranking:
         Raises:
           UserError: for a record without one of the fields, or with a number that is not finite.
         """
-        rows = [self.ids[name].rows(np.atleast_1d(self._field(raw, name)))
+        rows = [self.encoding.ids[name].rows(np.atleast_1d(self._field(raw, name)))
                 for name in self.categories]  # fmt: skip
-        numbers = (self._values(raw) - self.statistics[0]) / self.statistics[1]
+        numbers = (self._values(raw) - self.encoding.means) / self.encoding.deviations
         categories = np.stack(rows, -1).reshape(*numbers.shape[:-1], -1)
         example = {'inputs': numbers, 'categories': categories}
         if self.rating in raw:
@@ -172,5 +196,7 @@ class Ranking:
 
     def facts(self) -> dict[str, str]:
         """What the start screen says of the model."""
-        sizes = ', '.join(f'{len(ids.names):,} of {name}' for name, ids in self.ids.items())
+        sizes = ', '.join(
+            f'{len(ids.names):,} of {name}' for name, ids in self.encoding.ids.items()
+        )
         return {'model': f'{type(self.model).__name__}, ids: {sizes}'}

@@ -19,6 +19,38 @@ from bigmodels.scores import ranking
 ITEMS, TITLES = 'items.json', 'titles.json'
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Catalogue:
+    """The items of the training data, and the titles of those that have one."""
+
+    ids: Ids
+    titles: Mapping[str, str]
+
+    def save(self, directory: Path) -> None:
+        """Writes two JSON files."""
+        self.ids.save(directory / ITEMS)
+        (directory / TITLES).write_text(json.dumps(self.titles, ensure_ascii=False))
+
+    @classmethod
+    def restore(cls, directory: Path) -> 'Catalogue':
+        """What `save` wrote."""
+        titles = json.loads((directory / TITLES).read_text())
+        return cls(Ids.restore(directory / ITEMS), titles)
+
+
+def read_titles(path: str, columns: tuple[str, str], items: Ids) -> dict[str, str]:
+    """The titles of `items` in a CSV file, whose columns of ids and of titles are named."""
+    table = table_sources.Csv(path)
+    values = table.take(np.arange(len(table)))
+    for name in columns:
+        if name not in values:
+            raise errors.unknown(f'column of {path}', name, values)
+    ids = interaction_sources.identifiers(values[columns[0]], columns[0], path)
+    known = set(items.names)
+    pairs = zip(ids, values[columns[1]], strict=True)
+    return {item: str(title) for item, title in pairs if item in known}
+
+
 @dataclasses.dataclass(frozen=True)
 class Recommendation:
     """Histories of users -> the items that come next.
@@ -32,8 +64,8 @@ class Recommendation:
       count: of items in an answer.
       titles: a CSV file with the titles of items, '' for none; read when a run begins.
       title_columns: those of its ids and titles.
-      item_ids: those of the training data, see `fit`. A history's items that are not among them
-        are left out; a held-out one counts as never found.
+      catalogue: see `fit`. A history's items that are not in it are left out; a held-out one
+        counts as never found.
     """
 
     model: nn.Module
@@ -41,8 +73,7 @@ class Recommendation:
     count: int = 10
     titles: str = ''
     title_columns: tuple[str, str] = ('item_id', 'title')
-    item_ids: Ids | None = None
-    title_of: Mapping[str, str] | None = None
+    catalogue: Catalogue | None = None
 
     score_names = ('ndcg@10', 'hit_rate@10', 'mrr', 'hit_rate@100')
     record_fields: ClassVar = {'items': 'value'}  # what `preprocess` needs, name -> kind
@@ -50,35 +81,26 @@ class Recommendation:
 
     def fit(self, source: Sequence) -> 'Recommendation':
         """Learns the items there are, of training records."""
-        items = Ids.fit(np.concatenate([source[i]['items'] for i in range(len(source))]))
-        return self._with(items, self._read_titles(items))
+        ids = Ids.fit(np.concatenate([source[i]['items'] for i in range(len(source))]))
+        titles = read_titles(self.titles, self.title_columns, ids) if self.titles else {}
+        return self._with(Catalogue(ids, titles))
 
     def save(self, directory: Path) -> None:
         """Writes the items and their titles."""
-        self.item_ids.save(directory / ITEMS)
-        (directory / TITLES).write_text(json.dumps(self.title_of, ensure_ascii=False))
+        self.catalogue.save(directory)
 
     def restored(self, directory: Path) -> 'Recommendation':
         """With what `save` wrote."""
-        titles = json.loads((directory / TITLES).read_text())
-        return self._with(Ids.restore(directory / ITEMS), titles)
+        return self._with(Catalogue.restore(directory))
 
-    def _with(self, items: Ids, title_of: Mapping[str, str]) -> 'Recommendation':
-        items.check_rows(f'model.{self.vocab_key}', getattr(self.model, self.vocab_key))
-        return dataclasses.replace(self, item_ids=items, title_of=title_of)
+    def _with(self, catalogue: Catalogue) -> 'Recommendation':
+        catalogue.ids.check_rows(f'model.{self.vocab_key}', getattr(self.model, self.vocab_key))
+        return dataclasses.replace(self, catalogue=catalogue)
 
-    def _read_titles(self, items: Ids) -> dict[str, str]:
-        if not self.titles:
-            return {}
-        table = table_sources.Csv(self.titles)
-        columns = table.take(np.arange(len(table)))
-        for name in self.title_columns:
-            if name not in columns:
-                raise errors.unknown(f'column of {self.titles}', name, columns)
-        ids, titles = (columns[name] for name in self.title_columns)
-        ids = interaction_sources.identifiers(ids, self.title_columns[0], self.titles)
-        known = set(items.names)
-        return {id: str(title) for id, title in zip(ids, titles, strict=True) if id in known}
+    @property
+    def item_ids(self) -> Ids:
+        """Those of the catalogue."""
+        return self.catalogue.ids
 
     def history_rows(self, items: Sequence | str) -> np.ndarray:
         """The rows of a history's known items, the latest `history_length` of them, int32 [n].
@@ -95,8 +117,9 @@ class Recommendation:
         raise NotImplementedError
 
     def is_item(self, rows: int) -> np.ndarray:
-        """bool [rows]: which rows of the model's table are items."""
-        return (np.arange(rows) > 0) & (np.arange(rows) < self.item_ids.num_rows)
+        """bool [rows]: which rows of the model's table are items; all of a task not yet fitted."""
+        stop = rows if self.catalogue is None else self.item_ids.num_rows
+        return (np.arange(rows) > 0) & (np.arange(rows) < stop)
 
     def recommendable(self, scores: jax.Array, seen: jax.Array) -> jax.Array:
         """scores [B, V] with -inf at unknown items and at those of seen int [B, L], rows."""
@@ -116,7 +139,8 @@ class Recommendation:
             if score == -np.inf:  # there are no more items
                 break
             item = self.item_ids.names[row - 1]
-            title = {'title': self.title_of[item]} if item in self.title_of else {}
+            titles = self.catalogue.titles
+            title = {'title': titles[item]} if item in titles else {}
             answer.append({'item': item, **title, 'score': float(score)})
         return answer
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bigmodels import config as config_lib
-from bigmodels import errors, evaluate, program, runs, train
+from bigmodels import errors, evaluate, experiment, explain, program, runs, sharding, train
 from bigmodels.data import interaction_sources, pipeline
 from bigmodels.deploy import recommend
 from bigmodels.models.transformer import Transformer
@@ -191,6 +191,19 @@ def test_a_run_of_another_task_recommends_nothing(tmp_path):
     workdir, _ = tiny_run('recommend_ranking', tmp_path, 'task.min_count=1')
     with pytest.raises(errors.UserError, match="of the task 'ranking', which recommends no items"):
         recommend.make_recommender(runs.open_run(workdir))
+
+
+def test_a_sequence_row_is_planned_without_its_data():
+    config = config_lib.load(str(commands.ROOT / 'configs/recommend_sequence.py'))
+    settings = experiment.from_config(config)
+    _, run = explain.abstract_program(settings, sharding.make_mesh(sharding.MeshShape()))
+    state, _ = jax.eval_shape(run.train_step, run.state_shapes, run.batch_shapes)
+    assert jax.tree.structure(state) == jax.tree.structure(run.state_shapes)
+    [task, _] = tasks()
+    examples = task.fit(RECORDS).examples(RECORDS, None, train=True)
+    assert task.example_shapes() == {
+        key: jax.ShapeDtypeStruct(value.shape, value.dtype) for key, value in examples[0].items()
+    }
 
 
 def test_figures_do_not_depend_on_the_batch(tmp_path):
