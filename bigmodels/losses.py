@@ -108,3 +108,36 @@ def _chunked_within_parts(
 def _one_by_one(loss_of_hidden: Callable, hidden: Array, targets: Array) -> Array:
     """loss_of_hidden of each slice, one after the other; computed again in the backward pass."""
     return jax.lax.map(jax.checkpoint(lambda pair: loss_of_hidden(*pair)), (hidden, targets))
+
+
+def in_batch_softmax(scores: Array, items: Array, log_frequency: Array, weights: Array) -> Array:
+    """-log softmax(scores of all items)[own], with the sum over all estimated from the batch's.
+
+    Items are in a batch as often as in the data, so that popular ones would be pushed away most.
+    An item drawn with probability q therefore counts exp(score) / (n q), of n others: the logQ
+    correction (Yi et al. 2019, section 4). A query's own item is there without being drawn: it
+    counts once and as it is, which makes the sum right in expectation.
+
+    Args:
+      scores: [B, B], of query `row` for the item of example `column`.
+      items: int [B], of each example.
+      log_frequency: [B], log q.
+      weights: [B]; examples of weight 0 are no others.
+
+    Returns:
+      [B] float32, in nats.
+    """
+    is_own = jnp.eye(len(items), dtype=bool)
+    counted = (weights > 0) & (items[:, None] != items)
+    log_drawn = jnp.log(jnp.maximum((weights > 0).sum() - 1, 1)) + log_frequency
+    others = jnp.where(counted, scores.astype(jnp.float32) - log_drawn, -jnp.inf)
+    return softmax_cross_entropy(jnp.where(is_own, scores, others), jnp.arange(len(items)))
+
+
+def bpr(right: Array, wrong: Array) -> Array:
+    """-log sigmoid(right - wrong) (Rendle et al. 2009): a right item's score is to be higher.
+
+    Args:
+      right, wrong: scores, broadcast against each other.
+    """
+    return jax.nn.softplus(wrong - right)

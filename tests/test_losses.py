@@ -161,3 +161,37 @@ def test_chunked_needs_less_memory():
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert 4 * peak(32) < peak(0)
+
+
+def test_in_batch_softmax_by_hand():
+    """A query's own item counts once, the items of padding do not."""
+    scores = rng.normal(size=(5, 5))
+    items, weights = np.array([3, 1, 3, 2, 7]), np.array([1, 1, 1, 1, 0])
+    frequency = np.array([0.5, 0.2, 0.5, 0.1, 0.9])
+    given = losses.in_batch_softmax(
+        jnp.float32(scores), jnp.asarray(items), jnp.log(frequency), jnp.asarray(weights)
+    )
+    for i in range(4):
+        others = [j for j in range(4) if items[j] != items[i]]
+        total = np.exp(scores[i, i]) + (np.exp(scores[i]) / (3 * frequency))[others].sum()
+        np.testing.assert_allclose(given[i], np.log(total) - scores[i, i], rtol=1e-5)
+
+
+def test_in_batch_softmax_is_in_expectation_the_softmax_over_all_items():
+    of_items, count = rng.normal(size=6), 2000
+    frequency = np.array([0.4, 0.25, 0.15, 0.1, 0.06, 0.04])
+    items = np.concatenate([np.arange(6), rng.choice(6, count, p=frequency)])
+    scores = np.tile(of_items[items], (len(items), 1))
+    given = losses.in_batch_softmax(
+        jnp.float32(scores), jnp.asarray(items), jnp.log(frequency[items]), jnp.ones(len(items))
+    )
+    expected = np.log(np.exp(of_items).sum()) - of_items
+    np.testing.assert_allclose(given[:6], expected, rtol=0.03)
+
+
+def test_bpr_is_the_log_of_a_sigmoid():
+    right, wrong = rng.normal(size=(2, 7))
+    expected = np.log1p(np.exp(-(right - wrong)))
+    np.testing.assert_allclose(
+        losses.bpr(jnp.float32(right), jnp.float32(wrong)), expected, rtol=1e-5
+    )

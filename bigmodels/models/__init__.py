@@ -8,6 +8,7 @@ from bigmodels.models.conformer import Conformer
 from bigmodels.models.convnet import ConvNet
 from bigmodels.models.efficientnet import EfficientNet
 from bigmodels.models.encoder_decoder import EncoderDecoder
+from bigmodels.models.feature_crosses import DCN, DLRM
 from bigmodels.models.forecasters import DLinear, PatchTST
 from bigmodels.models.ft_transformer import FTTransformer
 from bigmodels.models.gnn import GAT, GCN
@@ -17,12 +18,15 @@ from bigmodels.models.resnet import ResNet
 from bigmodels.models.tabular import TabularMLP
 from bigmodels.models.transformer import Transformer
 from bigmodels.models.transformer_classifier import TransformerClassifier
+from bigmodels.models.two_tower import TwoTower
 from bigmodels.models.vit import ViT
 
 MODELS = {
     'conformer': Conformer,
     'convnet': ConvNet,
+    'dcn': DCN,
     'dlinear': DLinear,
+    'dlrm': DLRM,
     'efficientnet': EfficientNet,
     'encoder_decoder': EncoderDecoder,
     'ft_transformer': FTTransformer,
@@ -35,5 +39,6 @@ MODELS = {
     'tabular_mlp': TabularMLP,
     'transformer': Transformer,
     'transformer_classifier': TransformerClassifier,
+    'two_tower': TwoTower,
     'vit': ViT,
 }

@@ -35,7 +35,10 @@ from bigmodels.tasks.classification import Classification
 from bigmodels.tasks.forecasting import Forecasting
 from bigmodels.tasks.language_modeling import LanguageModeling
 from bigmodels.tasks.masked_language_modeling import MaskedLanguageModeling
+from bigmodels.tasks.next_item import NextItem
 from bigmodels.tasks.node_classification import NodeClassification
+from bigmodels.tasks.ranking import Ranking
+from bigmodels.tasks.retrieval import Retrieval
 from bigmodels.tasks.sound_classification import SoundClassification
 from bigmodels.tasks.span_extraction import SpanExtraction
 from bigmodels.tasks.tables import TableClassification, TableRegression
@@ -48,7 +51,10 @@ TASKS = {
     'forecasting': Forecasting,
     'language_modeling': LanguageModeling,
     'masked_language_modeling': MaskedLanguageModeling,
+    'next_item': NextItem,
     'node_classification': NodeClassification,
+    'ranking': Ranking,
+    'retrieval': Retrieval,
     'sound_classification': SoundClassification,
     'span_extraction': SpanExtraction,
     'table_classification': TableClassification,

@@ -1,0 +1,73 @@
+"""The ids of users, items or categories that were seen in training, as rows of a table."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Iterable
+
+import numpy as np
+
+from bigmodels import errors
+
+UNKNOWN = 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ids:
+    """Id <-> row: `names[i]` has row i + 1, the most frequent first; row 0 is any other id.
+
+    Fields:
+      names: the ids as text.
+      counts: how often each was seen, int64 [len(names)].
+    """
+
+    names: tuple[str, ...]
+    counts: np.ndarray
+
+    @classmethod
+    def fit(cls, seen: np.ndarray, min_count: int = 1) -> 'Ids':
+        """Those that occur at least `min_count` times among `seen`, an array of str.
+
+        Raises:
+          UserError: if there is none.
+        """
+        names, counts = np.unique(np.asarray(seen, str), return_counts=True)
+        order = np.argsort(-counts, kind='stable')
+        order = order[counts[order] >= min_count]
+        if not len(order):
+            raise errors.UserError(f'No id occurs {min_count} times or more in the training data.')
+        return cls(tuple(names[order].tolist()), counts[order])
+
+    @property
+    def num_rows(self) -> int:
+        """Those of a table for these ids, with the row of unknown ones."""
+        return len(self.names) + 1
+
+    def rows(self, names: Iterable[str]) -> np.ndarray:
+        """int32 [n]; UNKNOWN for an id that is not among `names`."""
+        row_of = self._rows
+        return np.array([row_of.get(name, UNKNOWN) for name in names], np.int32)
+
+    @functools.cached_property
+    def _rows(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.names, 1)}
+
+    def check_rows(self, key: str, rows: int) -> None:
+        """Raises UserError if a model's table, of config key `key`, is too small for them."""
+        if rows < self.num_rows:
+            raise errors.UserError(
+                f'The training data has {len(self.names):,} ids and one row is for unknown ones, '
+                f'but config.{key} is {rows:,}: set it to at least {self.num_rows:,}.'
+            )
+
+    def save(self, path: pathlib.Path) -> None:
+        """Writes them as JSON."""
+        content = {'names': self.names, 'counts': self.counts.tolist()}
+        path.write_text(json.dumps(content, ensure_ascii=False))
+
+    @classmethod
+    def restore(cls, path: pathlib.Path) -> 'Ids':
+        """What `save` wrote."""
+        content = json.loads(path.read_text())
+        return cls(tuple(content['names']), np.array(content['counts'], np.int64))

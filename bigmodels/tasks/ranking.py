@@ -1,0 +1,202 @@
+"""Whether a user will like an item."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from bigmodels import errors, metrics
+from bigmodels.data import pipeline
+from bigmodels.data.ids import Ids
+from bigmodels.scores.classification import roc_auc
+from bigmodels.tasks.classification import Examples
+
+NUMBERS = 'numbers.json'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoding:
+    """What training records say of ids and numbers.
+
+    Fields:
+      ids: of each category.
+      means, deviations: of each number, float32 [N].
+    """
+
+    ids: Mapping[str, Ids]
+    means: np.ndarray
+    deviations: np.ndarray
+
+    def save(self, directory: Path) -> None:
+        """Writes JSON files, one for each category and one of the numbers."""
+        for name, ids in self.ids.items():
+            ids.save(directory / f'ids_{name}.json')
+        numbers = {'means': self.means.tolist(), 'deviations': self.deviations.tolist()}
+        (directory / NUMBERS).write_text(json.dumps(numbers))
+
+    @classmethod
+    def restore(cls, directory: Path, categories: Sequence[str]) -> 'Encoding':
+        """What `save` wrote."""
+        numbers = json.loads((directory / NUMBERS).read_text())
+        ids = {name: Ids.restore(directory / f'ids_{name}.json') for name in categories}
+        return cls(ids, **{key: np.array(value, np.float32) for key, value in numbers.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """Interactions -> the probability that the rating is at least `threshold`.
+
+    Fields:
+      model: inputs [B, N] and categories int [B, C] -> logits [B], such as `DLRM`, with the
+        field `category_sizes`.
+      categories: the record's fields that are ids, such as users and items.
+      counts, numbers: its fields that are numbers; the model sees them with mean 0 and standard
+        deviation 1 over the training data, and counts as log(1 + count).
+      rating: its field that is judged.
+      min_count: ids with fewer training records share row 0, as unknown ones do.
+      encoding: see `fit`.
+    """
+
+    model: nn.Module
+    categories: tuple[str, ...] = ('user', 'item')
+    counts: tuple[str, ...] = ('user_count', 'item_count')
+    numbers: tuple[str, ...] = ('user_mean', 'item_mean')
+    rating: str = 'rating'
+    threshold: float = 8.0
+    min_count: int = 5
+    encoding: Encoding | None = None
+
+    score_names = ('auc',)
+
+    def __post_init__(self):
+        if len(self.model.category_sizes) != len(self.categories):
+            raise errors.UserError(
+                f'model.category_sizes has {len(self.model.category_sizes)} sizes, and '
+                f'task.categories names {len(self.categories)}: {", ".join(self.categories)}.'
+            )
+
+    def fit(self, source: Sequence) -> 'Ranking':
+        """Learns the ids there are and the numbers' statistics, of training records."""
+        records = pipeline.take(source, np.arange(len(source)))
+        ids = {name: Ids.fit(self._field(records, name), self.min_count)
+               for name in self.categories}  # fmt: skip
+        values = self._values(records)
+        spread = values.std(0)
+        return self._with(Encoding(ids, values.mean(0), np.where(spread > 0, spread, 1)))
+
+    def save(self, directory: Path) -> None:
+        """Writes the encoding."""
+        self.encoding.save(directory)
+
+    def restored(self, directory: Path) -> 'Ranking':
+        """With what `save` wrote."""
+        return self._with(Encoding.restore(directory, self.categories))
+
+    def _with(self, encoding: Encoding) -> 'Ranking':
+        for i, name in enumerate(self.categories):
+            key = f'model.category_sizes[{i}]'
+            encoding.ids[name].check_rows(key, self.model.category_sizes[i])
+        return dataclasses.replace(self, encoding=encoding)
+
+    @property
+    def record_fields(self) -> dict[str, str]:
+        """What `preprocess` needs of a record, name -> kind."""
+        return dict.fromkeys((*self.categories, *self.counts, *self.numbers), 'value')
+
+    def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """A record, or several stacked -> {'inputs' [..., N], 'categories' int32 [..., C]}.
+
+        Also 'targets' float32 [...], 0 or 1, where there is a rating. An unknown id is row 0.
+
+        Raises:
+          UserError: for a record without one of the fields, or with a number that is not finite.
+        """
+        rows = [self.encoding.ids[name].rows(np.atleast_1d(self._field(raw, name)))
+                for name in self.categories]  # fmt: skip
+        numbers = (self._values(raw) - self.encoding.means) / self.encoding.deviations
+        categories = np.stack(rows, -1).reshape(*numbers.shape[:-1], -1)
+        example = {'inputs': numbers, 'categories': categories}
+        if self.rating in raw:
+            example['targets'] = np.float32(np.asarray(raw[self.rating]) >= self.threshold)
+        return example
+
+    def _field(self, raw: Mapping[str, Any], name: str) -> Any:
+        if name not in raw:
+            raise errors.unknown('record field', name, raw)
+        return raw[name]
+
+    def _values(self, raw: Mapping[str, Any]) -> np.ndarray:
+        """Counts, as logarithms, and numbers, float32 [..., N]."""
+        columns = [np.log1p(np.asarray(self._field(raw, name), np.float32)) for name in self.counts]
+        columns += [np.asarray(self._field(raw, name), np.float32) for name in self.numbers]
+        for name, column in zip((*self.counts, *self.numbers), columns, strict=True):
+            if not np.isfinite(column).all():
+                raise errors.UserError(f'The field {name} has a value that is not finite.')
+        return np.stack(columns, -1)
+
+    def postprocess(self, prediction: np.ndarray) -> dict[str, float]:
+        """A probability -> {'probability'}."""
+        return {'probability': float(prediction)}
+
+    def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
+        """One example for each record."""
+        return Examples(source, self)
+
+    def init(self, rng: jax.Array, batch: Mapping[str, jax.Array]) -> Mapping:
+        """Variables of the model."""
+        return self.model.init(rng, batch['inputs'], batch['categories'])
+
+    def _logits(self, params, batch, rng=None, train: bool = False) -> jax.Array:
+        inputs = batch['inputs'], batch['categories']
+        rngs = {'dropout': rng} if train else {}
+        return self.model.apply({'params': params}, *inputs, train=train, rngs=rngs)
+
+    def loss_fn(self, params, model_state, batch, rng, train: bool):
+        """Cross-entropy in nats, and accuracy."""
+        logits = self._logits(params, batch, rng, train)
+        loss = optax.sigmoid_binary_cross_entropy(logits, batch['targets'])
+        pairs = {
+            'loss': metrics.pair(loss, batch['weights']),
+            'accuracy': metrics.pair((logits > 0) == (batch['targets'] > 0), batch['weights']),
+        }
+        return metrics.mean(pairs['loss']), (pairs, model_state)
+
+    def predict(self, params, model_state, batch) -> jax.Array:
+        """Probabilities [B]."""
+        return jax.nn.sigmoid(self._logits(params, batch))
+
+    def outcomes(self, params, model_state, batch) -> dict[str, jax.Array]:
+        """Logits and targets, [B]."""
+        return {'logits': self._logits(params, batch), 'targets': batch['targets']}
+
+    def scores(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The area under the ROC curve."""
+        return {'auc': roc_auc(outcomes['targets'] > 0, outcomes['logits'])}
+
+    def summary(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The means as they are."""
+        return dict(values)
+
+    def items(self, shapes: Mapping[str, Any]) -> tuple[int, str]:
+        """The number of examples in a batch, and their unit."""
+        return len(shapes['inputs']), 'examples'
+
+    def flops_per_step(self, params, shapes) -> None:
+        """Not known by formula."""
+
+    def demonstrate(self, params, model_state) -> dict[str, str]:
+        """Nothing to show beyond the metrics."""
+        return {}
+
+    def facts(self) -> dict[str, str]:
+        """What the start screen says of the model."""
+        sizes = ', '.join(
+            f'{len(ids.names):,} of {name}' for name, ids in self.encoding.ids.items()
+        )
+        return {'model': f'{type(self.model).__name__}, ids: {sizes}'}

@@ -1,0 +1,93 @@
+"""Ranking: features and what they are fitted on, bad records, and the row's tiny variant."""
+
+import jax
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from bigmodels import errors
+from bigmodels.data import interaction_sources
+from bigmodels.models.feature_crosses import DLRM
+from bigmodels.tasks.ranking import Ranking
+from tests.data import interaction_files
+from tests.tasks.test_recommendation import tiny_run
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = interaction_files.write(tmp_path / 'a.csv', interaction_files.circular())
+    return interaction_sources.Interactions(path, columns=interaction_files.COLUMNS)
+
+
+def test_features_are_those_of_training_and_the_same_when_restored(source, tmp_path):
+    task = Ranking(DLRM((80, 20)), min_count=3)
+    fitted = task.fit(source)
+    records = source.take(np.arange(len(source)))
+    examples = fitted.examples(source, tmp_path, train=True).take(np.arange(len(source)))
+    np.testing.assert_allclose(examples['inputs'].mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(examples['inputs'].std(0), 1, rtol=1e-4)
+    np.testing.assert_array_equal(examples['targets'], records['rating'] >= 8)
+    for place, name in enumerate(('user', 'item')):
+        seen, counts = np.unique(records[name].astype(str), return_counts=True)
+        kept = set(seen[counts >= 3])
+        rows = examples['categories'][:, place]
+        assert [row > 0 for row in rows] == [name in kept for name in records[name]]
+        assert len(set(rows[rows > 0])) == len(kept)
+    fitted.save(tmp_path)
+    restored = task.restored(tmp_path)
+    for i in (0, 5):
+        one = restored.preprocess(source[i])
+        for key, value in examples.items():
+            np.testing.assert_allclose(one[key], value[i], rtol=1e-6)
+
+
+def test_what_training_has_not_seen_is_row_0_and_no_rating_no_target(source):
+    task = Ranking(DLRM((80, 20)), min_count=1).fit(source)
+    record = source[0] | {'user': 'new', 'item': 'newer'}
+    del record['rating']
+    example = task.preprocess(record)
+    assert example['categories'].tolist() == [0, 0]
+    assert 'targets' not in example
+
+
+def test_bad_records_and_sizes(source):
+    task = Ranking(DLRM((80, 20)), min_count=1).fit(source)
+    record = source[0]
+    with pytest.raises(errors.UserError, match="Unknown record field 'item_mean'"):
+        task.preprocess({key: value for key, value in record.items() if key != 'item_mean'})
+    with pytest.raises(errors.UserError, match='user_mean has a value that is not finite'):
+        task.preprocess(record | {'user_mean': np.float32('nan')})
+    with pytest.raises(errors.UserError, match=r'category_sizes\[1\] is 9: .* at least 13'):
+        Ranking(DLRM((80, 9)), min_count=1).fit(source)
+    with pytest.raises(errors.UserError, match='category_sizes has 1 sizes'):
+        Ranking(DLRM((80,)))
+
+
+@pytest.mark.parametrize('model', ['dlrm', 'dcn'])
+def test_the_row_learns_who_likes_what(model, tmp_path):
+    """Ratings depend on the item alone; its earlier ratings tell them."""
+    overrides = [
+        f'model.name={model}',
+        'model.category_sizes=(80, 20)',
+        'optimizer.learning_rate=0.02',
+        'total_steps=60',
+    ]
+    _, figures = tiny_run('recommend_ranking', tmp_path, *overrides)
+    assert figures['test/auc'] > 0.95
+    assert figures['test/accuracy'] > 0.9
+
+
+def test_the_score_is_scikit_learn_s():
+    rng = np.random.default_rng(0)
+    targets, logits = rng.integers(0, 2, 100), rng.normal(size=100).round(1)
+    score = Ranking(DLRM((2, 2))).scores({'targets': targets, 'logits': logits})
+    assert score['auc'] == pytest.approx(metrics.roc_auc_score(targets, logits))
+
+
+def test_probabilities_answer_a_record(source):
+    task = Ranking(DLRM((80, 20)), min_count=1).fit(source)
+    example = {key: value[None] for key, value in task.preprocess(source[0]).items()}
+    params = task.init(jax.random.key(0), example)['params']
+    [probability] = task.predict(params, {}, example)
+    assert task.postprocess(probability) == {'probability': pytest.approx(float(probability))}
+    assert 0 < probability < 1

@@ -1,0 +1,221 @@
+"""Recommending items: what is learnt, saved, left out and answered; the rows' tiny variants."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from bigmodels import config as config_lib
+from bigmodels import errors, evaluate, experiment, explain, program, runs, sharding, train
+from bigmodels.data import interaction_sources, pipeline
+from bigmodels.deploy import recommend
+from bigmodels.models.transformer import Transformer
+from bigmodels.models.two_tower import TwoTower
+from bigmodels.tasks.next_item import NextItem
+from bigmodels.tasks.retrieval import Retrieval
+from tests import commands
+from tests.data import interaction_files
+
+RECORDS = [
+    {'user': 'a', 'items': np.array(['x', 'y', 'z'], object)},
+    {'user': 'b', 'items': np.array(['y'], object)},
+    {'user': 'a', 'items': np.array(['y', 'z', 'x', 'w'], object)},
+]
+
+
+def tasks(length=4, **fields):
+    model = Transformer(
+        vocab_size=8, num_layers=1, embed_dim=8, num_heads=1, max_length=length, positions='learned'
+    )
+    towers = TwoTower(num_items=8, num_users=3, embed_dim=8)
+    return [
+        NextItem(model, length, **fields),
+        Retrieval(towers, length, min_user_count=2, **fields),
+    ]
+
+
+def initialised(task, records=RECORDS):
+    """The fitted task and random parameters."""
+    task = task.fit(records)
+    example = pipeline.take(task.examples(records, None, train=True), np.array([0]))
+    return task, task.init(jax.random.key(0), example)['params']
+
+
+def batch_of(task, raws):
+    return pipeline.stacked([task.preprocess(raw) for raw in raws])
+
+
+@pytest.mark.parametrize('task', tasks(), ids=['next_item', 'retrieval'])
+def test_what_is_learnt_is_saved_and_restored(task, tmp_path):
+    fitted = task.fit(RECORDS)
+    assert fitted.item_ids.names == ('y', 'x', 'z', 'w')
+    fitted.save(tmp_path)
+    restored = task.restored(tmp_path)
+    raw = {'items': ['w', 'q', 'x'], 'user': 'a'}
+    for key, value in fitted.preprocess(raw).items():
+        np.testing.assert_array_equal(restored.preprocess(raw)[key], value)
+
+
+def test_examples_of_next_items():
+    """Row 0 begins a history; unknown items are left out, as are those that are too long ago."""
+    [task, _] = tasks()
+    task = task.fit(RECORDS)
+    example = task.preprocess({'items': ['q', 'w', 'x']})
+    assert example['inputs'].tolist() == [0, 4, 2, 0]
+    assert example['weights'].tolist() == [0, 0, 1, 0]
+    assert task.preprocess({'items': 'y, x z w y'})['inputs'].tolist() == [2, 3, 4, 1]
+    held_out = task.held_out({'items': ['x', 'y', 'z']})
+    assert held_out['inputs'].tolist() == [0, 2, 1, 0]
+    assert held_out['targets'].tolist() == [0, 0, 3, 0]
+    rows = pipeline.take(examples := task.examples(RECORDS, None, train=True), np.arange(3))
+    assert len(examples) == 3
+    told = rows['weights'] > 0  # every item of every history once, after the one before it
+    pairs = zip(rows['inputs'][told], rows['targets'][told], strict=True)
+    assert sorted(pairs) == [(0, 1), (0, 1), (0, 2), (1, 3), (1, 3), (2, 1), (2, 4), (3, 2)]
+
+
+def test_examples_of_retrieval():
+    [_, task] = tasks(length=2)
+    task = task.fit(RECORDS)
+    example = task.preprocess({'items': ['y', 'q', 'w', 'x'], 'user': 'a'})
+    assert example['inputs'].tolist() == [2, 4]  # the latest first
+    assert example['users'] == 1
+    assert task.preprocess({'items': [], 'user': 'b'})['users'] == 0  # one training interaction
+    examples = task.examples(RECORDS, None, train=True)
+    batch = examples.take(np.arange(len(examples)))
+    assert batch['targets'].tolist() == [2, 1, 3, 1, 1, 3, 2, 4]
+    assert batch['inputs'].tolist() == [
+        [0, 0], [2, 0], [1, 2], [0, 0], [0, 0], [1, 0], [3, 1], [2, 3]
+    ]  # fmt: skip
+    assert batch['users'].tolist() == [1, 1, 1, 0, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize('task', tasks(), ids=['next_item', 'retrieval'])
+def test_nothing_seen_or_unknown_is_recommended(task):
+    task, params = initialised(task)
+    raws = [{'items': items} for items in ([], ['x'], ['x', 'w'], ['q'], ['x', 'y', 'z', 'w'])]
+    predictions = jax.device_get(task.predict(params, {}, batch_of(task, raws)))
+    for i, raw in enumerate(raws):
+        answers = task.postprocess({key: value[i] for key, value in predictions.items()})
+        assert {answer['item'] for answer in answers} == set('xyzw') - set(raw['items'])
+        scores = [answer['score'] for answer in answers]
+        assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize('task', tasks(), ids=['next_item', 'retrieval'])
+def test_the_place_of_a_held_out_item_is_its_place_in_the_answer(task):
+    """An item that training has not seen has none, and does not count in the loss."""
+    task, params = initialised(task)
+    records = [{'user': 'a', 'items': ['x', item]} for item in ('y', 'z', 'w', 'new')]
+    batch = pipeline.stacked([task.held_out(record) for record in records])
+    batch['weights'] = batch.get('weights', np.ones(4, np.float32))
+    places = task.outcomes(params, {}, batch)['place'].tolist()
+    predictions = jax.device_get(task.predict(params, {}, batch))
+    answers = task.postprocess({key: value[0] for key, value in predictions.items()})
+    order = [answer['item'] for answer in answers]
+    assert places == [1 + order.index(item) for item in 'yzw'] + [0]
+    _, (pairs, _) = task.loss_fn(params, {}, batch, jax.random.key(0), train=False)
+    assert pairs['loss'][1] == 3
+    assert np.isfinite(pairs['loss'][0])
+
+
+@pytest.mark.parametrize('loss', ['softmax', 'bpr'])
+def test_retrieval_s_losses_leave_padding_out(loss):
+    [_, task] = tasks()
+    task = Retrieval(task.model, 4, loss=loss, min_user_count=2)
+    task, params = initialised(task)
+    batch = task.examples(RECORDS, None, train=True).take(np.arange(8))
+    padded = {key: np.concatenate([value, value[:3]]) for key, value in batch.items()}
+    whole, (pairs, _) = task.loss_fn(
+        params, {}, batch | {'weights': np.ones(8)}, jax.random.key(0), train=True
+    )
+    weights = np.array([1] * 8 + [0] * 3)
+    same, _ = task.loss_fn(params, {}, padded | {'weights': weights}, jax.random.key(0), train=True)
+    assert pairs['loss'][1] == 8
+    np.testing.assert_allclose(whole, same, rtol=1e-5)
+
+
+def test_a_model_with_too_few_rows_is_refused():
+    small = TwoTower(num_items=4, num_users=3, embed_dim=8)
+    with pytest.raises(errors.UserError, match='config.model.num_items is 4: .* at least 5'):
+        Retrieval(small, 4, min_user_count=2).fit(RECORDS)
+    small = TwoTower(num_items=8, num_users=1, embed_dim=8)
+    with pytest.raises(errors.UserError, match='config.model.num_users is 1: .* at least 2'):
+        Retrieval(small, 4, min_user_count=2).fit(RECORDS)
+
+
+def tiny_run(name: str, tmp_path, *overrides: str):
+    """Trains a row's tiny variant on users who go round in a circle; (workdir, figures)."""
+    rows = interaction_files.circular()
+    path = interaction_files.write(tmp_path / 'ratings.csv', rows)
+    titles = [(f'{i:03d}', f'Film {i}') for i in range(interaction_files.NUM_ITEMS)]
+    titles = interaction_files.write(tmp_path / 'movies.csv', titles, ('movie_id', 'title'))
+    sources = [f'data.{part}.path={path}' for part in ('train', 'evals.valid', 'evals.test')]
+    if name != 'recommend_ranking':
+        overrides = (f'task.titles={titles}', *overrides)
+    spec = str(commands.ROOT / f'configs/{name}.py:tiny')
+    config = config_lib.load(spec, [*sources, *overrides])
+    return tmp_path / 'run', train.train(config, tmp_path / 'run')
+
+
+LEARNING = {
+    'recommend_sequence': ('optimizer.learning_rate=0.02', 'total_steps=60', 'batch_size=16'),
+    'recommend_retrieval': ('optimizer.learning_rate=0.02', 'total_steps=120', 'batch_size=64'),
+}
+
+
+@pytest.mark.parametrize('name', LEARNING)
+def test_a_row_learns_what_comes_next_and_serves_it(name, tmp_path):
+    workdir, figures = tiny_run(name, tmp_path, *LEARNING[name])
+    assert figures['test/hit_rate@10'] > 0.9
+    assert figures['test/ndcg@10'] > 0.8  # by chance, of twelve items less those seen: 0.5
+    run = runs.open_run(workdir)
+    answer = recommend.make_recommender(run)(['003', 'never seen', '004', '005'])
+    assert len(answer) == interaction_files.NUM_ITEMS - 3
+    assert answer[0]['item'] == '006'
+    assert answer[0]['title'] == 'Film 6'
+
+
+def test_the_command_recommends_and_tells_of_unknown_items(tmp_path):
+    workdir, _ = tiny_run('recommend_sequence', tmp_path)
+    command = ('bigmodels.deploy.recommend', f'--workdir={workdir}', '--items=003,new')
+    status, out, err = commands.run(*command)
+    assert status == 0, err
+    assert len(out.splitlines()) == 10
+    assert json.loads(out.splitlines()[0]).keys() == {'item', 'title', 'score'}
+    assert 'left out, not in the training data: new' in err
+
+
+def test_a_run_of_another_task_recommends_nothing(tmp_path):
+    workdir, _ = tiny_run('recommend_ranking', tmp_path, 'task.min_count=1')
+    with pytest.raises(errors.UserError, match="of the task 'ranking', which recommends no items"):
+        recommend.make_recommender(runs.open_run(workdir))
+
+
+def test_a_sequence_row_is_planned_without_its_data():
+    config = config_lib.load(str(commands.ROOT / 'configs/recommend_sequence.py'))
+    settings = experiment.from_config(config)
+    _, run = explain.abstract_program(settings, sharding.make_mesh(sharding.MeshShape()))
+    state, _ = jax.eval_shape(run.train_step, run.state_shapes, run.batch_shapes)
+    assert jax.tree.structure(state) == jax.tree.structure(run.state_shapes)
+    [task, _] = tasks()
+    examples = task.fit(RECORDS).examples(RECORDS, None, train=True)
+    assert task.example_shapes() == {
+        key: jax.ShapeDtypeStruct(value.shape, value.dtype) for key, value in examples[0].items()
+    }
+
+
+def test_figures_do_not_depend_on_the_batch(tmp_path):
+    workdir, figures = tiny_run('recommend_retrieval', tmp_path)
+    run = runs.open_run(workdir)
+    eval_step = jax.jit(program.evaluation_step(run.task))
+    for size in (7, 60):
+        source = interaction_sources.Histories(
+            str(tmp_path / 'ratings.csv'), 'test', columns=interaction_files.COLUMNS
+        )
+        examples = run.task.examples(source, None, train=False)
+        sets = {'test': pipeline.evaluation_batches(examples, size)}
+        found = evaluate.evaluate(eval_step, run.task, run.params, run.model_state, sets, run.mesh)
+        for name, value in found.items():
+            np.testing.assert_allclose(value, figures[name], rtol=1e-5)
