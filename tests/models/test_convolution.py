@@ -17,10 +17,10 @@ def normal(*shape):
     return rng.normal(size=shape).astype(np.float32)
 
 
-def reference(x, kernel, stride):
+def reference(x, kernel, stride, padding=None):
     """The definition, in float64: one product for each place of the kernel."""
     size = len(kernel)
-    around = size // 2
+    around = size // 2 if padding is None else padding
     x = np.pad(np.float64(x), ((0, 0), (around, around), (around, around), (0, 0)))
     height, width = ((n - size) // stride + 1 for n in x.shape[1:3])
     total = 0
@@ -32,7 +32,7 @@ def reference(x, kernel, stride):
     return total
 
 
-def reference_gradients(x, kernel, g, stride):
+def reference_gradients(x, kernel, g, stride, padding):
     """Of sum(convolution * g), which is linear in either: by its value at every unit array."""
 
     def along(shape, function):
@@ -40,21 +40,25 @@ def reference_gradients(x, kernel, g, stride):
         return np.array([(function(unit) * g).sum() for unit in units]).reshape(shape)
 
     return (
-        along(x.shape, lambda unit: reference(unit, kernel, stride)),
-        along(kernel.shape, lambda unit: reference(x, unit, stride)),
+        along(x.shape, lambda unit: reference(unit, kernel, stride, padding)),
+        along(kernel.shape, lambda unit: reference(x, unit, stride, padding)),
     )
 
 
-# Height, width, channels in and out, kernel size, stride.
+# Height, width, channels in and out, kernel size, stride, padding.
 SHAPES = [
-    (4, 6, 2, 3, 3, 1),
-    (5, 4, 2, 3, 3, 1),
-    (6, 4, 2, 3, 3, 2),
-    (4, 4, 3, 2, 1, 1),
-    (5, 4, 3, 2, 1, 2),
-    (5, 6, 2, 3, 3, 2),
-    (7, 6, 1, 2, 5, 3),
-    (8, 8, 1, 2, 7, 2),
+    (4, 6, 2, 3, 3, 1, None),
+    (5, 4, 2, 3, 3, 1, None),
+    (6, 4, 2, 3, 3, 2, None),
+    (4, 4, 3, 2, 1, 1, None),
+    (5, 4, 3, 2, 1, 2, None),
+    (5, 6, 2, 3, 3, 2, None),
+    (7, 6, 1, 2, 5, 3, None),
+    (8, 8, 1, 2, 7, 2, None),
+    (6, 5, 2, 2, 3, 1, 0),
+    (8, 6, 1, 2, 4, 1, 0),
+    (8, 9, 1, 2, 5, 4, 1),
+    (7, 8, 1, 2, 4, 3, 2),
 ]
 
 
@@ -63,13 +67,15 @@ SHAPES = [
 def test_convolution_and_its_gradients(shape, products, monkeypatch):
     """By XLA, and by products where the shape is one for them, however few channels."""
     monkeypatch.setattr(convolution, 'MIN_CHANNELS', 1 if products else 1 << 20)
-    height, width, inputs, outputs, size, stride = shape
+    height, width, inputs, outputs, size, stride, padding = shape
     x, kernel = normal(2, height, width, inputs), normal(size, size, inputs, outputs)
-    expected = reference(x, kernel, stride)
-    y, pullback = jax.vjp(functools.partial(convolution.convolve, stride=stride), x, kernel)
+    expected = reference(x, kernel, stride, padding)
+    convolve = functools.partial(convolution.convolve, stride=stride, padding=padding)
+    y, pullback = jax.vjp(convolve, x, kernel)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
     g = normal(*expected.shape)
-    for gradient, exact in zip(pullback(g), reference_gradients(x, kernel, g, stride), strict=True):
+    exact_gradients = reference_gradients(x, kernel, g, stride, padding)
+    for gradient, exact in zip(pullback(g), exact_gradients, strict=True):
         np.testing.assert_allclose(gradient, exact, rtol=1e-4, atol=1e-5)
 
 
@@ -78,7 +84,7 @@ def test_minimal_filtering_in_blocks(dtype, monkeypatch):
     """Blocks of single images, and every image in one; in bfloat16 with sums in float32."""
     x, kernel, g = normal(6, 8, 8, 16), normal(3, 3, 16, 24) / 12, normal(6, 8, 8, 24)
     exact = [reference(x, kernel, 1)]
-    exact += jax.vjp(lambda x, k: convolution._convolve(x, k, 1), x, kernel)[1](g)
+    exact += jax.vjp(lambda x, k: convolution._convolve(x, k, 1, 1), x, kernel)[1](g)
     x, kernel, g = (jnp.asarray(array, dtype) for array in (x, kernel, g))
     tolerance = 1e-5 if dtype == 'float32' else 1.5e-2
     for size in (1, 1 << 30):
@@ -96,7 +102,7 @@ def test_every_example_has_a_gradient_of_its_own():
     x, kernel = normal(3, 4, 4, 16), normal(3, 3, 16, 16)
     loss = lambda kernel, image: jnp.sin(convolution.convolve(image[None], kernel)).sum()
     each = jax.vmap(jax.grad(loss), (None, 0))(kernel, x)
-    whole = jax.grad(lambda k: jnp.sin(convolution._convolve(x, k, 1)).sum())(kernel)
+    whole = jax.grad(lambda k: jnp.sin(convolution._convolve(x, k, 1, 1)).sum())(kernel)
     np.testing.assert_allclose(each.sum(0), whole, rtol=1e-3, atol=1e-3)
 
 

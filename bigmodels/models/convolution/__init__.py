@@ -16,8 +16,8 @@ from bigmodels.models.convolution import columns, winograd
 Array = jax.Array
 
 
-# With fewer channels in, XLA's own convolutions are as fast.
-MIN_CHANNELS = 16
+# With fewer channels in, as colours are, XLA's own convolutions are as fast.
+MIN_CHANNELS = 4
 
 
 def convolve(x: Array, kernel: Array, stride: int = 1, padding: int | None = None) -> Array:
@@ -27,59 +27,57 @@ def convolve(x: Array, kernel: Array, stride: int = 1, padding: int | None = Non
     their size.
     """
     kernel = kernel.astype(x.dtype)
-    if padding is not None and padding != len(kernel) // 2:
-        return _convolve(x, kernel, stride, padding)
-    if kernel.shape[:2] == (1, 1):
+    padding = len(kernel) // 2 if padding is None else padding
+    if kernel.shape[:2] == (1, 1) and not padding:
         return layers.matmul(x[:, ::stride, ::stride], kernel[0, 0])
     on_one_device = sharding.num_batch_shards() == 1  # blocks of a batch that is split would move
-    if on_one_device and x.shape[-1] >= MIN_CHANNELS:
-        if stride == 1 and winograd.fits(x.shape, kernel.shape):
-            return _by_products(x, kernel, stride)
-        if 1 < stride < len(kernel) and len(kernel) % 2:
-            return _by_products(x, kernel, stride)
-    return _convolve(x, kernel, stride)
+    if on_one_device and x.shape[-1] >= MIN_CHANNELS and stride < len(kernel):
+        return _by_products(x, kernel, stride, padding)
+    return _convolve(x, kernel, stride, padding)
 
 
-def _convolve(x: Array, kernel: Array, stride: int, padding: int | None = None) -> Array:
+def _convolve(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     """XLA's own convolution."""
-    around = len(kernel) // 2 if padding is None else padding
+    around = [(padding, padding)] * 2
     return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        [(around, around)] * 2,
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        x, kernel, (stride, stride), around, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _by_products(x: Array, kernel: Array, stride: int) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _by_products(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     """By matrix products on CPUs, where XLA's own convolutions are slow."""
 
     def products(x, kernel):
-        if stride == 1:
+        if _filters(x, kernel, stride, padding):
             return winograd.convolve(x, kernel)
-        return columns.convolve(x, kernel, stride)
+        return columns.convolve(x, kernel, stride, padding)
 
-    own = functools.partial(_convolve, stride=stride)
+    own = functools.partial(_convolve, stride=stride, padding=padding)
     return jax.lax.platform_dependent(x, kernel, cpu=products, default=own)
 
 
-def _forward(x, kernel, stride):
-    return _by_products(x, kernel, stride), (x, kernel)
+def _filters(x: Array, kernel: Array, stride: int, padding: int) -> bool:
+    """Whether minimal filtering takes these."""
+    return stride == padding == 1 and winograd.fits(x.shape, kernel.shape)
 
 
-def _backward(stride, residuals, g):
+def _forward(x, kernel, stride, padding):
+    return _by_products(x, kernel, stride, padding), (x, kernel)
+
+
+def _backward(stride, padding, residuals, g):
     def products(x, kernel, g):
-        if stride == 1:
+        if _filters(x, kernel, stride, padding):
             dx, dkernel = winograd.input_gradient(g, kernel), winograd.kernel_gradient(x, g)
         else:
-            dx = columns.input_gradient(x, kernel, g, stride)
-            dkernel = columns.kernel_gradient(x, kernel, g, stride)
+            dx = columns.input_gradient(x, kernel, g, stride, padding)
+            dkernel = columns.kernel_gradient(x, kernel, g, stride, padding)
         return dx, dkernel.astype(kernel.dtype)
 
     def own(x, kernel, g):
-        return jax.vjp(functools.partial(_convolve, stride=stride), x, kernel)[1](g)
+        convolution = functools.partial(_convolve, stride=stride, padding=padding)
+        return jax.vjp(convolution, x, kernel)[1](g)
 
     return jax.lax.platform_dependent(*residuals, g, cpu=products, default=own)
 
