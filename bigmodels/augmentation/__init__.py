@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from bigmodels import errors, sharding
-from bigmodels.augmentation import colour, geometry, mixing
-from bigmodels.augmentation.rand_augment import MAX_MAGNITUDE, rand_augment
+from bigmodels.augmentation import colour, geometry, mixing, randaugment
 
 Array = jax.Array
 
@@ -30,7 +29,7 @@ class Augmentation:
       shift: moved by up to so many pixels each way.
       brightness, contrast, saturation, hue: see `colour.jitter`.
       rand_augment: the number of random operations, of strength `magnitude` from 0 to 10; see
-        `rand_augment.rand_augment`.
+        `randaugment.augment`.
       cutout: the side of a square in which the image becomes the data's mean, in pixels.
       mixup, cutmix: alpha of the share that another example has of the image and of the loss, see
         `mixing`; where both are given, each example has one of them, with equal probability. The
@@ -59,7 +58,7 @@ class Augmentation:
                 raise errors.UserError(
                     f'config.task.augment.{field.name} = {value} must not be negative.'
                 )
-        most = {'crop': 1, 'flip': 1, 'hue': 0.5, 'magnitude': MAX_MAGNITUDE}
+        most = {'crop': 1, 'flip': 1, 'hue': 0.5, 'magnitude': randaugment.MAX_MAGNITUDE}
         for name, limit in most.items():
             if getattr(self, name) > limit:
                 raise errors.UserError(
@@ -129,7 +128,9 @@ class Augmentation:
             (any(self._jitter), of_pixels(lambda rng, x: colour.jitter(rng, x, *self._jitter))),
             (
                 self.rand_augment,
-                of_pixels(lambda rng, x: rand_augment(rng, x, self.rand_augment, self.magnitude)),
+                of_pixels(
+                    lambda rng, x: randaugment.augment(rng, x, self.rand_augment, self.magnitude)
+                ),
             ),
             (self.cutout, lambda rng, x: geometry.cutout(rng, x, self.cutout)),
         ]

@@ -45,8 +45,10 @@ def test_pillow_does_the_same(name, pixels):
     expected = np.asarray(theirs(picture)).reshape(pixels.shape)
     found = ours(jnp.float32(pixels))
     exact = name in ('equalize', 'solarize', 'posterize')
-    assert np.abs(found - expected.astype(np.float32)).max() <= (0 if exact else 1.01)
-    assert np.abs(expected.astype(int) - pixels).max() > 5  # it does something
+    # Pillow rounds what it blends with, and the blend.
+    assert np.abs(found - expected.astype(np.float32)).max() <= (0 if exact else 2)
+    if not (name.startswith('saturation') and pixels is GREY):
+        assert np.abs(expected.astype(int) - pixels).max() > 5  # it does something
 
 
 @pytest.mark.parametrize('change', [colour.auto_contrast, colour.equalize])

@@ -8,8 +8,8 @@ from PIL import Image
 
 from bigmodels.augmentation import geometry
 
-IMAGE = np.random.default_rng(0).uniform(0, 255, (9, 9, 3)).astype(np.float32)
-WIDE = np.random.default_rng(1).uniform(-3, 3, (6, 11, 1)).astype(np.float32)
+IMAGE = jnp.float32(np.random.default_rng(0).uniform(0, 255, (9, 9, 3)))
+WIDE = jnp.float32(np.random.default_rng(1).uniform(-3, 3, (6, 11, 1)))
 SEEDS = range(40)
 
 
@@ -53,7 +53,7 @@ def test_flips_are_mirror_images_as_often_as_asked():
     mirrored = (flipped == WIDE[:, ::-1]).all((1, 2, 3))
     assert ((flipped == WIDE).all((1, 2, 3)) == ~mirrored).all()
     assert 240 < mirrored.sum() < 360
-    for probability, expected in ((0, WIDE), (1, WIDE[:, ::-1])):
+    for probability, expected in ((0.0, WIDE), (1.0, WIDE[:, ::-1])):
         np.testing.assert_array_equal(geometry.flip(keys[0], WIDE, probability), expected)
 
 

@@ -33,7 +33,7 @@ def test_cutmix_pastes_one_rectangle_and_counts_its_pixels():
                 whole += 1
                 assert abs(height / 10 - width / 14) <= 0.2  # of the image's proportions
         assert 0 <= share <= 1
-    assert whole > 20
+    assert whole > 8
 
 
 def test_a_box_that_is_not_cut_has_the_share_drawn_for_it(monkeypatch):

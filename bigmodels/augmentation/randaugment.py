@@ -12,7 +12,7 @@ MAX_MAGNITUDE = 10
 SHEAR, TRANSLATION, DEGREES, ENHANCEMENT, POSTERIZED_BITS = 0.3, 0.45, 30, 0.9, 4
 
 
-def rand_augment(rng: Array, image: Array, layers: int, magnitude: float) -> Array:
+def augment(rng: Array, image: Array, layers: int, magnitude: float) -> Array:
     """One of 14 operations after another, each with equal probability and a random sign.
 
     Args:
