@@ -48,8 +48,9 @@ def make_transfer(settings: InitFrom, shapes: TrainState) -> Callable[[TrainStat
         ),
         saved,
     )
+    params = saved.pop('params')
     abstract = TrainState(shapes.step, params={}, model_state=saved, opt_state=())
-    abstract = abstract.replace(**{part: saved.pop('params')})
+    abstract = abstract.replace(**{part: params})
 
     def transfer(state: TrainState) -> TrainState:
         given = trees.flatten_named(_variables(checkpoint.restore(directory, step, abstract)))

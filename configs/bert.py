@@ -13,8 +13,8 @@ def get_config(variant: str = ''):
         config,
         vocab_size=8192 + 1,  # the tokenizer's and the mask
         num_layers=4,
-        embed_dim=192,
-        num_heads=3,
+        embed_dim=128,
+        num_heads=2,
         max_length=128,
         causal=False,
         tie_embeddings=True,
@@ -23,7 +23,7 @@ def get_config(variant: str = ''):
         name='masked_language_modeling',
         tokenizer=dict(name='bpe', vocab_size=8192),
         sequence_length=64,
-        mask_rate=0.2,
+        mask_rate=0.25,
         append_end_of_text=False,
         sample_text='It was a very [MASK] evening, and she was so [MASK] that she began to cry.',
     )
@@ -32,9 +32,9 @@ def get_config(variant: str = ''):
         valid=dict(name='text_files', path=common.data_path('novels/valid.txt.gz'))
     )
     config.batch_size = 64
-    config.total_steps = 4000
-    config.eval_every = 1000
-    config.checkpoint.every = 1000
+    config.total_steps = 1500
+    config.eval_every = 500
+    config.checkpoint.every = 500
     if variant == 'tiny':
         config.model.update(num_layers=2, embed_dim=32, num_heads=2, vocab_size=512)
         config.task.tokenizer.vocab_size = 400

@@ -1,7 +1,7 @@
 """What pretraining gains with few labels: SST-2 from scratch, fine-tuned, and on frozen features.
 
     python -m bigmodels.main --config=configs/bert.py
-    python experiments/transfer_study.py [--sizes=100,500,6920] [--seeds=3]
+    python experiments/transfer_study.py [--sizes=100,500,2000] [--seeds=2]
 
 For each size the first sentences of a shuffled training set (another order for each seed) train
 configs/sst2_bert.py and its variant `scratch`, whose sizes and steps are the same; and a linear and
@@ -102,8 +102,8 @@ def table(sizes: list[int], seeds: int, pretrained: pathlib.Path) -> str:
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--sizes', default='100,500,6920')
-    parser.add_argument('--seeds', type=int, default=3)
+    parser.add_argument('--sizes', default='100,500,2000')
+    parser.add_argument('--seeds', type=int, default=2)
     parser.add_argument('--pretrained', type=pathlib.Path, default=pathlib.Path('runs/bert'))
     parser.add_argument('--results', type=pathlib.Path, default=measure.RESULTS)
     options = parser.parse_args()

@@ -94,11 +94,10 @@ class MaskedLanguageModeling(tokens.TokenSequences):
             seen = token_noise.corrupt(
                 noise_rng, targets, self.mask_id, self.random_share, self.kept_share
             )
-        rows = jnp.arange(len(targets))[:, None]
         padding = None if train else batch['weights'].astype(jnp.int32)  # of a set's last chunk
         hidden, sown = self.model.apply(
             {'params': params},
-            batch['inputs'].at[rows, positions].set(seen),
+            jnp.put_along_axis(batch['inputs'], positions, seen, axis=1, inplace=False),
             positions=batch.get('positions'),
             segment_ids=batch.get('segment_ids', padding),
             train=train,

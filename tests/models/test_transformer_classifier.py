@@ -79,15 +79,16 @@ def test_classes_are_a_linear_function_of_the_pooled_states(pool):
         np.testing.assert_allclose(row, expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize('settings', [dict(), dict(positions='rotary', scan_layers=True)])
-@pytest.mark.parametrize('attention', ['xla', 'blockwise'])
-def test_padding_changes_nothing(settings, attention):
-    encoder = ENCODER | settings | dict(attention=attention)
-    model = TransformerClassifier(num_classes=3, encoder=encoder)
+@pytest.mark.parametrize(
+    'settings',
+    [dict(attention='xla'), dict(attention='blockwise', positions='rotary', scan_layers=True)],
+)
+def test_padding_changes_nothing(settings):
+    model = TransformerClassifier(num_classes=3, encoder=ENCODER | settings)
     params = randomized(model)
     alone = model.apply({'params': params}, tokens)
     padded = np.pad(tokens, ((0, 0), (0, 6)), constant_values=5)
-    segment_ids = (np.arange(L + 6) < L) * np.ones((2, 1), int)
+    segment_ids = jnp.asarray((np.arange(L + 6) < L) * np.ones((2, 1), int))
     given = model.apply({'params': params}, padded, segment_ids=segment_ids)
     np.testing.assert_allclose(given, alone, rtol=1e-5, atol=1e-5)
     unmasked = model.apply({'params': params}, padded)

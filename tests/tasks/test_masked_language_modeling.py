@@ -127,7 +127,7 @@ def test_mistakes():
     with pytest.raises(errors.UserError, match=r'mask_rate = 1\.0'):
         make(mask_rate=1.0)
     with pytest.raises(errors.UserError, match='random_share'):
-        make(random_share=0.9)
+        make(random_share=0.95)
     model = Transformer(vocab_size=256, num_layers=1, embed_dim=16, num_heads=2, causal=False)
     with pytest.raises(errors.UserError, match='model.vocab_size to at least 257'):
         MaskedLanguageModeling(model, {'name': 'bytes'}, L).fit([])

@@ -4,10 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from bigmodels import errors
+from bigmodels import config, errors, runs, train
 from bigmodels.data import table_sources
 from bigmodels.models.recurrent import Recurrent
 from bigmodels.tasks.text_classification import TextClassification
+from tests import reviews
+from tests.commands import ROOT
 
 TEXTS = ['good film', 'bad', 'a film that is very good indeed', 'meh']
 LABELS = [1, 0, 1, 0]
@@ -33,7 +35,7 @@ def make(**settings):
 
 
 def test_examples_are_those_that_serving_makes(tmp_path):
-    task = make().fit(Source())
+    task = make(sequence_length=5).fit(Source())
     examples = task.examples(Source(), tmp_path, train=True)
     together = examples.take(np.arange(4))
     for i in range(4):
@@ -43,7 +45,7 @@ def test_examples_are_those_that_serving_makes(tmp_path):
             np.testing.assert_array_equal(examples[i][name], value)
             np.testing.assert_array_equal(together[name][i], value)
             assert examples[i][name].dtype == value.dtype == np.int32
-    assert together['segment_ids'].sum(1).max() == 12  # the longest is cut
+    assert together['segment_ids'].sum(1).max() == 5  # the longest is cut
     without_label = task.preprocess({'text': 'good'})
     assert without_label.keys() == {'inputs', 'segment_ids'}
     shapes = task.example_shapes()
@@ -75,14 +77,15 @@ def test_loss_and_accuracy_are_those_of_the_probabilities(tmp_path):
     batch = task.examples(Source(), tmp_path, train=True).take(np.arange(4))
     batch['weights'] = np.array([1, 1, 1, 0], np.float32)
     params = task.init(jax.random.key(0), batch)['params']
-    loss, (pairs, _) = task.loss_fn(params, {}, batch, jax.random.key(1), train=False)
+    loss_fn = jax.jit(task.loss_fn, static_argnames='train')
+    loss, (pairs, _) = loss_fn(params, {}, batch, jax.random.key(1), train=False)
     probabilities = np.asarray(task.predict(params, {}, batch))
     np.testing.assert_allclose(
         loss, -np.log(probabilities[np.arange(3), LABELS[:3]]).mean(), rtol=1e-5
     )
     right = (probabilities.argmax(1) == LABELS)[:3]
     assert (float(pairs['accuracy'][0]), float(pairs['accuracy'][1])) == (right.sum(), 3)
-    in_training, _ = task.loss_fn(params, {}, batch, jax.random.key(1), train=True)
+    in_training, _ = loss_fn(params, {}, batch, jax.random.key(1), train=True)
     assert abs(in_training - loss) > 1e-4
 
 
@@ -111,3 +114,18 @@ def test_settings_that_cannot_be():
     small = Recurrent(num_classes=2, vocab_size=100)
     with pytest.raises(errors.UserError, match='model.vocab_size to at least'):
         TextClassification(small, {'name': 'bpe', 'vocab_size': 300}, 12, ('a', 'b')).fit(Source())
+
+
+def test_the_tiny_row_trains_resumes_evaluates_and_answers(tmp_path):
+    overrides = [*reviews.write(tmp_path), 'optimizer.learning_rate=2e-2', 'ema_decay=0.0']
+    overrides += ['task.sequence_length=16', 'eval_every=0']
+    loaded = config.load(f'{ROOT}/configs/sst2_lstm.py:tiny', overrides)
+    figures = train.train(loaded, tmp_path / 'run')
+    assert figures['test/accuracy'] > 0.9
+    assert train.train(loaded, tmp_path / 'run') == figures
+    run = runs.open_run(tmp_path / 'run')
+    for text, label in (('a charming film', 'positive'), ('a tedious film', 'negative')):
+        example = run.task.preprocess({'text': text})
+        batch = {name: value[None] for name, value in example.items()}
+        [prediction] = np.asarray(run.task.predict(run.params, run.model_state, batch))
+        assert run.task.postprocess(prediction)['label'] == label
