@@ -1,7 +1,13 @@
-"""What a task does that has nothing of its own to say."""
+"""What tasks share: the methods of one that has nothing of its own to say, and whole sources."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
+
+from bigmodels import errors
+from bigmodels.data import pipeline
 
 
 class Defaults:
@@ -21,3 +27,18 @@ class Defaults:
     def demonstrate(self, params, model_state) -> dict[str, str]:
         """Nothing to show beyond the metrics."""
         return {}
+
+
+@contextlib.contextmanager
+def told_of(source: Sequence) -> Iterator[None]:
+    """A UserError within says of which source it is."""
+    try:
+        yield
+    except errors.UserError as error:
+        described = source.describe() if hasattr(source, 'describe') else 'The training records'
+        raise errors.UserError(f'{described}. {error}') from error
+
+
+def columns_of(source: Sequence) -> dict[str, np.ndarray]:
+    """All records of a source, stacked."""
+    return pipeline.take(source, np.arange(len(source)))

@@ -14,10 +14,9 @@ import jax
 import numpy as np
 
 from bigmodels import errors, metrics
-from bigmodels.data import pipeline, series, table_encoding
+from bigmodels.data import series, table_encoding
 from bigmodels.tasks import regression
-from bigmodels.tasks.base import Defaults
-from bigmodels.tasks.tables import told_of
+from bigmodels.tasks.base import Defaults, columns_of, told_of
 
 SCALE = 'scale.json'  # what `save` writes into the run's preprocessing
 
@@ -46,7 +45,7 @@ class Forecasting(Defaults):
     def fit(self, source: Sequence) -> 'Forecasting':
         """With the scale of the training records."""
         with told_of(source):
-            scale = table_encoding.scale_of(self._rows(_columns(source)))
+            scale = table_encoding.scale_of(self._rows(columns_of(source)))
         return dataclasses.replace(self, scale=scale)
 
     def save(self, directory: Path) -> None:
@@ -94,7 +93,7 @@ class Forecasting(Defaults):
     def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
         """Every window of the records."""
         with told_of(source):
-            rows = self.scale.standardised(self._rows(_columns(source)))
+            rows = self.scale.standardised(self._rows(columns_of(source)))
             return series.Windows(rows, self.input_length, self.model.horizon)
 
     def example_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -137,8 +136,3 @@ class Forecasting(Defaults):
             'model': f'{type(model).__name__}, {len(self.columns)} series, {self.input_length} '
             f'rows to {model.horizon}'
         }
-
-
-def _columns(source: Sequence) -> dict[str, np.ndarray]:
-    """All records of a source by columns."""
-    return pipeline.take(source, np.arange(len(source)))

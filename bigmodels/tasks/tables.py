@@ -1,9 +1,8 @@
 """One class, or one number, for each record of a table."""
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -12,24 +11,14 @@ import jax
 import numpy as np
 
 from bigmodels import errors, losses, metrics
-from bigmodels.data import pipeline, table_encoding
+from bigmodels.data import table_encoding
 from bigmodels.data.table_sources import Columns
 from bigmodels.scores import classification
 from bigmodels.tasks import regression
-from bigmodels.tasks.base import Defaults
+from bigmodels.tasks.base import Defaults, columns_of, told_of
 
 # What `save` writes into the run's preprocessing.
 ENCODING, TARGETS = 'table.json', 'targets.json'
-
-
-@contextlib.contextmanager
-def told_of(source: Sequence) -> Iterator[None]:
-    """A UserError within says of which source it is."""
-    try:
-        yield
-    except errors.UserError as error:
-        described = source.describe() if hasattr(source, 'describe') else 'The training records'
-        raise errors.UserError(f'{described}. {error}') from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +101,7 @@ class Table(Defaults):
 
     def _columns(self, source: Sequence) -> dict[str, np.ndarray]:
         """All records by columns, among them the targets."""
-        columns = pipeline.take(source, np.arange(len(source)))
+        columns = columns_of(source)
         if self.label_key not in columns:
             raise errors.unknown('column task.label_key =', self.label_key, columns)
         return columns
