@@ -25,12 +25,10 @@ def test_masks_never_exceed_their_bounds():
     """Single spans, so that their widths can be read off; every width and every place comes."""
     lengths = jnp.array([40, 25, 8, 3])
     features = jnp.ones((4, 40, 10))
-    mask = jax.vmap(
-        lambda key: augmentation.mask_spectrogram(
-            key, features, lengths, time_masks=1, time_share=0.3, mel_masks=1, mel_width=4
-        )
+    mask = lambda key: augmentation.mask_spectrogram(
+        key, features, lengths, time_masks=1, time_share=0.3, mel_masks=1, mel_width=4
     )
-    masked = np.asarray(mask(keys(500))) == 0  # [keys, B, L, M]
+    masked = np.asarray(jax.jit(jax.vmap(mask))(keys(500))) == 0  # [keys, B, L, M]
     in_time, in_bands = masked.all(3), masked.all(2)
     np.testing.assert_array_equal(masked, in_time[..., None] | in_bands[:, :, None])
     for row, (length, widest) in enumerate(zip([40, 25, 8, 3], [12, 7, 2, 0], strict=True)):
@@ -53,7 +51,7 @@ def test_several_masks_and_none():
             key, features, lengths, time_masks=time_masks, time_share=0.1, mel_masks=mel_masks,
             mel_width=3,
         )  # fmt: skip
-        return np.asarray(jax.vmap(mask)(keys(100))) == 0
+        return np.asarray(jax.jit(jax.vmap(mask))(keys(100))) == 0
 
     assert not masked(0, 0).any()
     some = masked(3, 2)
@@ -77,7 +75,8 @@ def test_speed_stretches_time_and_pitch():
     for row, length, factor in zip(played, new_lengths, factors, strict=True):
         assert not row[length:].any()
         expected = np.sin(2 * np.pi * 200 * factor * np.arange(length) / RATE)
-        np.testing.assert_allclose(row[: length - 2], expected[: length - 2], atol=0.05)
+        # The length, a whole number, says the factor to a few parts in ten thousand.
+        np.testing.assert_allclose(row[:500], expected[:500], atol=0.05)
 
 
 def test_speed_keeps_what_has_no_room_and_the_same_speed_is_nothing():
@@ -96,8 +95,9 @@ def test_shift_moves_the_whole_recording():
     real = jnp.arange(50) < lengths[:, None]
     waveforms = jnp.where(real, jax.random.normal(keys(1)[0], (3, 50)), 0)
     shifts = [set(), set(), set()]
+    shift_all = jax.jit(lambda key: augmentation.shift_in_time(key, waveforms, lengths, 8))
     for key in keys(60):
-        shifted, new_lengths = augmentation.shift_in_time(key, waveforms, lengths, 8)
+        shifted, new_lengths = shift_all(key)
         for row, shift in enumerate((new_lengths - lengths).tolist()):
             length = int(lengths[row])
             expected = np.pad(waveforms[row, :length], (shift, 50 - shift - length))
