@@ -109,7 +109,7 @@ def test_choose_by_name_and_by_dotted_path():
 
 
 def test_an_unknown_name_lists_what_exists():
-    with pytest.raises(errors.UserError, match=r"'transformr'.*'transformer'\? Allowed: mlp, "):
+    with pytest.raises(errors.UserError, match=r"'transformr'.*'transformer'\? Allowed: .*mlp, "):
         config.choose(MODELS, {'name': 'transformr'}, 'model')
 
 
