@@ -6,8 +6,7 @@ Three 3x3 convolutions without padding, two of them with maxima after them, and 
 
 Data: `cifar10/cifar10_jpeg.npz`; by TFDS, lossless: `name='tfds', dataset='cifar10'`.
 
-Cost: TODO
-Result: TODO
+Cost and result: not measured at full length yet.
 """
 
 from configs import common

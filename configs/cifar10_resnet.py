@@ -4,8 +4,7 @@
 
 Data: `cifar10/cifar10_jpeg.npz`; by TFDS, lossless: `name='tfds', dataset='cifar10'`.
 
-Cost: TODO
-Result: TODO
+Cost and result: not measured at full length yet.
 """
 
 from configs import common

@@ -170,8 +170,7 @@ class Classification:
             pair = self._loss_pair(logits, targets, weights)
         pairs = {'loss': pair, 'accuracy': metrics.pair(logits.argmax(-1) == targets, weights)}
         if self.top_k:
-            own = jnp.take_along_axis(logits, targets[:, None], axis=-1)
-            found = (logits > own).sum(-1) < self.top_k
+            found = ranks(logits, targets) < self.top_k
             pairs[f'top{self.top_k}_accuracy'] = metrics.pair(found, weights)
         return metrics.mean(pairs['loss']), (pairs, model_state)
 
@@ -234,6 +233,16 @@ class Classification:
     def facts(self) -> dict[str, str]:
         """What the start screen says of the model."""
         return {'model': f'{type(self.model).__name__}, {self.model.num_classes} classes'}
+
+
+def ranks(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """The place, from 0, of each target [B] among its logits [B, C], the largest first.
+
+    Of equal ones the earlier comes first, as `argmax` has it.
+    """
+    own = jnp.take_along_axis(logits, targets[:, None], axis=-1)
+    earlier = jnp.arange(logits.shape[-1]) < targets[:, None]
+    return ((logits > own) | (logits == own) & earlier).sum(-1)
 
 
 @dataclasses.dataclass(frozen=True)

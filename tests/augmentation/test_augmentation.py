@@ -75,26 +75,26 @@ def test_mixed_examples_are_with_the_next_of_the_batch():
 def test_rows_have_keys_of_their_own_that_do_not_depend_on_other_rows():
     same = batch()
     same['inputs'] = np.broadcast_to(same['inputs'][:1], same['inputs'].shape)
-    settings = {name: value for name, value in EACH.items() if name not in MIXED}
+    settings = dict(rotate=20.0, shift=2, contrast=0.3, cutout=4)
     whole = np.asarray(augmented(same, **settings)['inputs'])
     assert len({image.tobytes() for image in whole}) == ROWS
     half = {name: value[:8] for name, value in same.items()}
     np.testing.assert_allclose(augmented(half, **settings)['inputs'], whole[:8], atol=1e-4)
 
 
-def test_eight_devices_do_as_one_and_move_nothing_but_what_is_mixed():
-    expected = augmented(**EACH)
+@pytest.mark.parametrize('names', [EACH.keys() - MIXED, MIXED], ids=['alone', 'mixed'])
+def test_eight_devices_do_as_one_and_move_nothing_but_what_is_mixed(names):
+    settings = {name: EACH[name] for name in names}
     mesh = sharding.make_mesh(sharding.MeshShape(data=4, fsdp=2))
     placed = sharding.put_batch(batch(), mesh)
-    for settings, moved in ((EACH, True), ({**EACH, 'mixup': 0, 'cutmix': 0}, False)):
-        change = functools.partial(Augmentation(**settings), mean=MEAN, std=STD)
-        with jax.set_mesh(mesh):
-            compiled = jax.jit(change).lower(jax.random.key(7), placed).compile()
-        found = programs.collectives(compiled)
-        assert set(found) <= {'collective-permute'} if moved else found == {}
-        if moved:
-            for name, value in compiled(jax.random.key(7), placed).items():
-                np.testing.assert_allclose(value, expected[name], atol=1e-4, err_msg=name)
+    change = functools.partial(Augmentation(**settings), mean=MEAN, std=STD)
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(change).lower(jax.random.key(7), placed).compile()
+    moved = {'collective-permute'} if set(names) == set(MIXED) else set()
+    assert set(programs.collectives(compiled)) == moved
+    expected = augmented(**settings)
+    for name, value in compiled(jax.random.key(7), placed).items():
+        np.testing.assert_allclose(value, expected[name], atol=1e-4, err_msg=name)
 
 
 def test_images_without_a_channel_axis():
@@ -140,8 +140,8 @@ def test_a_run_keeps_every_strength_written_out():
 
 def test_training_is_the_same_on_eight_devices():
     task = Classification(
-        MLP(num_classes=10, hidden_dims=(16,)), mean=MEAN, std=STD, augment=EACH
-    )  # fmt: skip
+        MLP(num_classes=10, hidden_dims=(16,)), augment=dict(flip=0.5, shift=2, cutmix=1.0)
+    )
     batches = [batch()] * test_sharding.STEPS
     figures, state, _ = test_sharding.train(task, batches, num_devices=1)
     placed_figures, placed, _ = test_sharding.train(task, batches, data=4, fsdp=2)
