@@ -15,6 +15,7 @@ same precision, is the MFU here. Needs the extra `parity`.
 
 import argparse
 import dataclasses
+import datetime
 import json
 import pathlib
 import statistics
@@ -130,9 +131,16 @@ def compare(name: str, dtype: str, sides: list[str], rounds: int, seconds: float
         }
     others = [result[side]['median_ms'] for side in sides if side != 'ours']
     ratio = round(min(others) / result['ours']['median_ms'], 3) if others else None
-    return {'row': name, 'dtype': dtype, 'unit': ours['unit'], 'ratio': ratio,
-            'ceiling_gflop_per_second': round(ours['ceiling'] / 1e9), 'first_losses': losses,
-            'sides': result}  # fmt: skip
+    return {
+        'row': name,
+        'dtype': dtype,
+        'date': datetime.date.today().isoformat(),
+        'unit': ours['unit'],
+        'ratio': ratio,
+        'ceiling_gflop_per_second': round(ours['ceiling'] / 1e9),
+        'first_losses': losses,
+        'sides': result,
+    }
 
 
 def table(results: list[dict]) -> str:
@@ -173,13 +181,22 @@ def main() -> None:
     if options.worker:
         workers.serve(options.worker, ROWS[names[0]], dtypes[0], options.shared)
         return
-    results = []
     for name in names:
         for dtype in dtypes:
-            results.append(compare(name, dtype, sides, options.rounds, options.seconds))
-            print(table(results[-1:]), flush=True)
-    measure.write(options.name, {'results': results}, libraries=('jax', 'flax', 'torch'))
-    (measure.RESULTS / f'{options.name}.md').write_text(table(results) + '\n')
+            result = compare(name, dtype, sides, options.rounds, options.seconds)
+            print(table([result]), flush=True)
+            keep(result, options.name)
+
+
+def keep(result: dict, name: str) -> None:
+    """Puts a result in the place of the row's last one, in both files of that name."""
+    path = measure.RESULTS / f'{name}.json'
+    kept = json.loads(path.read_text())['results'] if path.exists() else []
+    same = lambda other: all(other[key] == result[key] for key in ('row', 'dtype'))
+    results = [other for other in kept if not same(other)] + [result]
+    results.sort(key=lambda r: (list(ROWS).index(r['row']), DTYPES.index(r['dtype'])))
+    measure.write(name, {'results': results}, libraries=('jax', 'flax', 'torch'), quiet=True)
+    (measure.RESULTS / f'{name}.md').write_text(table(results) + '\n')
 
 
 if __name__ == '__main__':

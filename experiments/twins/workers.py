@@ -43,7 +43,9 @@ def ours(row, dtype: str, shared: pathlib.Path, _) -> tuple[Callable, dict]:
     import jax
     import jax.numpy as jnp
 
-    from bigmodels import config, experiment, metrics, program, sharding, trees
+    from bigmodels import config, experiment, metrics, program, runs, sharding, trees
+
+    runs.keep_freed_memory()
 
     overrides = [*row.overrides, f'model.dtype={dtype}', 'total_steps=1000000']
     settings = experiment.from_config(config.load(str(measure.ROOT / row.config), overrides))
