@@ -1,6 +1,15 @@
-"""A bidirectional LSTM on SST-2: whether a sentence of a film review is positive.
+"""A bidirectional LSTM on SST-2: whether a sentence from a film review is positive.
 
-python -m bigmodels.main --config=configs/sst2_lstm.py
+    python -m bigmodels.main --config=configs/sst2_lstm.py
+    python -m bigmodels.evaluate --workdir=runs/sst2_lstm --step=best
+
+Cost: one CPU core of a shared machine, 3.5 min (11 s to the first step), 0.8 M parameters.
+Result: 80.3 % of the 1,821 test sentences right at the step that is best on dev (750, dev 80.4 %);
+79.5 % at the last one (dev 80.2 %). No word vectors, and whole sentences only, no phrases.
+
+`--config.model.cell=gru` is the GRU. TFDS has the set with 67,349 phrases for training and a test
+set without labels: `--config.data.train.name=tfds --config.data.train.dataset=glue/sst2
+--config.data.train.split=train --config.task.text_field=sentence`, likewise the evaluation sets.
 """
 
 from configs import common
@@ -26,6 +35,8 @@ def get_config(variant: str = ''):
     config.batch_size = 64
     config.total_steps = 1000
     config.eval_every = 250
+    config.checkpoint.best_metric = 'dev/accuracy'
+    config.checkpoint.best_mode = 'max'
     if variant == 'tiny':
         config.model.update(embed_dim=16, hidden_dim=16)
         config = common.tiny(config)
