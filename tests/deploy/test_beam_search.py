@@ -23,13 +23,15 @@ SEGMENTS = (np.arange(S) < np.array([S, 3, 1])[:, None]).astype(np.int32)
 
 @functools.cache
 def params():
-    """Random ones: by three times the temperature of an initial model, so that much is likely."""
+    """Random ones that let much be likely, and the end a little less than the rest."""
     shapes = jax.eval_shape(MODEL.init, jax.random.key(0), SOURCES, SOURCES)['params']
     rng = np.random.default_rng(3)
-    return trees.map_named(
+    values = trees.map_named(
         lambda name, leaf: jnp.float32(name.endswith('scale') + 0.3 * rng.normal(size=leaf.shape)),
         shapes,
     )
+    table = values['embed']['embedding']
+    return {**values, 'embed': {'embedding': table.at[END].multiply(0.3)}}
 
 
 @functools.cache
