@@ -2,8 +2,7 @@
 
     pip install -e '.[text]' && python -m bigmodels.main --config=configs/translate.py
 
-Cost: two CPU cores, TODO.
-Result: TODO.
+Result: not measured at full length yet.
 
 Data: line-aligned text, `multi30k/{train,val,test_2016_flickr}.{en,de}.gz` in $BIGMODELS_DATA. The
 full-size version is `wmt14_translate/de-en` of TFDS, by the source `tfds`, with

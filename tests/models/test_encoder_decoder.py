@@ -40,8 +40,13 @@ def model_and_params():
     return model, randomized(model)
 
 
-def run(model, params, *arguments, **options):
-    return jit(lambda p, a, o: model.apply({'params': p}, *a, **o))(params, arguments, options)
+@functools.cache
+def applied(model, method):
+    return jit(lambda p, a, o: model.apply({'params': p}, *a, method=method, **o))
+
+
+def run(model, params, *arguments, method=None, **options):
+    return applied(model, method)(params, arguments, options)
 
 
 def numpy_forward(params, source, target, heads):
@@ -154,7 +159,7 @@ def test_cached_is_uncached(settings):
         input_segment_ids=np.repeat(ones, 2, axis=0),
     )
     decode = functools.partial(run, model, params, method='decode')
-    context = model.apply({'params': params}, SOURCES, segment_ids=ones, method='encode')
+    context = run(model, params, SOURCES, segment_ids=ones, method='encode')
     cache = model.init_cache(2 * B, L + 1)
     for i in range(L):
         logits, cache = decode(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bigmodels import config as config_lib
-from bigmodels import errors, runs
+from bigmodels import errors, experiment, program, runs, sharding
 from bigmodels import train as train_lib
 from bigmodels.data import pipeline, tokenizers
 from bigmodels.models.encoder_decoder import EncoderDecoder
@@ -145,6 +145,24 @@ def test_answers_are_scored_by_the_nearest_of_several_references():
     assert scores == {'exact_match': 50, 'token_f1': pytest.approx(100 * (1 + 2 / 3) / 2)}
     with pytest.raises(errors.UserError, match="'answers' has 4 texts, wanted 1 to"):
         task.preprocess(records[0] | {'answers': list('abcd')})
+
+
+@pytest.mark.parametrize('spec', ['summarize.py:tiny', 'question_answering.py:tiny_text'])
+def test_a_step_and_the_scores_of_other_rows_fit_together(spec):
+    """As far as shapes tell, for batches as their tasks declare them."""
+    settings = experiment.from_config(config_lib.load(f'{commands.ROOT}/configs/{spec}'))
+    task = experiment.make_task(settings)
+    task = dataclasses.replace(task, vocabulary=tokenizers.Bytes())
+    shapes = {
+        name: jax.ShapeDtypeStruct((settings.batch_size, *shape.shape), shape.dtype)
+        for name, shape in task.example_shapes().items()
+    }
+    mesh = sharding.make_mesh(settings.mesh, jax.devices()[:1])
+    run = program.make_program(settings, task, mesh, shapes)
+    state, _ = jax.eval_shape(run.train_step, run.state_shapes, run.batch_shapes)
+    pairs, outcomes = jax.eval_shape(run.eval_step, state.params, {}, run.batch_shapes)
+    assert pairs.keys() == {'loss', 'accuracy'}
+    assert outcomes['answers'].shape == (settings.batch_size, task.target_length)
 
 
 def reversals(path, count, seed):
