@@ -5,6 +5,9 @@
 
 The files are `adult_train.csv.gz` and `adult_test.csv.gz`, the UCI set with a header row; any other
 table is trained on by its own CSV file and the names of its columns.
+
+Cost and result: not measured at full length yet; `python experiments/benchmark_tables.py` does,
+beside gradient-boosted trees.
 """
 
 from configs import common
