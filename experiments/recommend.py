@@ -2,16 +2,18 @@
 
     python experiments/recommend.py [recommend_sequence recommend_retrieval ...]
 
-Trains each config anew, evaluates its best step, and on the same held-out records what needs no
-training: the most frequent items and item-kNN for histories; for ratings, the means of the ratings
-before. The number of neighbours is the one that is best on the validation set. Lists are of all
-items but those that the user has had; no negatives are sampled. Writes
+Trains each config, or takes the run that is in runs/NAME, and evaluates its best step; and on the
+same held-out records what needs no training: for histories the most frequent items and item-kNN,
+with the number of neighbours that is best on the validation set; for ratings the means of those
+before. Lists are of all items but those that the user has had; no negatives are sampled. Writes
 results/NAME.json for each, and prints a table.
 """
 
+import argparse
+import json
 import pathlib
+import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +23,7 @@ import numpy as np
 import scipy.sparse
 
 from bigmodels import config as config_lib
-from bigmodels import evaluate, experiment, program, runs
+from bigmodels import evaluate, experiment, program, rundir, runs
 from bigmodels.data import SOURCES, pipeline
 from bigmodels.scores import classification, ranking
 from bigmodels.tasks.ranking import Ranking
@@ -113,38 +115,53 @@ def rating_baselines(task: Ranking, sets: Mapping[str, Records]) -> dict[str, di
     return found
 
 
-def compare(name: str) -> list[tuple[str, ...]]:
+def compare(name: str, runs_folder: pathlib.Path) -> list[tuple[str, ...]]:
     """Trains and evaluates configs/NAME.py, writes its result, and returns rows of the table."""
-    with tempfile.TemporaryDirectory() as directory:
-        workdir = pathlib.Path(directory, 'run')
-        file, _, variant = name.partition(':')
-        spec = f'configs/{file}.py:{variant}'
-        trained = measure.train(spec, workdir, pathlib.Path(directory, 'cache'))
-        run = runs.open_run(workdir, 'best')
-        held_out = experiment.evaluation_sets(run.experiment, run.task)
-        eval_step = jax.jit(program.evaluation_step(run.task))
-        parts = run.task, run.params, run.model_state
-        figures = evaluate.evaluate(eval_step, *parts, held_out, run.mesh)
-    [(train, _)] = experiment.training_sources(run.experiment)
+    file, _, variant = name.partition(':')
+    workdir = runs_folder / name.replace(':', '_')
+    spec = f'configs/{file}.py:{variant}'
+    command = [sys.executable, '-m', 'bigmodels.main', f'--config={spec}', f'--workdir={workdir}']
+    subprocess.run(command, cwd=measure.ROOT, check=True)
+    run = runs.open_run(workdir, 'best')
+    held_out = experiment.evaluation_sets(run.experiment, run.task)
+    eval_step = jax.jit(program.evaluation_step(run.task))
+    parts = run.task, run.params, run.model_state
+    figures = evaluate.evaluate(eval_step, *parts, held_out, run.mesh)
     sets = {
         key: config_lib.choose(SOURCES, section, f'data.evals.{key}')
         for key, section in run.experiment.data.evals.items()
     }
     if isinstance(run.task, Ranking):
-        baselines = rating_baselines(run.task, sets)
+        key, baselines = 'test/auc', rating_baselines(run.task, sets)
     else:
-        baselines = list_baselines(run.task, list(train), {key: list(s) for key, s in sets.items()})
-    key = 'test/auc' if isinstance(run.task, Ranking) else 'test/ndcg@10'
+        [(train, _)] = experiment.training_sources(run.experiment)
+        sets = {key: list(source) for key, source in sets.items()}
+        key, baselines = 'test/ndcg@10', list_baselines(run.task, list(train), sets)
     ratio = figures[key] / max(baseline[key] for baseline in baselines.values())
+    summary = json.loads((workdir / rundir.SUMMARY).read_text())
     measure.write(
-        name.replace(':', '_'),
-        {'step': run.step, 'figures': figures, 'baselines': baselines, f'{key} ratio': ratio,
-         **trained},
-    )  # fmt: skip
+        workdir.name,
+        {
+            'step': run.step,
+            'figures': figures,
+            'baselines': baselines,
+            f'{key} to the best baseline': ratio,
+            'training_seconds': summary['seconds'],
+        },
+    )
     figures_of = {name: figures, **baselines}
     return [(method, key, f'{values[key]:.4f}') for method, values in figures_of.items()]
 
 
-if __name__ == '__main__':
-    rows = [row for name in sys.argv[1:] or NAMES for row in compare(name)]
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('names', nargs='*', default=NAMES, help='configs, as NAME or NAME:VARIANT')
+    parser.add_argument('--runs', default=measure.ROOT / 'runs', type=pathlib.Path)
+    arguments = parser.parse_args()
+    runs.configure_process()
+    rows = [row for name in arguments.names for row in compare(name, arguments.runs.absolute())]
     print(measure.markdown([('method', 'figure', 'value'), *rows]))
+
+
+if __name__ == '__main__':
+    main()
