@@ -57,11 +57,14 @@ def predict(
 
 
 def _preprocessed(task: Any, where: str, record: dict, shapes: Mapping) -> dict[str, np.ndarray]:
-    """The example of a record; an image as large as those of training."""
+    """The example of a record; an image as large as those of training, unless any size will do."""
     try:
         example = task.preprocess(record)
         trained = shapes['inputs'].shape[1:]
-        if inputs.only_kind(task.record_fields) == 'image' and example['inputs'].shape != trained:
+        of_one_size = inputs.only_kind(task.record_fields) == 'image' and not getattr(
+            task, 'any_size', False
+        )
+        if of_one_size and example['inputs'].shape != trained:
             [name] = task.record_fields
             example = task.preprocess({**record, name: _as_trained(record[name], trained)})
     except errors.UserError as error:
@@ -75,7 +78,7 @@ def _as_trained(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         raise errors.UserError(f'The model takes arrays {shape}, no images.')
     height, width = shape[:2]
     if len(shape) == 2 or shape[2] == 1:
-        image = np.asarray(Image.fromarray(image).convert('L'))[..., None]
+        image = images.with_channels(image, 1)
     if image.shape[:2] != (height, width):
         # Python shows a warning of the same text from the same place once.
         warnings.warn(

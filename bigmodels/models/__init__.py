@@ -17,6 +17,7 @@ from bigmodels.models.resnet import ResNet
 from bigmodels.models.tabular import TabularMLP
 from bigmodels.models.transformer import Transformer
 from bigmodels.models.transformer_classifier import TransformerClassifier
+from bigmodels.models.unet import UNet
 from bigmodels.models.vit import ViT
 
 MODELS = {
@@ -35,5 +36,6 @@ MODELS = {
     'tabular_mlp': TabularMLP,
     'transformer': Transformer,
     'transformer_classifier': TransformerClassifier,
+    'unet': UNet,
     'vit': ViT,
 }

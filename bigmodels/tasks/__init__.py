@@ -18,7 +18,8 @@ evaluation and the server know nothing else about it. Its methods are pure:
 A task may also have `example_shapes() -> {name: shape}`, of one example, where they are known
 without its data: a config is then explained without opening any. One with
 `record_fields -> {name: kind}`, what `preprocess` needs of a record, answers raw input: see
-`data.inputs`; of recordings it also says the `sample_rate`.
+`data.inputs`; of recordings it also says the `sample_rate`, and with `any_size` it takes images as
+they are, which are else scaled and cropped to the size of training.
 
 Figures that are no means of examples, such as an area under a curve or BLEU, are scores:
 
@@ -36,6 +37,7 @@ from bigmodels.tasks.forecasting import Forecasting
 from bigmodels.tasks.language_modeling import LanguageModeling
 from bigmodels.tasks.masked_language_modeling import MaskedLanguageModeling
 from bigmodels.tasks.node_classification import NodeClassification
+from bigmodels.tasks.segmentation import Segmentation
 from bigmodels.tasks.sound_classification import SoundClassification
 from bigmodels.tasks.span_extraction import SpanExtraction
 from bigmodels.tasks.tables import TableClassification, TableRegression
@@ -49,6 +51,7 @@ TASKS = {
     'language_modeling': LanguageModeling,
     'masked_language_modeling': MaskedLanguageModeling,
     'node_classification': NodeClassification,
+    'segmentation': Segmentation,
     'sound_classification': SoundClassification,
     'span_extraction': SpanExtraction,
     'table_classification': TableClassification,
