@@ -33,12 +33,12 @@ def get_config(variant: str = ''):
     config.data.train = source | dict(split='train')
     config.data.evals = dict(test=source | dict(split='test'))
     config.batch_size = 16
-    config.total_steps = 600
-    config.eval_every = 200
-    config.log_every = 20
+    config.total_steps = 250
+    config.log_every = 10
+    config.checkpoint.every = 50
     config.optimizer.learning_rate = 5e-3
     config.optimizer.algorithm = dict(name='muon', ns_steps=3)
-    config.optimizer.schedule = dict(name='linear', warmup_steps=50)
+    config.optimizer.schedule = dict(name='linear', warmup_steps=20)
     if variant == 'tiny':
         config = common.tiny(config)
         config.model.widths = (8, 16)

@@ -30,12 +30,13 @@ def test_up_convolution_is_the_transpose_of_a_strided_one():
 
 def test_any_size_that_halves_is_taken_and_another_refused():
     model = UNet(num_classes=3, widths=(4, 8, 8))
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     image = jax.random.normal(jax.random.key(1), (1, 64, 48, 1))
-    logits = model.apply(variables, image)
+    apply = jax.jit(model.apply)
+    logits = apply(variables, image)
     assert logits.shape == (1, 64, 48, 3)
     # A pixel sees what is near: a part of the image has the logits of the whole in its middle.
-    part = model.apply(variables, image[:, :48])
+    part = apply(variables, image[:, :48])
     np.testing.assert_allclose(part[:, :20], logits[:, :20], atol=1e-5)
     with pytest.raises(errors.UserError, match=r'10 x 8 pixels .* take multiples of 4'):
         model.apply(variables, jnp.zeros((1, 10, 8, 1)))
