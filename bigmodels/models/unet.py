@@ -24,7 +24,7 @@ SHARDING_RULES = (
     (r'first/kernel$', ('fsdp', 'tensor')),
     (r'last/kernel$', ('tensor', 'fsdp')),
     (r'^up_\d+/kernel$', ('fsdp', 'tensor')),
-    (r'^head/kernel$', ('fsdp',)),
+    (r'^head/kernel$', ('fsdp', None)),
     (r'(scale|bias)$', ()),
 )
 
