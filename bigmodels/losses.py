@@ -54,6 +54,28 @@ def focal(losses: Array, gamma: float) -> Array:
     return jnp.maximum(-jnp.expm1(-losses), 1e-7) ** gamma * losses
 
 
+def dice(probabilities: Array, targets: Array, weights: Array, smooth: float = 1.0) -> Array:
+    """1 - (2 |p t| + smooth) / (|p| + |t| + smooth) of each class but 0, the background; the mean.
+
+    (Milletari et al. 2016, equation 3 with plain sums below the line)
+
+    Args:
+      probabilities: [B, ..., C].
+      targets: int [B, ...].
+      weights: [B, ...], 0 for pixels that do not count.
+
+    Returns:
+      [B] float32.
+    """
+    classes = probabilities.shape[-1]
+    pixels = tuple(range(1, targets.ndim))
+    of_class = jax.nn.one_hot(targets, classes)[..., 1:] * weights[..., None]
+    found = probabilities[..., 1:] * weights[..., None]
+    both = (found * of_class).sum(pixels)
+    sizes = found.sum(pixels) + of_class.sum(pixels)
+    return (1 - (2 * both + smooth) / (sizes + smooth)).mean(-1)
+
+
 def chunked_over_tokens(
     loss_of_hidden: Callable[[Array, Array], Array], hidden: Array, targets: Array, chunk: int
 ) -> Array:

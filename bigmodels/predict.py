@@ -57,10 +57,10 @@ def predict(
 
 
 def _preprocessed(task: Any, where: str, record: dict, shapes: Mapping) -> dict[str, np.ndarray]:
-    """The example of a record; an image as large as those of training."""
+    """The example of a record; an image as large as those of training, unless any size will do."""
     try:
         example = task.preprocess(record)
-        if inputs.only_kind(task.record_fields) != 'image':
+        if inputs.only_kind(task.record_fields) != 'image' or getattr(task, 'any_size', False):
             return example
         trained = shapes['inputs'].shape[1:]
         if example['inputs'].shape == trained:
@@ -77,7 +77,7 @@ def _as_trained(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         raise errors.UserError(f'It is of {image.dtype} {image.shape}; the model takes {shape}.')
     height, width = shape[:2]
     if len(shape) == 2 or shape[2] == 1:
-        image = np.asarray(Image.fromarray(image).convert('L'))[..., None]
+        image = images.with_channels(image, 1)
     if image.shape[:2] != (height, width):
         # Python shows a warning of the same text from the same place once.
         warnings.warn(

@@ -195,3 +195,17 @@ def test_bpr_is_the_log_of_a_sigmoid():
     np.testing.assert_allclose(
         losses.bpr(jnp.float32(right), jnp.float32(wrong)), expected, rtol=1e-5
     )
+
+
+def test_dice_is_that_of_optax_and_leaves_out_pixels_without_weight():
+    """Optax's numerator and denominator are half of ours, and so is what smooths them."""
+    logits, targets = rng.normal(size=(3, 6, 8, 4)), rng.integers(0, 4, (3, 6, 8))
+    probabilities = jax.nn.softmax(jnp.float32(logits))
+    whole = losses.dice(probabilities, jnp.asarray(targets), jnp.ones((3, 6, 8)))
+    theirs = optax.losses.dice_loss(
+        jnp.float32(logits), jax.nn.one_hot(targets, 4), smooth=0.5, ignore_background=True
+    )
+    np.testing.assert_allclose(whole, theirs, rtol=1e-5)
+    weights = jnp.zeros((3, 6, 8)).at[:, :4, :5].set(1)
+    part = losses.dice(probabilities[:, :4, :5], targets[:, :4, :5], jnp.ones((3, 4, 5)))
+    np.testing.assert_allclose(losses.dice(probabilities, targets, weights), part, rtol=1e-6)

@@ -29,6 +29,7 @@ VARIANTS = {
         TRANSFORMER | dict(moe=dict(num_experts=4), activation='swiglu', scan_layers=True),
         TRANSFORMER | dict(moe=dict(num_experts=2, num_shared_experts=1)),
     ],
+    'unet': [dict(num_classes=8, widths=(8, 16, 16))],
     'vit': [dict(num_classes=8, num_layers=2, embed_dim=16, num_heads=2, patch_size=4)],
 }
 TABLES = {
@@ -42,7 +43,7 @@ def parameters(name: str, fields: dict):
     """The shapes of a model's parameters."""
     model = MODELS[name](**fields)
     inputs = [jax.ShapeDtypeStruct((1, 8), jnp.int32)]
-    if name in ('convnet', 'efficientnet', 'resnet', 'vit'):
+    if name in ('convnet', 'efficientnet', 'resnet', 'unet', 'vit'):
         inputs = [jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)]
     elif name == 'encoder_decoder':
         inputs *= 2

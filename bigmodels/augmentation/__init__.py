@@ -16,6 +16,8 @@ from bigmodels.augmentation import colour, geometry, mixing, randaugment
 
 Array = jax.Array
 
+IMAGES_ALONE = ('rand_augment', 'cutout', 'mixup', 'cutmix')  # have no meaning for masks
+
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
@@ -95,25 +97,63 @@ class Augmentation:
                 f'{images.shape[-1]}.'
             )
         change_key, mix_key = jax.random.split(rng)
-        for i, change in enumerate(self._changes(mean, std)):
-            images = _each(change, jax.random.fold_in(change_key, i), images)
+        images = self._changed(change_key, images, images.shape[-1], mean, std)
         mixed = {}
         if self.mixup or self.cutmix:
             images, share = _each(self._mix, mix_key, images, jnp.roll(images, -1, axis=0))
             mixed = {'share': share, 'other_targets': jnp.roll(batch['targets'], -1, axis=0)}
         return {**batch, 'inputs': images.reshape(inputs.shape), **mixed}
 
+    def check_for_masks(self) -> None:
+        """Raises UserError for changes that have no meaning `with_masks`."""
+        for name in IMAGES_ALONE:
+            if getattr(self, name):
+                raise errors.UserError(
+                    f'config.task.augment.{name} is for images without masks: set it to 0.'
+                )
+
+    def with_masks(
+        self, rng: Array, batch: Mapping[str, Array], num_classes: int, mean: float, std: float
+    ) -> dict[str, Array]:
+        """The batch with its images changed, and what belongs to their pixels moved with them.
+
+        A pixel's class is the one that has the largest share of what it is sampled from.
+
+        Args:
+          rng: of the step.
+          batch: 'inputs' [B, H, W, C], normalised; 'targets' int [B, H, W]; 'weights' [B, H, W],
+            each 0 or 1.
+          num_classes: of the targets.
+          mean, std: as for `__call__`.
+        """
+        images, channels = batch['inputs'], batch['inputs'].shape[-1]
+        shares = jax.nn.one_hot(batch['targets'], num_classes, dtype=images.dtype)
+        joined = jnp.concatenate([images, shares, batch['weights'][..., None]], axis=-1)
+        moved = self._changed(rng, joined, channels, mean, std)
+        images, shares, weights = jnp.split(moved, (channels, channels + num_classes), axis=-1)
+        weights = (weights[..., 0] > 0.5).astype(jnp.float32)
+        return {**batch, 'inputs': images, 'targets': shares.argmax(-1), 'weights': weights}
+
     @property
     def _jitter(self) -> tuple[float, ...]:
         return (self.brightness, self.contrast, self.saturation, self.hue)
 
-    def _changes(self, mean: float, std: float) -> list[Callable[[Array, Array], Array]]:
+    def _changed(self, rng: Array, images: Array, channels: int, mean: float, std: float) -> Array:
+        """Images [B, H, W, C], the first `channels` of them colours, after every change."""
+        for i, change in enumerate(self._changes(channels, mean, std)):
+            images = _each(change, jax.random.fold_in(rng, i), images)
+        return images
+
+    def _changes(
+        self, channels: int, mean: float, std: float
+    ) -> list[Callable[[Array, Array], Array]]:
         """The functions of (key, normalised image) to apply, one after the other."""
 
         def of_pixels(change):
             def changed(rng, image):
-                pixels = jnp.clip(image * std + mean, 0, 255)
-                return (change(rng, pixels) - mean) / std
+                colours, others = jnp.split(image, (channels,), axis=-1)
+                pixels = jnp.clip(colours * std + mean, 0, 255)
+                return jnp.concatenate([(change(rng, pixels) - mean) / std, others], axis=-1)
 
             return changed
 
@@ -146,6 +186,26 @@ class Augmentation:
         pasted = mixing.cutmix(mix_key, image, other, self.cutmix)
         first = jax.random.bernoulli(choice_key)
         return jax.tree.map(lambda a, b: jnp.where(first, a, b), blended, pasted)
+
+
+def windows(rng: Array, batch: Mapping[str, Array], size: int) -> dict[str, Array]:
+    """A random part of each example of a batch, with what belongs to its pixels.
+
+    Args:
+      batch: 'inputs' [B, H, W, C], and others [B, H, W]; 'weights' is 0 beyond an image's last row
+        and column, where no part is taken from while the image is as large as one.
+
+    Returns:
+      The batch as [B, size, size, ...].
+    """
+
+    def one(rng, weights, value):
+        real = weights > 0
+        extent = jnp.stack([real.any(1).sum(), real.any(0).sum()])
+        flat = value.reshape(*weights.shape, -1)
+        return geometry.window(rng, flat, size, extent).reshape(size, size, *value.shape[2:])
+
+    return {key: _each(one, rng, batch['weights'], value) for key, value in batch.items()}
 
 
 def _each(function: Callable, rng: Array, images: Array, *others: Array):

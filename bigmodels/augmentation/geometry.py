@@ -26,6 +26,16 @@ def shift(rng: Array, image: Array, pixels: int) -> Array:
     return image[rows][:, columns]
 
 
+def window(rng: Array, image: Array, size: int, extent: Array) -> Array:
+    """A part [size, size, C], every place within the first rows and columns equally probable.
+
+    Args:
+      extent: int [2], how many rows and columns; where there are fewer than `size`, the first part.
+    """
+    top, left = jax.random.randint(rng, (2,), 0, jnp.maximum(extent - size, 0) + 1)
+    return jax.lax.dynamic_slice(image, (top, left, 0), (size, size, image.shape[-1]))
+
+
 def crop(rng: Array, image: Array, least_area: float) -> Array:
     """A random part, scaled to the whole; see `images.random_resized_crop`.
 

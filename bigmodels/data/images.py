@@ -3,8 +3,10 @@
 An image is uint8 [H, W, C], with C 3 or 1.
 """
 
+import contextlib
 import io
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -32,20 +34,62 @@ def decode(
     Raises:
       UserError: if it is no such file, is cut short, or has over 8 bits per channel.
     """
+    with _opened(data, where) as image:
+        if image.mode[0] in 'IF':
+            raise errors.UserError(
+                f'{where} has over 8 bits per channel (mode {image.mode}): convert it to 8.'
+            )
+        if at_least is not None:
+            image.draft(None, at_least[::-1])
+        pixels = np.asarray(image.convert(_MODES[channels]))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def decode_mask(data: bytes, where: str) -> np.ndarray:
+    """The numbers in the bytes of a grey or palette PNG file, int32 [H, W], as stored.
+
+    Args:
+      where: file and record, for errors.
+
+    Raises:
+      UserError: if it is no such file, is cut short, or has colours.
+    """
+    with _opened(data, where) as image:
+        if image.format != 'PNG' or image.mode not in ('1', 'L', 'P', 'I', 'I;16'):
+            raise errors.UserError(
+                f'{where} is a {image.format} image of mode {image.mode}: a mask is a PNG image '
+                f'with one number a pixel, grey or of a palette.'
+            )
+        return np.asarray(image).astype(np.int32)
+
+
+@contextlib.contextmanager
+def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
+    """The JPEG or PNG image in a file's bytes; what goes wrong with it there is a UserError."""
     try:
         with Image.open(io.BytesIO(data), formats=('JPEG', 'PNG')) as image:
-            if image.mode[0] in 'IF':
-                raise errors.UserError(
-                    f'{where} has over 8 bits per channel (mode {image.mode}): convert it to 8.'
-                )
-            if at_least is not None:
-                image.draft(None, at_least[::-1])
-            pixels = np.asarray(image.convert(_MODES[channels]))
+            yield image
     except UnidentifiedImageError as error:
         raise errors.UserError(f'{where} is neither a JPEG nor a PNG image.') from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise errors.UserError(f'{where} is not a whole JPEG or PNG image: {error}.') from error
-    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def with_channels(image: np.ndarray, channels: Literal[1, 3]) -> np.ndarray:
+    """uint8 [H, W] or [H, W, 1 or 3] -> [H, W, channels]: grey is luminance, colours of grey equal.
+
+    Raises:
+      UserError: for another shape or type.
+    """
+    grey = image[..., None] if image.ndim == 2 else image
+    if image.dtype != np.uint8 or grey.ndim != 3 or grey.shape[2] not in _MODES:
+        raise errors.UserError(
+            f'An image is uint8 [H, W], [H, W, 1] or [H, W, 3], got {image.dtype} '
+            f'{list(image.shape)}.'
+        )
+    if channels == 1 and grey.shape[2] == 3:
+        return np.asarray(Image.fromarray(image).convert('L'))[..., None]
+    return np.broadcast_to(grey, (*grey.shape[:2], channels))
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -33,6 +33,26 @@ def image_grid(images: np.ndarray, captions: Sequence[str]) -> Figure:
     return figure
 
 
+def overlay(image: np.ndarray, targets: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """An image in grey, with what was found in it green, or red where wrong; what was missed, blue.
+
+    Args:
+      image: [H, W, C], drawn from its smallest value to its largest.
+      targets, predicted: the classes of its pixels, int [H, W]; 0 is the background.
+
+    Returns:
+      float32 [H, W, 3] from 0 to 1.
+    """
+    grey = np.repeat(_colours(image[None]).mean(-1)[0, ..., None], 3, axis=-1)
+    right = (predicted == targets) & (targets > 0)
+    kinds = (right, (0, 1, 0)), (~right & (predicted > 0), (1, 0, 0)), (
+        (predicted == 0) & (targets > 0), (0, 0, 1)
+    )  # fmt: skip
+    for where, colour in kinds:
+        grey[where] = 0.6 * grey[where] + 0.4 * np.float32(colour)
+    return grey
+
+
 def _colours(images: np.ndarray) -> np.ndarray:
     """[B, H, W, 3] from 0 to 1."""
     pixels = np.asarray(images, np.float32)

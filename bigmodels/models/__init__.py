@@ -19,6 +19,7 @@ from bigmodels.models.tabular import TabularMLP
 from bigmodels.models.transformer import Transformer
 from bigmodels.models.transformer_classifier import TransformerClassifier
 from bigmodels.models.two_tower import TwoTower
+from bigmodels.models.unet import UNet
 from bigmodels.models.vit import ViT
 
 MODELS = {
@@ -40,5 +41,6 @@ MODELS = {
     'transformer': Transformer,
     'transformer_classifier': TransformerClassifier,
     'two_tower': TwoTower,
+    'unet': UNet,
     'vit': ViT,
 }

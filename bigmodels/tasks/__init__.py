@@ -18,7 +18,8 @@ evaluation and the server know nothing else about it. Its methods are pure:
 A task may also have `example_shapes() -> {name: shape}`, of one example, where they are known
 without its data: a config is then explained without opening any. One with
 `record_fields -> {name: kind}`, what `preprocess` needs of a record, answers raw input: see
-`data.inputs`; of recordings it also says the `sample_rate`.
+`data.inputs`; of recordings it also says the `sample_rate`, and with `any_size` it takes images as
+they are, which are else scaled and cropped to the size of training.
 
 Figures that are no means of examples, such as an area under a curve or BLEU, are scores:
 
@@ -39,6 +40,7 @@ from bigmodels.tasks.next_item import NextItem
 from bigmodels.tasks.node_classification import NodeClassification
 from bigmodels.tasks.ranking import Ranking
 from bigmodels.tasks.retrieval import Retrieval
+from bigmodels.tasks.segmentation import Segmentation
 from bigmodels.tasks.sound_classification import SoundClassification
 from bigmodels.tasks.span_extraction import SpanExtraction
 from bigmodels.tasks.tables import TableClassification, TableRegression
@@ -55,6 +57,7 @@ TASKS = {
     'node_classification': NodeClassification,
     'ranking': Ranking,
     'retrieval': Retrieval,
+    'segmentation': Segmentation,
     'sound_classification': SoundClassification,
     'span_extraction': SpanExtraction,
     'table_classification': TableClassification,

@@ -14,7 +14,7 @@ import pytest
 
 from bigmodels import config, errors
 from bigmodels.data import SOURCES, sources, table_sources
-from tests.data import image_files, test_audio
+from tests.data import image_files, mask_files, test_audio
 
 PARTS = ['one\n', 'zwei äöü\n', '三つ 🙂\n', 'four']
 
@@ -33,7 +33,8 @@ def write_parts(folder, suffix='.txt'):
 
 @pytest.fixture(
     params=['stdlib', 'text', 'text_gz', 'jsonl', 'csv', 'npz', 'digits', 'image_folder',
-            'jpeg_npz', 'decoded_jpeg_npz', 'mnist', 'wav_folder', 'audio_npz'],
+            'jpeg_npz', 'decoded_jpeg_npz', 'mnist', 'mask_npz', 'mask_folder', 'wav_folder',
+            'audio_npz'],
     ids=lambda name: name,
 )  # fmt: skip
 def any_source(request, tmp_path):
@@ -60,6 +61,12 @@ def any_source(request, tmp_path):
     if request.param == 'mnist':
         image_files.write_mnist(tmp_path, np.arange(12).reshape(3, 2, 2), np.arange(3))
         return build('mnist', path=str(tmp_path))
+    if request.param == 'mask_npz':
+        mask_files.write_archive(tmp_path / 'a.npz', count=8)
+        return build('mask_npz', path=str(tmp_path / 'a.npz'), split='train', mask='instance')
+    if request.param == 'mask_folder':
+        mask_files.write_folder(tmp_path, *mask_files.scenes(3, 12, 8))
+        return build('mask_folder', path=str(tmp_path))
     if request.param == 'wav_folder':
         return build('wav_folder', path=test_audio.write_folder(tmp_path), sample_rate=8000)
     if request.param == 'audio_npz':

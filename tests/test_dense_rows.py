@@ -1,0 +1,65 @@
+"""The configs of dense prediction, each from end to end on images made here."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bigmodels import config as config_lib
+from bigmodels import evaluate, predict
+from bigmodels import train as train_lib
+from tests import commands
+from tests.data import mask_files
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """A run of `configs/segment.py` on bright rectangles, and what it reported."""
+    folder = tmp_path_factory.mktemp('segment')
+    mask_files.write_archive(folder / 'nuclei' / 'nuclei_256.npz')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('BIGMODELS_DATA', str(folder))
+        config = config_lib.load(str(commands.ROOT / 'configs/segment.py:tiny'))
+        return folder / 'run', train_lib.train(config, folder / 'run')
+
+
+def command(module, capsys, **options):
+    """What a command prints."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', ['', *(f'--{key}={value}' for key, value in options.items())])
+        capsys.readouterr()
+        module.main()
+    return capsys.readouterr().out
+
+
+def test_segment_learns_and_evaluation_draws_overlays(run, tmp_path, capsys):
+    workdir, figures = run
+    assert figures['test/dice'] > 0.5
+    printed = json.loads(command(evaluate, capsys, workdir=workdir, pictures=tmp_path / 'shown'))
+    assert printed['test/dice'] == pytest.approx(figures['test/dice'], abs=1e-3)
+    with Image.open(tmp_path / 'shown' / 'test_overlays.png') as picture:
+        assert min(picture.size) > 100
+
+
+def test_masks_of_raw_images_of_any_size_are_written(run, tmp_path, capsys):
+    workdir, figures = run
+    sizes = ((32, 32), (40, 27), (9, 50))
+    wanted = []
+    for i, size in enumerate(sizes):
+        [image], [mask] = mask_files.scenes(1, *size, seed=i)
+        image = image if i else np.stack([image] * 3, -1)
+        Image.fromarray(image).save(tmp_path / f'{i}.png')
+        wanted.append(mask > 0)
+    options = dict(workdir=workdir, input=tmp_path, pictures=tmp_path / 'masks')
+    answers = [json.loads(line) for line in command(predict, capsys, **options).splitlines()]
+    right = []
+    for answer, mask in zip(answers, wanted, strict=True):
+        found = np.asarray(Image.open(answer['mask']))
+        assert found.shape == mask.shape
+        assert set(np.unique(found)) <= {0, 255}
+        assert answer['shares'][1] == pytest.approx((found > 0).mean())
+        right.append((found > 0) == mask)
+    accuracy = np.concatenate([each.ravel() for each in right]).mean()
+    assert accuracy > figures['test/accuracy'] - 0.2
