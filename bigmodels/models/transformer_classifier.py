@@ -39,6 +39,11 @@ class TransformerClassifier(nn.Module):
     dropout_rate: float = 0.0
 
     sections: ClassVar = {'encoder': Transformer}
+    # Those of the Transformer, whose names begin with 'encoder/' here, and the head's.
+    sharding_rules: ClassVar = (
+        (r'^head/kernel$', ('fsdp', None)),
+        *((rule.replace('^', '^encoder/'), axes) for rule, axes in Transformer.sharding_rules),
+    )
 
     def __post_init__(self):
         self.encoder = nn.FrozenDict(self.encoder)  # a model is hashable
@@ -56,13 +61,6 @@ class TransformerClassifier(nn.Module):
     @property
     def vocab_size(self) -> int:
         return self.encoder['vocab_size']
-
-    @property
-    def sharding_rules(self) -> Sequence[tuple[str, tuple]]:
-        """Those of the Transformer, whose names begin with 'encoder/' here, and the head's."""
-        rules = Transformer.sharding_rules
-        inner = ((pattern.replace('^', '^encoder/'), axes) for pattern, axes in rules)
-        return ((r'^head/kernel$', ('fsdp', None)), *inner)
 
     @nn.compact
     def __call__(
