@@ -3,7 +3,7 @@
 Axes: B batch, L length, D embed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
