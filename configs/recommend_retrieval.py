@@ -1,6 +1,13 @@
 """Two towers with corrected in-batch negatives (Yi et al. 2019): the films a user rates next.
 
-python -m bigmodels.main --config=configs/recommend_retrieval.py
+    python -m bigmodels.main --config=configs/recommend_retrieval.py
+
+Cost and result: not measured at full length yet; experiments/recommend.py measures it beside
+popularity and item-kNN on the same split.
+
+Full size: MovieLens 25M (TFDS movielens/25m-ratings), whose archive ml-25m.zip has ratings.csv and
+movies.csv, through the same source: path 'ml-25m/ratings.csv' in data.train and data.evals, columns
+('userId', 'movieId', 'rating', 'timestamp'), rating_range (0.5, 5.0), and larger tables.
 """
 
 from configs import common

@@ -1,6 +1,13 @@
 """SASRec (Kang and McAuley 2018): the films a user rates next, by a causal Transformer over films.
 
-python -m bigmodels.main --config=configs/recommend_sequence.py
+    python -m bigmodels.main --config=configs/recommend_sequence.py
+
+Cost and result: not measured at full length yet; experiments/recommend.py measures it beside
+popularity and item-kNN on the same split.
+
+Full size: MovieLens 25M (TFDS movielens/25m-ratings), whose archive ml-25m.zip has ratings.csv and
+movies.csv, through the same source: path 'ml-25m/ratings.csv' in data.train and data.evals, columns
+('userId', 'movieId', 'rating', 'timestamp'), rating_range (0.5, 5.0), and larger tables.
 """
 
 from configs import common

@@ -7,8 +7,7 @@ Data: `nuclei/nuclei_256.npz`, a part of the 2018 Data Science Bowl: 267 images 
 test. A set of one's own: folders `images` and `masks` with `name='mask_folder'`; by TFDS, such as
 `name='tfds', dataset='oxford_iiit_pet'` with `task.mask_key='segmentation_mask'`.
 
-Cost: TODO
-Result: TODO
+Cost and result: not measured at full length yet.
 """
 
 from configs import common

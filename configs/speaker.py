@@ -7,8 +7,7 @@ repetitions. Its speed is not augmented: a speaker's pitch is what tells.
 
 For more speakers: a folder of WAV files for each, by --config.data.train.name=wav_folder.
 
-Cost: two CPU cores, ...
-Result: ...
+Cost and result: not measured at full length yet.
 """
 
 from configs import speech_digits

@@ -7,8 +7,7 @@ Recordings of 1.5 to 11.7 s of LJSpeech, LibriSpeech and LibriVox at 16 and 22 k
 
 For one: the same on LJSpeech or LibriSpeech, in a folder with WAV files and transcripts.csv.
 
-Cost: two CPU cores, ...
-Result: ...
+Cost and result: not measured at full length yet.
 """
 
 from configs import common
