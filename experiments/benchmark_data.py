@@ -27,7 +27,7 @@ import numpy as np
 
 from bigmodels import config, runs, writers
 from bigmodels.data import SOURCES, audio, images, pipeline, text, tokenizers
-from bigmodels.models.log_mel import log_mel
+from bigmodels.models.parts.log_mel import log_mel
 
 BATCH = 64
 LENGTH = 128  # tokens

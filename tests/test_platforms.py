@@ -11,7 +11,7 @@ from bigmodels import config as config_lib
 from bigmodels import errors, experiment, program, sharding, xla_options
 from bigmodels.data import tokenizers
 from bigmodels.models import transformer
-from bigmodels.models.attention import choose_implementation
+from bigmodels.models.parts.attention import choose_implementation
 from bigmodels.tasks import LanguageModeling
 from tests import commands, tpus
 

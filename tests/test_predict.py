@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from bigmodels import config, errors, predict, runs, train
-from bigmodels.data.table_sources import Columns
+from bigmodels.data.sources.table_sources import Columns
 from bigmodels.tasks.classification import Classification
 from tests import commands
 from tests.data import image_files

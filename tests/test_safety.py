@@ -14,7 +14,7 @@ from tensorflow_datasets.core.download import extractor, resource
 from bigmodels import config as config_lib
 from bigmodels import errors, runs
 from bigmodels import train as train_lib
-from bigmodels.data.tfds_source import Tfds
+from bigmodels.data.sources.tfds_source import Tfds
 from tests import commands
 
 PACKAGE = commands.ROOT / 'bigmodels'

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from bigmodels import errors
-from bigmodels.models.kernels import Kernel
+from bigmodels.models.parts.kernels import Kernel
 
 Array = jax.Array
 # Name -> the type of the values, and the largest of them that is used. The integers are symmetric,

@@ -14,14 +14,14 @@ and it can be pickled and read by several threads. Whatever is wrong with the da
 at construction where it can be seen there. A new source is one class and one line in `SOURCES`.
 """
 
-from bigmodels.data import (
+from bigmodels.data import sources
+from bigmodels.data.sources import (
     audio_sources,
     graph_sources,
     image_sources,
     interaction_sources,
     mask_sources,
     pair_sources,
-    sources,
     speech_sources,
     table_sources,
     tfds_source,

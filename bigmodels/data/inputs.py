@@ -21,9 +21,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
 from bigmodels import errors
-from bigmodels.data import audio, graph_sources, images
-from bigmodels.data.sources import JsonLines, parse_json_line, read_bytes, read_text
-from bigmodels.data.table_sources import Csv, one_file
+from bigmodels.data import audio, images
+from bigmodels.data.sources import JsonLines, graph_sources, parse_json_line, read_bytes, read_text
+from bigmodels.data.sources.table_sources import Csv, one_file
 
 SUFFIXES = {
     'image': ('.jpg', '.jpeg', '.png'),

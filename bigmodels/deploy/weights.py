@@ -10,7 +10,7 @@ import jax
 from bigmodels import errors, trees
 from bigmodels.compress import quantize
 from bigmodels.models import transformer
-from bigmodels.models.kernels import Kernel
+from bigmodels.models.parts.kernels import Kernel
 
 FLOATS = ('float32', 'bfloat16', 'float16')
 WEIGHTS = (*FLOATS, *quantize.FORMATS)

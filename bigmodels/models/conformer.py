@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from bigmodels import errors, sharding
-from bigmodels.models import blocks, layers
-from bigmodels.models.attention import Implementation
-from bigmodels.models.convolution import Conv, depthwise
+from bigmodels.models.parts import blocks, layers
+from bigmodels.models.parts.attention import Implementation
+from bigmodels.models.parts.convolution import Conv, depthwise
 
 Array = jax.Array
 

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from bigmodels import errors, sharding, trees
-from bigmodels.models import blocks, layers, transformer
-from bigmodels.models.blocks import Cache, Context, Settings, scaled_normal
+from bigmodels.models import transformer
+from bigmodels.models.parts import blocks, layers
+from bigmodels.models.parts.blocks import Cache, Context, Settings, scaled_normal
 
 Array = jax.Array
 

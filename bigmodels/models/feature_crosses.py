@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigmodels.models import layers
+from bigmodels.models.parts import layers
 
 Array = jax.Array
 

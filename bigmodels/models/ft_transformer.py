@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigmodels.models import blocks, layers
-from bigmodels.models.attention import Implementation
+from bigmodels.models.parts import blocks, layers
+from bigmodels.models.parts.attention import Implementation
 from bigmodels.models.tabular import TableModel
 
 Array = jax.Array

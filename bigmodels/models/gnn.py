@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigmodels.models import layers
+from bigmodels.models.parts import layers
 
 Array = jax.Array
 

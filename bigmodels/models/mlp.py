@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigmodels.models import layers
+from bigmodels.models.parts import layers
 
 
 class MLP(nn.Module):

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigmodels.models import layers, pooling
+from bigmodels.models.parts import layers, pooling
 
 Array = jax.Array
 

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigmodels.models import layers
 from bigmodels.models.mlp import MLP
+from bigmodels.models.parts import layers
 
 Array = jax.Array
 

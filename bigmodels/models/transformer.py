@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from bigmodels import errors, sharding, trees
-from bigmodels.models import blocks, kernels, layers, pipeline
-from bigmodels.models import moe as moe_lib
-from bigmodels.models.attention import balanced
-from bigmodels.models.blocks import Block, Cache, Settings, scaled_normal
+from bigmodels.models.parts import blocks, kernels, layers, pipeline
+from bigmodels.models.parts import moe as moe_lib
+from bigmodels.models.parts.attention import balanced
+from bigmodels.models.parts.blocks import Block, Cache, Settings, scaled_normal
 
 Array = jax.Array
 

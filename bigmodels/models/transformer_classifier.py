@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from bigmodels import config, errors
-from bigmodels.models import layers, pooling
+from bigmodels.models.parts import layers, pooling
 from bigmodels.models.transformer import Transformer
 
 Array = jax.Array

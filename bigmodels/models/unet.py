@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from bigmodels import errors
-from bigmodels.models import layers
-from bigmodels.models.batch_norm import BatchNorm
-from bigmodels.models.convolution import Conv, max_pool
+from bigmodels.models.parts import layers
+from bigmodels.models.parts.batch_norm import BatchNorm
+from bigmodels.models.parts.convolution import Conv, max_pool
 
 Array = jax.Array
 

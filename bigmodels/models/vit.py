@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from bigmodels import errors, sharding
-from bigmodels.models import blocks, layers
-from bigmodels.models.attention import Implementation
+from bigmodels.models.parts import blocks, layers
+from bigmodels.models.parts.attention import Implementation
 
 Array = jax.Array
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from bigmodels import errors
 from bigmodels.experiment import Experiment
-from bigmodels.models.blocks import REMAT_POLICIES
+from bigmodels.models.parts.blocks import REMAT_POLICIES
 from bigmodels.plan.estimate import Plan
 
 # From what keeps most for the backward pass to what keeps least.

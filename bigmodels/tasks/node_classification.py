@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from bigmodels import errors
-from bigmodels.data.graph_sources import checked_edges
+from bigmodels.data.sources.graph_sources import checked_edges
 from bigmodels.tasks.classification import Classification
 
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigmodels import errors
-from bigmodels.data import interaction_sources, table_sources
 from bigmodels.data.ids import Ids
+from bigmodels.data.sources import interaction_sources, table_sources
 from bigmodels.scores import ranking
 
 ITEMS, TITLES = 'items.json', 'titles.json'

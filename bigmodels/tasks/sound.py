@@ -13,7 +13,8 @@ import numpy as np
 
 from bigmodels import config, errors
 from bigmodels.augmentation.sound import SoundAugmentation
-from bigmodels.models import conformer, log_mel
+from bigmodels.models import conformer
+from bigmodels.models.parts import log_mel
 from bigmodels.tasks.classification import Examples
 
 

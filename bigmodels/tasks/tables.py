@@ -12,7 +12,7 @@ import numpy as np
 
 from bigmodels import errors, losses, metrics
 from bigmodels.data import table_encoding
-from bigmodels.data.table_sources import Columns
+from bigmodels.data.sources.table_sources import Columns
 from bigmodels.scores import classification
 from bigmodels.tasks import regression
 from bigmodels.tasks.base import Defaults, columns_of, told_of

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from bigmodels import errors, metrics, trees
 from bigmodels.data import text, tokenizers
-from bigmodels.models.attention import choose_implementation
+from bigmodels.models.parts.attention import choose_implementation
 
 
 class Tokenized:

@@ -6,7 +6,7 @@ import pytest
 
 from bigmodels import errors
 from bigmodels.compress.quantize import FORMATS, Format, quantize
-from bigmodels.models.kernels import Kernel, widened
+from bigmodels.models.parts.kernels import Kernel, widened
 
 rng = np.random.default_rng(0)
 # Rows of very different sizes, one of them zero.

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from bigmodels import errors
-from bigmodels.data import audio, audio_sources
+from bigmodels.data import audio
+from bigmodels.data.sources import audio_sources
 from tests.sound_files import wav
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bigmodels import errors
-from bigmodels.data.table_sources import Csv
+from bigmodels.data.sources.table_sources import Csv
 
 TEXT = 'x,y\n' + ''.join(f'{i},{i % 3}\n' for i in range(10))
 

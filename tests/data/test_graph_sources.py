@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bigmodels import errors
-from bigmodels.data.graph_sources import GraphNpz, read_graph
+from bigmodels.data.sources.graph_sources import GraphNpz, read_graph
 from tests.data import test_sources
 
 GRAPH = {

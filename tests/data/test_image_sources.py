@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bigmodels import errors
-from bigmodels.data import image_sources, table_sources
+from bigmodels.data.sources import image_sources, table_sources
 from tests.data.image_files import encoded, idx, smooth, write_folder, write_mnist, write_npz
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bigmodels import errors
-from bigmodels.data import interaction_sources
+from bigmodels.data.sources import interaction_sources
 from tests.data import interaction_files
 
 COLUMNS = interaction_files.COLUMNS

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from bigmodels import errors
-from bigmodels.data import images, mask_sources
+from bigmodels.data import images
+from bigmodels.data.sources import mask_sources
 from tests.data import mask_files
 
 

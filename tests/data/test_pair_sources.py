@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from bigmodels import errors
-from bigmodels.data.pair_sources import ParallelText, Squad
+from bigmodels.data.sources.pair_sources import ParallelText, Squad
 
 
 def write(directory, sources: bytes, targets: bytes, suffix=''):

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from bigmodels import config, errors
-from bigmodels.data import SOURCES, sources, table_sources
+from bigmodels.data import SOURCES, sources
+from bigmodels.data.sources import table_sources
 from tests.data import image_files, mask_files, test_audio
 
 PARTS = ['one\n', 'zwei äöü\n', '三つ 🙂\n', 'four']

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from bigmodels import errors
-from bigmodels.data import audio_sources
-from bigmodels.data.speech_sources import DigitStrings, Transcribed
+from bigmodels.data.sources import audio_sources
+from bigmodels.data.sources.speech_sources import DigitStrings, Transcribed
 from tests import sound_files
 
 

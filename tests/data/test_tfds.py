@@ -10,7 +10,7 @@ import pytest
 
 from bigmodels import config, errors
 from bigmodels.data import SOURCES
-from bigmodels.data.tfds_source import Tfds
+from bigmodels.data.sources.tfds_source import Tfds
 
 
 def write_idx(path, array):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bigmodels import errors
-from bigmodels.data import table_sources
+from bigmodels.data.sources import table_sources
 
 
 @pytest.mark.parametrize('suffix', ['', '.gz'])

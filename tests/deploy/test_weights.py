@@ -12,7 +12,7 @@ from bigmodels.deploy import decoding, weights
 from bigmodels.deploy.decoding import generate_text
 from bigmodels.deploy.sampling import Sampling
 from bigmodels.models import transformer
-from bigmodels.models.kernels import Kernel
+from bigmodels.models.parts.kernels import Kernel
 from tests.deploy.test_generate import GREEDY, PROMPTS, task_and_params
 
 TOKENS = np.random.default_rng(0).integers(0, 256, (2, 12))

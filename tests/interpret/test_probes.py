@@ -6,7 +6,7 @@ import pytest
 from sklearn import datasets
 
 from bigmodels import errors
-from bigmodels.data import table_sources
+from bigmodels.data.sources import table_sources
 from bigmodels.interpret import probes
 from bigmodels.models.mlp import MLP
 from bigmodels.tasks.classification import Classification

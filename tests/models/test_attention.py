@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from bigmodels import errors, sharding
-from bigmodels.models import attention
-from bigmodels.models.attention import plain
+from bigmodels.models.parts import attention
+from bigmodels.models.parts.attention import plain
 
 B, L, H, K = 2, 13, 4, 8
 SEGMENTS = np.array([[1] * 5 + [2] * 6 + [0] * 2, [1] * 13])

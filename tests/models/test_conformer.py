@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 
 from bigmodels import errors, sharding
 from bigmodels.models import conformer
-from bigmodels.models.convolution import depthwise
+from bigmodels.models.parts.convolution import depthwise
 
 HEADS = 2
 

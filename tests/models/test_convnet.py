@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from bigmodels import errors, trees
-from bigmodels.models import convnet, convolution, efficientnet
+from bigmodels.models import convnet, efficientnet
+from bigmodels.models.parts import convolution
 from bigmodels.tasks import Classification
 from tests import test_sharding
 

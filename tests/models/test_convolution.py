@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigmodels.models import batch_norm, convolution
-from bigmodels.models.convolution import winograd
+from bigmodels.models.parts import batch_norm, convolution
+from bigmodels.models.parts.convolution import winograd
 
 rng = np.random.default_rng(0)
 

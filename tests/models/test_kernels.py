@@ -8,7 +8,7 @@ import pytest
 from bigmodels import xla_options
 from bigmodels.compress.quantize import Format, quantize
 from bigmodels.deploy.decoding import CPU_OPTIONS
-from bigmodels.models import kernels, layers
+from bigmodels.models.parts import kernels, layers
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(2, 9, 48)).astype(np.float32)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bigmodels import sharding
-from bigmodels.models import layers
+from bigmodels.models.parts import layers
 
 rng = np.random.default_rng(0)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bigmodels import errors
-from bigmodels.models import log_mel as module
+from bigmodels.models.parts import log_mel as module
 
 RATE = 8000
 SETTINGS = {'num_mels': 20, 'window': 200, 'hop': 80, 'fft_size': 256, 'band': (60.0, 3800.0)}

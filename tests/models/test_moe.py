@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from bigmodels import config, errors, metrics, sharding, steps, trees
-from bigmodels.models import blocks, dispatch, moe, transformer
+from bigmodels.models import transformer
+from bigmodels.models.parts import blocks, dispatch, moe
 from tests import programs
 from tests.test_sharding import assert_close, language_model, make_program, shard_fraction, train
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigmodels.models import pooling
+from bigmodels.models.parts import pooling
 from bigmodels.models.recurrent import CELLS, Recurrent, recur
 
 B, L, H = 3, 7, 5

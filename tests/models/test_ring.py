@@ -11,8 +11,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bigmodels import errors, sharding
-from bigmodels.models import attention
-from bigmodels.models.attention import balanced, ring
+from bigmodels.models.parts import attention
+from bigmodels.models.parts.attention import balanced, ring
 from tests import programs
 
 B, L, H, N, K = 2, 32, 4, 2, 8

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from bigmodels import sharding
-from bigmodels.models import attention
-from bigmodels.models.attention import splash
-from bigmodels.models.blocks import REMAT_POLICIES
+from bigmodels.models.parts import attention
+from bigmodels.models.parts.attention import splash
+from bigmodels.models.parts.blocks import REMAT_POLICIES
 from tests import tpus
 
 B, L, H, N, K = 2, 256, 4, 2, 16

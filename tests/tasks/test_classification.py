@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from bigmodels import errors, evaluate, metrics, sharding, steps
-from bigmodels.data import pipeline, table_sources
+from bigmodels.data import pipeline
+from bigmodels.data.sources import table_sources
 from bigmodels.models.mlp import MLP
 from bigmodels.tasks import classification
 from bigmodels.tasks.classification import Classification

@@ -6,7 +6,7 @@ import pytest
 
 from bigmodels import config, errors, experiment, train
 from bigmodels.data.series import Windows
-from bigmodels.data.table_sources import Columns
+from bigmodels.data.sources.table_sources import Columns
 from bigmodels.models.forecasters import DLinear
 from bigmodels.tasks.forecasting import Forecasting
 from configs import forecast as forecast_config

@@ -6,7 +6,7 @@ import pytest
 from sklearn import metrics
 
 from bigmodels import errors
-from bigmodels.data import interaction_sources
+from bigmodels.data.sources import interaction_sources
 from bigmodels.models.feature_crosses import DLRM
 from bigmodels.tasks.ranking import Ranking
 from tests.data import interaction_files

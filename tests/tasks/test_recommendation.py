@@ -8,7 +8,8 @@ import pytest
 
 from bigmodels import config as config_lib
 from bigmodels import errors, evaluate, experiment, explain, program, runs, sharding, train
-from bigmodels.data import interaction_sources, pipeline
+from bigmodels.data import pipeline
+from bigmodels.data.sources import interaction_sources
 from bigmodels.deploy import recommend
 from bigmodels.models.transformer import Transformer
 from bigmodels.models.two_tower import TwoTower

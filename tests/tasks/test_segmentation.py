@@ -10,7 +10,7 @@ import pytest
 
 from bigmodels import errors, evaluate, metrics, sharding, steps
 from bigmodels.data import pipeline
-from bigmodels.data.mask_sources import MaskFolder
+from bigmodels.data.sources.mask_sources import MaskFolder
 from bigmodels.models.unet import UNet
 from bigmodels.tasks import Segmentation
 from tests.data import mask_files

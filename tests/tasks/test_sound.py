@@ -11,8 +11,8 @@ import pytest
 
 from bigmodels import config, errors, experiment, program, sharding, train
 from bigmodels.data import pipeline
-from bigmodels.data.audio_sources import AudioNpz
-from bigmodels.data.speech_sources import Transcribed
+from bigmodels.data.sources.audio_sources import AudioNpz
+from bigmodels.data.sources.speech_sources import Transcribed
 from bigmodels.models.conformer import Conformer
 from bigmodels.tasks.sound import FrontEnd, normalize
 from bigmodels.tasks.sound_classification import SoundClassification

@@ -5,7 +5,7 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 from bigmodels import config, errors, train
-from bigmodels.data.table_sources import Columns, Csv
+from bigmodels.data.sources.table_sources import Columns, Csv
 from bigmodels.models.tabular import TabularMLP
 from bigmodels.tasks.tables import TableClassification, TableRegression
 from tests import commands

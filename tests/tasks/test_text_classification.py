@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from bigmodels import config, errors, runs, train
-from bigmodels.data import table_sources
+from bigmodels.data.sources import table_sources
 from bigmodels.models.recurrent import Recurrent
 from bigmodels.tasks.text_classification import TextClassification
 from tests import reviews

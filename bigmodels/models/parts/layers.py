@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from bigmodels import config, sharding
-from bigmodels.models import kernels
+from bigmodels.models.parts import kernels
 
 Array = jax.Array
 Dtype = Literal['float32', 'bfloat16', 'float16']

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from bigmodels import config, errors, sharding
-from bigmodels.models import layers
-from bigmodels.models import moe as moe_lib
-from bigmodels.models.attention import ATTENDED, Implementation, attend
-from bigmodels.models.attention.scores import heads_first
+from bigmodels.models.parts import layers
+from bigmodels.models.parts import moe as moe_lib
+from bigmodels.models.parts.attention import ATTENDED, Implementation, attend
+from bigmodels.models.parts.attention.scores import heads_first
 
 Array = jax.Array
 # Per layer: key and value, [B, N, S, K]; with cross-attention also 'context', the same two.

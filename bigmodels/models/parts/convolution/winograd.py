@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from bigmodels.models import layers
+from bigmodels.models.parts import layers
 
 Array = jax.Array
 Grid = Sequence[Sequence[Array]]  # rows of columns of equally shaped arrays

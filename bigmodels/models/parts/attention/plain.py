@@ -16,7 +16,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from bigmodels.models.attention.scores import bounded, products, weighted_rows, weighted_values
+from bigmodels.models.parts.attention.scores import (
+    bounded,
+    products,
+    weighted_rows,
+    weighted_values,
+)
 
 Array = jax.Array
 MOST_BLOCKS, LEAST_ROWS = 4, 64  # more and smaller ones cost more than they skip

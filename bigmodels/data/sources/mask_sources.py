@@ -8,7 +8,7 @@ import numpy as np
 from bigmodels import errors
 from bigmodels.data import images
 from bigmodels.data.sources import checked_index, digest, read_bytes
-from bigmodels.data.table_sources import Columns, arrays_digest, read_npz
+from bigmodels.data.sources.table_sources import Columns, arrays_digest, read_npz
 
 SUFFIXES = ('.jpg', '.jpeg', '.png')
 

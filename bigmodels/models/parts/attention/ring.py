@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from bigmodels import sharding
-from bigmodels.models.attention import balanced
-from bigmodels.models.attention.scores import (
+from bigmodels.models.parts.attention import balanced
+from bigmodels.models.parts.attention.scores import (
     bounded,
     empty_sums,
     fold,

@@ -4,7 +4,7 @@ import numpy as np
 
 from bigmodels import errors
 from bigmodels.data.sources import checked_index
-from bigmodels.data.table_sources import arrays_digest, read_npz
+from bigmodels.data.sources.table_sources import arrays_digest, read_npz
 
 # Features by those that are not 0: feature_value[i] of node feature_row[i] in feature_col[i].
 SPARSE = ('feature_row', 'feature_col', 'feature_value', 'num_nodes', 'num_features')

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from bigmodels import errors, sharding
-from bigmodels.models.attention import balanced, ring, splash
-from bigmodels.models.attention.plain import plain_attend
-from bigmodels.models.attention.scores import (
+from bigmodels.models.parts.attention import balanced, ring, splash
+from bigmodels.models.parts.attention.plain import plain_attend
+from bigmodels.models.parts.attention.scores import (
     bounded,
     empty_sums,
     fold,

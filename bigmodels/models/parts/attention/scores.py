@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from bigmodels.models import layers
+from bigmodels.models.parts import layers
 
 Array = jax.Array
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: a fully masked row gives no NaN

@@ -18,8 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bigmodels import errors
-from bigmodels.data import table_sources
-from bigmodels.data.sources import checked_index, digest
+from bigmodels.data.sources import checked_index, digest, table_sources
 
 Split = Literal['train', 'valid', 'test']
 SplitBy = Literal['leave_one_out', 'time']

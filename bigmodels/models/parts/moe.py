@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from bigmodels import errors, trees
-from bigmodels.models import dispatch, layers
+from bigmodels.models.parts import dispatch, layers
 
 Array = jax.Array
 

@@ -6,9 +6,9 @@ import numpy as np
 
 from bigmodels import errors
 from bigmodels.data import audio
-from bigmodels.data.class_folders import ClassFolders
 from bigmodels.data.sources import checked_index, digest
-from bigmodels.data.table_sources import arrays_digest, read_npz
+from bigmodels.data.sources.class_folders import ClassFolders
+from bigmodels.data.sources.table_sources import arrays_digest, read_npz
 
 
 class WavFolder(ClassFolders):

@@ -8,8 +8,8 @@ import functools
 import jax
 from jax.sharding import PartitionSpec
 
-from bigmodels.models.attention import balanced
-from bigmodels.models.attention.scores import heads_first, scaled
+from bigmodels.models.parts.attention import balanced
+from bigmodels.models.parts.attention.scores import heads_first, scaled
 
 Array = jax.Array
 TILE = 128  # lengths are multiples of a TPU's vector lanes

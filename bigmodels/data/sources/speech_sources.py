@@ -12,8 +12,8 @@ import numpy as np
 
 from bigmodels import errors
 from bigmodels.data import audio
-from bigmodels.data.audio_sources import AudioNpz
 from bigmodels.data.sources import checked_index, digest, read_bytes
+from bigmodels.data.sources.audio_sources import AudioNpz
 
 
 class Transcribed:

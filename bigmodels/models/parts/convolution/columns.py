@@ -9,8 +9,8 @@ R windows of a block of images.
 import jax
 import jax.numpy as jnp
 
-from bigmodels.models import layers
-from bigmodels.models.convolution.winograd import in_blocks
+from bigmodels.models.parts import layers
+from bigmodels.models.parts.convolution.winograd import in_blocks
 
 Array = jax.Array
 

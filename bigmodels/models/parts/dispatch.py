@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from bigmodels import sharding
-from bigmodels.models import layers
-from bigmodels.models.attention import balanced
+from bigmodels.models.parts import layers
+from bigmodels.models.parts.attention import balanced
 
 Array = jax.Array
 # {'up', 'down' and, for gated activations, 'gate': {'kernel': [E, D, F], 'bias': [E, F]}}; 'down'

@@ -9,9 +9,9 @@ import numpy as np
 
 from bigmodels import errors
 from bigmodels.data import images
-from bigmodels.data.class_folders import ClassFolders
 from bigmodels.data.sources import checked_index, read_bytes
-from bigmodels.data.table_sources import Columns, arrays_digest, read_npz
+from bigmodels.data.sources.class_folders import ClassFolders
+from bigmodels.data.sources.table_sources import Columns, arrays_digest, read_npz
 
 
 class ImageFolder(ClassFolders):

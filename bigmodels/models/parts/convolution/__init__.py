@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from bigmodels import sharding
-from bigmodels.models import layers
-from bigmodels.models.convolution import columns, winograd
+from bigmodels.models.parts import layers
+from bigmodels.models.parts.convolution import columns, winograd
 
 Array = jax.Array
 
