@@ -161,13 +161,24 @@ def _variants():
                 yield f'{file}:{variant}'
 
 
+# Of tasks that learn the shapes of a batch from its data; any others take an image.
+BATCHES = {
+    'graph': dict(inputs=jnp.zeros((1, 8, 5)), edges=jnp.zeros((1, 6, 2), int)),
+    'recommend_ranking': dict(inputs=jnp.zeros((1, 4)), categories=jnp.zeros((1, 2), int)),
+    'recommend_retrieval': dict(
+        inputs=jnp.zeros((1, 4), int), users=jnp.zeros(1, int), targets=jnp.zeros(1, int)
+    ),
+}
+IMAGE = dict(inputs=jnp.zeros((1, 32, 32, 3)))
+
+
 @pytest.mark.parametrize('spec', list(_variants()), ids=lambda spec: spec.split('/')[-1])
 def test_every_config_is_fully_typed(spec):
     loaded = config.load(spec)
     assert loaded.is_locked
     settings = experiment.from_config(loaded)
     task = experiment.make_task(settings)
-    batch = {'inputs': jnp.zeros((1, 8))}
+    batch = BATCHES.get(spec.split('/')[-1].split('.')[0], IMAGE)
     if hasattr(task, 'example_shapes'):
         shapes = task.example_shapes()
         batch = {name: jnp.zeros((1, *shape.shape), shape.dtype) for name, shape in shapes.items()}

@@ -60,6 +60,7 @@ class ConvNet(nn.Module):
     sharding_rules: ClassVar = SHARDING_RULES
 
     def __post_init__(self):
+        self.stages = tuple(map(tuple, self.stages))  # a model is hashable
         count = sum(map(len, self.stages))
         for name in ('kernel_sizes', 'strides', 'paddings'):
             given = getattr(self, name)

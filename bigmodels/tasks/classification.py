@@ -141,7 +141,11 @@ class Classification:
 
     def init(self, rng: jax.Array, batch: Mapping[str, jax.Array]) -> Mapping:
         """Variables of the model."""
-        return self.model.init(rng, batch['inputs'])
+        return self.model.init(rng, *self.model_inputs(batch))
+
+    def model_inputs(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
+        """What of a batch the model takes."""
+        return (batch['inputs'],)
 
     def loss_fn(self, params, model_state, batch, rng, train: bool):
         """Cross-entropy in nats, and accuracy.
@@ -154,7 +158,7 @@ class Classification:
             batch = self._augmentation()(augment_rng, batch, self.mean, self.std)
         logits, model_state = self.model.apply(
             variables,
-            batch['inputs'],
+            *self.model_inputs(batch),
             train=train,
             rngs={'dropout': rng},
             mutable=list(model_state) if train else [],
@@ -185,8 +189,8 @@ class Classification:
 
     def predict(self, params, model_state, batch) -> jax.Array:
         """Probabilities [B, classes]."""
-        logits = self.model.apply({'params': params, **model_state}, batch['inputs'])
-        return jax.nn.softmax(logits)
+        variables = {'params': params, **model_state}
+        return jax.nn.softmax(self.model.apply(variables, *self.model_inputs(batch)))
 
     def outcomes(self, params, model_state, batch) -> dict[str, jax.Array]:
         """Where figures are to be reported, what they follow from."""

@@ -56,7 +56,7 @@ class NodeClassification(Classification):
         """One example for each graph, all prepared here: they are few and large."""
         return [self.preprocess(source[i]) for i in range(len(source))]
 
-    def model_inputs(self, batch: Mapping[str, jax.Array], rng: jax.Array | None = None) -> tuple:
+    def model_inputs(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """Features and edges."""
         return batch['inputs'], batch['edges']
 
