@@ -45,7 +45,7 @@ def get_config(variant: str = ''):
     config.data.train = dict(name='audio_npz', path=path)
     config.data.evals = dict(test=dict(name='audio_npz', path=path, split='test'))
     config.batch_size = 64
-    config.total_steps = 600
+    config.total_steps = 1000
     config.optimizer.learning_rate = 2e-3
     if variant == 'tiny':
         config.model.update(num_layers=1, embed_dim=16, num_heads=2, subsampling_channels=4)
