@@ -14,7 +14,7 @@ from bigmodels.data.sources.table_sources import arrays_digest, read_npz
 class WavFolder(ClassFolders):
     """PCM WAV files in one folder for each class, as Speech Commands has them.
 
-    Record: {'audio': float32 [T], 'sample_rate': int, 'label': int64, 'path': str}, see
+    Record: {'audio': float32 [T], 'sample_rate': int64, 'label': int64, 'path': str}, see
     `ClassFolders`; of `sample_rate` in Hz. Files of another rate are resampled, which a warning
     says once a rate.
     """
@@ -28,7 +28,7 @@ class WavFolder(ClassFolders):
 
     def _decode(self, data: bytes, where: str) -> dict[str, Any]:
         samples = audio.read_wav(data, where, self._sample_rate, self._path)
-        return {'audio': samples, 'sample_rate': self._sample_rate}
+        return {'audio': samples, 'sample_rate': np.int64(self._sample_rate)}
 
     def fingerprint(self) -> str:
         """See `ClassFolders.fingerprint`."""
@@ -44,7 +44,7 @@ class AudioNpz:
     The archive's arrays: `audio` int16 [samples], `offsets` int [n + 1], recording i is
     audio[offsets[i]:offsets[i + 1]], `sample_rate` [1] in Hz, `is_test` bool [n], and others of
     length n, such as `label`. Record: {'audio': float32 [T] from -1 to 1, resampled to
-    `sample_rate` if one is given, 'sample_rate': int, 'path': str, which names the file and the
+    `sample_rate` if one is given, 'sample_rate': int64, 'path': str, which names the file and the
     place in it, and those others}.
     """
 
@@ -84,7 +84,7 @@ class AudioNpz:
         samples = audio.pcm_to_float(self._audio[self._starts[i] : self._stops[i]].tobytes(), 2)
         return {
             'audio': audio.resample(samples, self._rate, self._wanted_rate),
-            'sample_rate': self._wanted_rate,
+            'sample_rate': np.int64(self._wanted_rate),
             'path': f'{self._path} (recording {self._places[i]})',
             **{name: column[i] for name, column in self._columns.items()},
         }

@@ -19,7 +19,7 @@ from bigmodels.data.sources.audio_sources import AudioNpz
 class Transcribed:
     """PCM WAV files and a table of what is said in them, in a folder or a `.zip` of one.
 
-    Record: {'audio': float32 [T] of `sample_rate` in Hz, 'sample_rate': int, 'text': str, 'path':
+    Record: {'audio': float32 [T] of `sample_rate` in Hz, 'sample_rate': int64, 'text': str, 'path':
     str, relative to the folder}. Files of another rate are resampled, which a warning says once a
     rate.
     """
@@ -114,7 +114,7 @@ class Transcribed:
                 self._decoded[i] = samples
         return {
             'audio': samples,
-            'sample_rate': self._sample_rate,
+            'sample_rate': np.int64(self._sample_rate),
             'text': self._texts[i],
             'path': name,
         }
@@ -144,7 +144,7 @@ class DigitStrings:
     String i is a function of the seed and i: digits of one speaker, drawn uniformly, with up to
     `max_pause` seconds of silence before each one and at the end. Digits that would end after
     `max_seconds` are left out. The archive has `label`, the digits, and `speaker`. Record:
-    {'audio': float32 [T], 'sample_rate': int, 'text': such as '3 1 4', 'path': str}.
+    {'audio': float32 [T], 'sample_rate': int64, 'text': such as '3 1 4', 'path': str}.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class DigitStrings:
             digits.append(str(self._labels[recording]))
         return {
             'audio': np.concatenate([*parts, pauses[-1]]),
-            'sample_rate': self._rate,
+            'sample_rate': np.int64(self._rate),
             'text': ' '.join(digits),
             'path': f'string {i}',
         }
