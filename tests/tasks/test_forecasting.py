@@ -105,8 +105,9 @@ def test_a_tiny_run_forecasts(tmp_path, monkeypatch):
     with loaded.unlocked():
         loaded.data.train.rows = f'0:{12 * 40}'
         loaded.data.evals = dict(test=dict(loaded.data.train) | dict(rows=f'{12 * 40}:'))
-        loaded.update(total_steps=60, batch_size=32)
-        loaded.checkpoint.update(best_metric='test/mse', every=60)
+        loaded.update(total_steps=200, batch_size=32)
+        loaded.optimizer.learning_rate = 5e-3
+        loaded.checkpoint.update(best_metric='test/mse', every=200)
     figures = train.train(loaded, tmp_path / 'run')
     assert figures['test/mse'] < 0.5
     assert figures['test/r2'] == pytest.approx(1 - figures['test/mse'] / 0.97, abs=0.05)

@@ -79,4 +79,4 @@ def test_a_tiny_run_learns_from_a_few_nodes(variant, tmp_path, monkeypatch):
     # Eight devices do not divide one graph: all but one of a batch are the same graph again.
     loaded = config.load(spec, overrides)
     figures = train.train(loaded, tmp_path / 'run')
-    assert figures['test/accuracy'] > 0.9
+    assert figures['test/accuracy'] > 0.85  # by chance 0.5

@@ -153,6 +153,8 @@ def tiny_run(name: str, tmp_path, *overrides: str):
     titles = [(f'{i:03d}', f'Film {i}') for i in range(interaction_files.NUM_ITEMS)]
     titles = interaction_files.write(tmp_path / 'movies.csv', titles, ('movie_id', 'title'))
     sources = [f'data.{part}.path={path}' for part in ('train', 'evals.valid', 'evals.test')]
+    if name == 'recommend_retrieval':
+        overrides = ('task.min_user_count=1', *overrides)
     if name != 'recommend_ranking':
         overrides = (f'task.titles={titles}', *overrides)
     spec = str(commands.ROOT / f'configs/{name}.py:tiny')
