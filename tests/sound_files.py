@@ -49,12 +49,12 @@ def tones(path: pathlib.Path, repetitions: int = 5) -> str:
 
 
 def transcribed(folder: pathlib.Path, texts: list[str], rate: int = RATE) -> str:
-    """A folder with transcripts.csv, file i a tone of i + 1 tenths of a second."""
+    """A folder with transcripts.csv, file i a rising tone of i + 1 tenths of a second."""
     (folder / 'wav').mkdir(parents=True, exist_ok=True)
     rows = ['file,text']
     for i, text in enumerate(texts):
         time = np.arange((i + 1) * rate // 10) / rate
-        tone = (9000 * np.sin(2 * np.pi * 400 * time)).astype(np.int16)
+        tone = (9000 * np.sin(2 * np.pi * (400 + 4000 * time) * time)).astype(np.int16)
         (folder / 'wav' / f'{i}.wav').write_bytes(wav(tone, rate=rate))
         rows.append(f'{i}.wav,{text}')
     (folder / 'transcripts.csv').write_text('\n'.join(rows))

@@ -1,7 +1,6 @@
 """The configs of image classifiers, each run from end to end on images made here."""
 
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 
 from bigmodels import config as config_lib
-from bigmodels import experiment, trees
+from bigmodels import experiment, trees, writers
 from bigmodels import train as train_lib
 from tests import commands
 from tests.data import image_files
@@ -54,13 +53,14 @@ def load(row: str, variant: str):
     return config_lib.load(f'{commands.ROOT}/configs/{row}.py{variant}')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('row', ROWS)
 def test_a_row_trains_and_learns(row, data, tmp_path):
     config = load(row, ':tiny')
     figures = train_lib.train(config, tmp_path / 'run')
     assert figures['test/accuracy'] > 0.4  # of ten classes, two that there are
-    lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
-    losses = [record['loss'] for line in lines if 'loss' in (record := json.loads(line))]
+    rows = writers.read_metrics(tmp_path / 'run' / 'metrics.jsonl')
+    losses = [row['train/loss'] for row in rows if 'train/loss' in row]
     assert losses[-1] < losses[0]
 
 

@@ -186,7 +186,7 @@ def test_in_batch_softmax_is_in_expectation_the_softmax_over_all_items():
         jnp.float32(scores), jnp.asarray(items), jnp.log(frequency[items]), jnp.ones(len(items))
     )
     expected = np.log(np.exp(of_items).sum()) - of_items
-    np.testing.assert_allclose(given[:6], expected, rtol=0.03)
+    np.testing.assert_allclose(given[:6], expected, rtol=0.06)
 
 
 def test_bpr_is_the_log_of_a_sigmoid():

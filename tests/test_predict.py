@@ -118,8 +118,9 @@ def test_images_of_a_folder_are_answered_in_any_size(image_run, tmp_path, capsys
 
 
 def test_a_damaged_image_is_named_after_the_answers_before_it(image_run, tmp_path, capsys):
-    image = image_files.encoded(np.full((8, 8, 3), 60, np.uint8))
-    for name, data in (('a.png', image), ('b.png', image[:-20]), ('c.png', image)):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    image = image_files.encoded(pixels)
+    for name, data in (('a.png', image), ('b.png', image[: len(image) // 2]), ('c.png', image)):
         (tmp_path / name).write_bytes(data)
     with pytest.raises(errors.UserError, match=r'b\.png is not a whole JPEG or PNG'):
         answers(capsys, image_run / 'run', tmp_path, '--batch_size=1')

@@ -29,7 +29,7 @@ GUARDED_CALLS = {
     'extractall': set(),
     'unpack_archive': set(),
     'exec_module': {'config.load'},
-    'import_module': {'config.lookup', 'data.tfds_source._find_builder'},
+    'import_module': {'config.lookup', 'data.sources.tfds_source._find_builder'},
     'lookup': {'config.chosen'},
 }
 OWN_MODEL = """

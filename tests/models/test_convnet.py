@@ -80,6 +80,7 @@ def batches():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', SMALL)
 def test_every_placement_computes_the_same(kind):
     task = Classification(SMALL[kind])

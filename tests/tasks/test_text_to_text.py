@@ -173,6 +173,7 @@ def reversals(path, count, seed):
     return dict(name='jsonl', path=str(path))
 
 
+@pytest.mark.slow
 def test_the_tiny_variant_learns_to_turn_words_around(tmp_path):
     config = config_lib.load(f'{commands.ROOT}/configs/translate.py:tiny')
     with config.unlocked():
@@ -180,12 +181,12 @@ def test_the_tiny_variant_learns_to_turn_words_around(tmp_path):
         config.data.evals = dict(test=reversals(tmp_path / 'test.jsonl', 50, seed=1))
         config.task.update(source_length=8, target_length=8, row_length=32, samples=('abc',))
         config.task.score_names = ('exact_match', 'bleu')
-        config.batch_size, config.total_steps = 32, 300
-        config.checkpoint.every = 150
+        config.batch_size, config.total_steps = 32, 900
+        config.checkpoint.every = 900
     figures = train_lib.train(config, tmp_path / 'run')
     assert figures['test/exact_match'] > 95
     run = runs.open_run(tmp_path / 'run')
     assert (tmp_path / 'run' / 'samples.txt').read_text() == 'abc\n    cba\n'
     raw = run.task.preprocess({'source': 'fade'})
-    [answer] = run.task.predict(run.params, {}, jax.tree.map(lambda x: x[None], raw))
+    [answer] = jax.jit(run.task.predict)(run.params, {}, jax.tree.map(lambda x: x[None], raw))
     assert run.task.postprocess(np.asarray(answer)) == 'edaf'
