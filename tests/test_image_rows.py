@@ -49,19 +49,19 @@ def data(tmp_path, monkeypatch):
     )
 
 
-def load(row: str, variant: str):
-    return config_lib.load(f'{commands.ROOT}/configs/{row}.py{variant}')
+def load(row: str, variant: str, *overrides: str):
+    return config_lib.load(f'{commands.ROOT}/configs/{row}.py{variant}', overrides)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('row', ROWS)
 def test_a_row_trains_and_learns(row, data, tmp_path):
-    config = load(row, ':tiny')
+    config = load(row, ':tiny', 'log_every=1')  # some have learnt all by the fifth step
     figures = train_lib.train(config, tmp_path / 'run')
     assert figures['test/accuracy'] > 0.4  # of ten classes, two that there are
     rows = writers.read_metrics(tmp_path / 'run' / 'metrics.jsonl')
     losses = [row['train/loss'] for row in rows if 'train/loss' in row]
-    assert losses[-1] < losses[0] or losses[-1] < 0.01
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize('row', IMAGENET)

@@ -62,10 +62,6 @@ def test_every_table_has_its_variants_here():
     assert TABLES.keys() == VARIANTS.keys()
 
 
-# Another model's table with prefixes, of which these have no use for all.
-BORROWED = ('transformer_classifier',)
-
-
 @pytest.mark.parametrize('name', TABLES)
 def test_every_parameter_has_a_rule_and_every_rule_a_parameter(name):
     numbered = [(pattern, number) for number, (pattern, _) in enumerate(TABLES[name])]
@@ -73,7 +69,7 @@ def test_every_parameter_has_a_rule_and_every_rule_a_parameter(name):
     for fields in VARIANTS[name]:
         used |= set(jax.tree.leaves(trees.match_rules(numbered, parameters(name, fields), name)))
     unused = [rule for number, rule in enumerate(TABLES[name]) if number not in used]
-    assert unused == [] or name in BORROWED
+    assert unused == []
 
 
 @pytest.mark.parametrize('name', TABLES)

@@ -23,12 +23,15 @@ Array = jax.Array
 
 # What layers say beside their output: [B] arrays, see `moe.MixtureOfExperts`.
 SOWN = ('losses', 'metrics')
-# Parameter name -> mesh axes of its trailing dimensions.
-SHARDING_RULES = (
-    *moe_lib.SHARDING_RULES,
+# Parameter name -> mesh axes of its trailing dimensions: of embeddings and dense blocks.
+STATE_RULES = (
     *blocks.SHARDING_RULES,
     (r'^embed/embedding$', ('tensor', 'fsdp')),  # [V, D]
     (r'^position_embed/embedding$', (None, 'fsdp')),  # [S, D]
+)
+SHARDING_RULES = (
+    *moe_lib.SHARDING_RULES,
+    *STATE_RULES,
     (r'^unembed$', ('fsdp', 'tensor')),  # [D, V]
     (r'(scale|bias)$', ()),  # small vectors: replicated
 )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from bigmodels import config, errors
 from bigmodels.models.parts import layers, pooling
-from bigmodels.models.transformer import Transformer
+from bigmodels.models.transformer import STATE_RULES, Transformer
 
 Array = jax.Array
 
@@ -39,10 +39,11 @@ class TransformerClassifier(nn.Module):
     dropout_rate: float = 0.0
 
     sections: ClassVar = {'encoder': Transformer}
-    # Those of the Transformer, whose names begin with 'encoder/' here, and the head's.
+    # The Transformer's names begin with 'encoder/' here.
     sharding_rules: ClassVar = (
         (r'^head/kernel$', ('fsdp', None)),
-        *((rule.replace('^', '^encoder/'), axes) for rule, axes in Transformer.sharding_rules),
+        *((rule.replace('^', '^encoder/'), axes) for rule, axes in STATE_RULES),
+        (r'(scale|bias)$', ()),
     )
 
     def __post_init__(self):
