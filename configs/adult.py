@@ -24,11 +24,12 @@ CATEGORICAL = (
     'native_country',
 )
 
+VARIANTS = ('ft_transformer', 'tiny')
+
 
 def get_config(variant: str = ''):
     """The perceptron, `ft_transformer`, or `tiny` for tests."""
-    if variant not in ('', 'ft_transformer', 'tiny'):
-        raise ValueError(f'unknown variant {variant!r}; there are: ft_transformer, tiny')
+    common.check_variant(variant, VARIANTS)
     config = common.get_config()
     common.table_model(config, variant, num_outputs=2, num_categories=128)
     config.task = dict(

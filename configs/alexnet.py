@@ -11,9 +11,12 @@ Cost and result: not measured at full length yet.
 
 from configs import common
 
+VARIANTS = ('imagenet', 'tiny')
+
 
 def get_config(variant: str = ''):
     """The default; `imagenet`, the published network at 224 x 224 pixels; `tiny` for tests."""
+    common.check_variant(variant, VARIANTS)
     config = common.get_config()
     config.model = dict(
         name='convnet',
@@ -37,6 +40,4 @@ def get_config(variant: str = ''):
         config = common.tiny(config)
         config.model.update(stages=((8,), (8,), (8, 8, 8)), dense_widths=(16, 16))
         config.batch_size = 16
-    elif variant:
-        raise ValueError(f'unknown variant {variant!r}; there are: imagenet, tiny')
     return config.lock()

@@ -1,6 +1,6 @@
 """A small BERT: masked language modelling on English novels.
 
-    python -m bigmodels.main --config=configs/bert.py
+    pip install -e '.[text]' && python -m bigmodels.main --config=configs/bert.py
 
 Cost: not measured yet; 4,096 tokens a step, 1.8 M parameters.
 Result: not measured yet.
@@ -12,9 +12,12 @@ configs/sst2_bert.py fine-tunes it. The published BERT's data are Wikipedia and 
 
 from configs import common
 
+VARIANTS = ('tiny',)
+
 
 def get_config(variant: str = ''):
     """The default, or `tiny` for tests."""
+    common.check_variant(variant, VARIANTS)
     config = common.get_config()
     common.small_transformer(
         config,
@@ -46,6 +49,4 @@ def get_config(variant: str = ''):
         config.model.update(num_layers=2, embed_dim=32, num_heads=2, vocab_size=512)
         config.task.tokenizer.vocab_size = 400
         config = common.tiny(config)
-    elif variant:
-        raise ValueError(f'unknown variant {variant!r}; there is: tiny')
     return config.lock()

@@ -11,9 +11,12 @@ Cost and result: not measured at full length yet.
 
 from configs import common
 
+VARIANTS = ('tiny',)
+
 
 def get_config(variant: str = ''):
     """The default, or `tiny` for tests."""
+    common.check_variant(variant, VARIANTS)
     config = common.get_config()
     config.model = dict(
         name='convnet',
@@ -32,6 +35,4 @@ def get_config(variant: str = ''):
     if variant == 'tiny':
         config = common.tiny(config)
         config.batch_size = 16
-    elif variant:
-        raise ValueError(f'unknown variant {variant!r}; there is: tiny')
     return config.lock()

@@ -9,9 +9,12 @@ Cost and result: not measured at full length yet.
 
 from configs import common
 
+VARIANTS = ('tiny',)
+
 
 def get_config(variant: str = ''):
     """The default, or `tiny` for tests."""
+    common.check_variant(variant, VARIANTS)
     config = common.get_config()
     config.model = dict(
         name='resnet',
@@ -20,19 +23,10 @@ def get_config(variant: str = ''):
         stage_sizes=(1, 1, 1),
         stage_widths=(64, 128, 256),
     )
-    common.use_cifar10(config, flip=0.5, shift=4, cutout=8)
-    config.task.label_smoothing = 0.1
-    config.batch_size = 256
+    common.use_strong_cifar10(config, learning_rate=5e-3)
     config.total_steps = 5000
-    config.eval_every = 1000
-    config.ema_decay = 0.998
-    config.optimizer.learning_rate = 5e-3
-    config.optimizer.algorithm = dict(name='muon', ns_steps=3)
-    config.optimizer.schedule = dict(name='linear', warmup_steps=500)
     if variant == 'tiny':
         config = common.tiny(config)
         config.model.stage_widths = (8, 16, 16)
         config.batch_size = 16
-    elif variant:
-        raise ValueError(f'unknown variant {variant!r}; there is: tiny')
     return config.lock()

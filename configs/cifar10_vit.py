@@ -9,26 +9,20 @@ Cost and result: not measured at full length yet.
 
 from configs import common
 
+VARIANTS = ('tiny',)
+
 
 def get_config(variant: str = ''):
     """The default, or `tiny` for tests."""
+    common.check_variant(variant, VARIANTS)
     config = common.get_config()
     config.model = dict(
         name='vit', patch_size=4, num_layers=6, embed_dim=192, num_heads=3, mlp_dim=384, pool='mean'
     )
-    common.use_cifar10(config, flip=0.5, shift=4, cutout=8)
-    config.task.label_smoothing = 0.1
-    config.batch_size = 256
+    common.use_strong_cifar10(config, learning_rate=3e-3)
     config.total_steps = 6000
-    config.eval_every = 1000
-    config.ema_decay = 0.998
-    config.optimizer.learning_rate = 3e-3
-    config.optimizer.algorithm = dict(name='muon', ns_steps=3)
-    config.optimizer.schedule = dict(name='linear', warmup_steps=500)
     if variant == 'tiny':
         config = common.tiny(config)
         config.model.update(num_layers=2, embed_dim=24)
         config.batch_size = 16
-    elif variant:
-        raise ValueError(f'unknown variant {variant!r}; there is: tiny')
     return config.lock()

@@ -1,6 +1,7 @@
 """What every config starts from."""
 
 import os
+from collections.abc import Sequence
 
 import ml_collections
 
@@ -8,6 +9,12 @@ import ml_collections
 def data_path(name: str) -> str:
     """Where a data set's files are: in $BIGMODELS_DATA, or in shared/data beside the checkout."""
     return os.path.join(os.environ.get('BIGMODELS_DATA') or '../shared/data', name)
+
+
+def check_variant(variant: str, known: Sequence[str]) -> None:
+    """Raises ValueError for a variant that is neither the default, '', nor one of those known."""
+    if variant and variant not in known:
+        raise ValueError(f'unknown variant {variant!r}; there are: {", ".join(known)}')
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -36,6 +43,20 @@ def get_config() -> ml_collections.ConfigDict:
     return config
 
 
+def use_mnist(config: ml_collections.ConfigDict, shift: int) -> None:
+    """MNIST, its training images moved by up to so many pixels and turned; and 21 epochs of it."""
+    path = data_path('mnist')
+    config.data.train = dict(name='mnist', path=path, split='train')
+    config.data.evals = dict(test=dict(name='mnist', path=path, split='test'))
+    augment = dict(rotate=10.0, scale=0.1, shift=shift)
+    config.task = dict(name='classification', mean=33.3, std=78.6, augment=augment)
+    config.batch_size = 256
+    config.total_steps = 5000
+    config.ema_decay = 0.999
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.schedule = dict(name='linear', warmup_steps=200)
+
+
 def use_cifar10(config: ml_collections.ConfigDict, **augment) -> None:
     """The 50,000 and 10,000 images of CIFAR-10, as JPEG files of 32 x 32 pixels."""
     path = os.path.join(data_path('cifar10'), 'cifar10_jpeg.npz')
@@ -43,6 +64,18 @@ def use_cifar10(config: ml_collections.ConfigDict, **augment) -> None:
     config.data.evals = dict(test=dict(name='decoded_jpeg_npz', path=path, split='test'))
     config.model.num_classes = 10
     config.task = dict(name='classification', mean=120.7, std=64.1, augment=augment)
+
+
+def use_strong_cifar10(config: ml_collections.ConfigDict, learning_rate: float) -> None:
+    """The recipe of networks that are to get all out of CIFAR-10."""
+    use_cifar10(config, flip=0.5, shift=4, cutout=8)
+    config.task.label_smoothing = 0.1
+    config.batch_size = 256
+    config.eval_every = 1000
+    config.ema_decay = 0.998
+    config.optimizer.learning_rate = learning_rate
+    config.optimizer.algorithm = dict(name='muon', ns_steps=3)
+    config.optimizer.schedule = dict(name='linear', warmup_steps=500)
 
 
 def use_one_epoch_of_cifar10(config: ml_collections.ConfigDict) -> None:
@@ -107,6 +140,32 @@ def sst2(config: ml_collections.ConfigDict) -> None:
     config.data.evals = sets
 
 
+def use_movietweetings(config: ml_collections.ConfigDict, source: str, **split) -> None:
+    """100,000 ratings of 10,506 films, split as `source` does; the best step by validation counts.
+
+    Full size: MovieLens 25M (TFDS movielens/25m-ratings), whose archive ml-25m.zip has ratings.csv
+    and movies.csv: path 'ml-25m/ratings.csv' in data.train and data.evals, columns ('userId',
+    'movieId', 'rating', 'timestamp'), rating_range (0.5, 5.0); where the task has titles, titles
+    'ml-25m/movies.csv' and title_columns ('movieId', 'title'); and larger tables.
+    """
+    columns = ('user_id', 'movie_id', 'rating', 'timestamp')
+    path = data_path('movietweetings/ratings.csv.gz')
+    one = dict(name=source, path=path, columns=columns, **split)
+    config.data.train = dict(one, split='train')
+    config.data.evals = {name: dict(one, split=name) for name in ('valid', 'test')}
+    config.checkpoint.best_mode = 'max'
+
+
+def next_film_task(name: str, history_length: int) -> dict:
+    """A task of recommending films by users' histories, which answers with their titles."""
+    return dict(
+        name=name,
+        history_length=history_length,
+        titles=data_path('movietweetings/movies.csv.gz'),
+        title_columns=('movie_id', 'title'),
+    )
+
+
 def table_model(config: ml_collections.ConfigDict, variant: str, **fields) -> None:
     """A model of tables and its optimiser: a perceptron, or an FT-Transformer."""
     config.model = dict(
@@ -138,6 +197,7 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A config cut down to a few seconds, for tests."""
     config.total_steps = 20
     config.log_every = 5
+    config.eval_every = 0
     config.checkpoint.every = 10
     config.optimizer.schedule.warmup_steps = 2
     return config

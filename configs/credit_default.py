@@ -1,4 +1,4 @@
-"""Whether a holder of a credit card in Taiwan pays next month, from 23 columns.
+"""Whether a holder of a credit card in Taiwan defaults next month, from 23 columns.
 
     python -m bigmodels.main --config=configs/credit_default.py            # perceptron
     python -m bigmodels.main --config=configs/credit_default.py:ft_transformer
@@ -15,11 +15,12 @@ from configs import common
 CATEGORICAL = ('X2', 'X3', 'X4')  # sex, education, marital status
 NUMERIC = tuple(f'X{i}' for i in range(1, 24) if f'X{i}' not in CATEGORICAL)
 
+VARIANTS = ('ft_transformer', 'tiny')
+
 
 def get_config(variant: str = ''):
     """The perceptron, `ft_transformer`, or `tiny` for tests."""
-    if variant not in ('', 'ft_transformer', 'tiny'):
-        raise ValueError(f'unknown variant {variant!r}; there are: ft_transformer, tiny')
+    common.check_variant(variant, VARIANTS)
     config = common.get_config()
     common.table_model(config, variant, num_outputs=2, num_categories=20)
     config.task = dict(

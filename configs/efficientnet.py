@@ -11,9 +11,12 @@ Cost and result: not measured at full length yet.
 
 from configs import common
 
+VARIANTS = ('imagenet', 'tiny')
+
 
 def get_config(variant: str = ''):
     """The default; `imagenet`, the published network at 224 x 224 pixels; `tiny` for tests."""
+    common.check_variant(variant, VARIANTS)
     config = common.get_config()
     config.model = dict(name='efficientnet', stem_stride=1, strides=(1, 1, 2, 2, 1, 2, 1))
     common.use_one_epoch_of_cifar10(config)
@@ -24,6 +27,4 @@ def get_config(variant: str = ''):
         config = common.tiny(config)
         config.model.update(width=0.25, depth=0.3)
         config.batch_size = 16
-    elif variant:
-        raise ValueError(f'unknown variant {variant!r}; there are: imagenet, tiny')
     return config.lock()

@@ -17,11 +17,12 @@ COLUMNS = ('HUFL', 'HULL', 'MUFL', 'MULL', 'LUFL', 'LULL', 'OT')
 INPUT_LENGTH = 336
 MONTH = 30 * 24  # hours
 
+VARIANTS = ('dlinear', 'tiny')
+
 
 def get_config(variant: str = ''):
     """PatchTST, `dlinear`, or `tiny` for tests."""
-    if variant not in ('', 'dlinear', 'tiny'):
-        raise ValueError(f'unknown variant {variant!r}; there are: dlinear, tiny')
+    common.check_variant(variant, VARIANTS)
     config = common.get_config()
     config.task = dict(name='forecasting', columns=COLUMNS, input_length=INPUT_LENGTH)
     config.model = dict(

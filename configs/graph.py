@@ -14,11 +14,12 @@ ten seeds of both.
 
 from configs import common
 
+VARIANTS = ('gat', 'tiny')
+
 
 def get_config(variant: str = ''):
     """GCN, `gat`, or `tiny` for tests."""
-    if variant not in ('', 'gat', 'tiny'):
-        raise ValueError(f'unknown variant {variant!r}; there are: gat, tiny')
+    common.check_variant(variant, VARIANTS)
     config = common.get_config()
     config.task = dict(name='node_classification')
     config.model = dict(name='gcn', num_classes=7)

@@ -10,9 +10,12 @@ Result: 99.48 % of the 10,000 test digits right, 0.0170 nats, by the averaged pa
 
 from configs import common
 
+VARIANTS = ('tiny',)
+
 
 def get_config(variant: str = ''):
     """The default, or `tiny` for tests."""
+    common.check_variant(variant, VARIANTS)
     config = common.get_config()
     config.model = dict(
         name='convnet',
@@ -22,19 +25,7 @@ def get_config(variant: str = ''):
         paddings=(2, 0),
         dense_widths=(120, 84),
     )
-    config.task = dict(
-        name='classification', mean=33.3, std=78.6, augment=dict(rotate=10.0, scale=0.1, shift=2)
-    )
-    path = common.data_path('mnist')
-    config.data.train = dict(name='mnist', path=path, split='train')
-    config.data.evals = dict(test=dict(name='mnist', path=path, split='test'))
-    config.batch_size = 256
-    config.total_steps = 5000
-    config.ema_decay = 0.999
-    config.optimizer.learning_rate = 3e-3
-    config.optimizer.schedule = dict(name='linear', warmup_steps=200)
+    common.use_mnist(config, shift=2)
     if variant == 'tiny':
         config = common.tiny(config)
-    elif variant:
-        raise ValueError(f'unknown variant {variant!r}; there is: tiny')
     return config.lock()

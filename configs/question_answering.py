@@ -9,17 +9,18 @@ are those of SQuAD's own evaluation.
 
 Data: `squad/{train,dev}-v1.1.json` in $BIGMODELS_DATA, the files of SQuAD v1.1.
 
-Result: not measured on SQuAD, which is not in ../shared/data. Exact match and F1 equal the official
-definition on cases worked out by hand (tests/scores/test_text.py).
+Result: not measured on SQuAD yet. Exact match and F1 equal the official
+definition on cases worked out by hand (tests/scores/test_text_scores.py).
 """
 
 from configs import common
 
+VARIANTS = ('text', 'tiny_text', 'tiny')
+
 
 def get_config(variant: str = ''):
     """The default, `text`, and of both `tiny` and `tiny_text` for tests."""
-    if variant not in ('', 'text', 'tiny', 'tiny_text'):
-        raise ValueError(f'unknown variant {variant!r}; there are: text, tiny, tiny_text')
+    common.check_variant(variant, VARIANTS)
     config = common.get_config()
     common.small_transformer(config, vocab_size=8000, num_layers=4, embed_dim=256)
     config.task.update(tokenizer=dict(name='bpe', vocab_size=8000), max_references=6)

@@ -5,16 +5,17 @@
 Cost and result: not measured at full length yet; experiments/recommend.py measures it beside
 popularity and item-kNN on the same split.
 
-Full size: MovieLens 25M (TFDS movielens/25m-ratings), whose archive ml-25m.zip has ratings.csv and
-movies.csv, through the same source: path 'ml-25m/ratings.csv' in data.train and data.evals, columns
-('userId', 'movieId', 'rating', 'timestamp'), rating_range (0.5, 5.0), and larger tables.
+Full size: MovieLens 25M, see `common.use_movietweetings`.
 """
 
 from configs import common
 
+VARIANTS = ('tiny',)
+
 
 def get_config(variant: str = ''):
     """The default, or `tiny` for tests."""
+    common.check_variant(variant, VARIANTS)
     config = common.get_config()
     config.model = dict(
         name='two_tower',
@@ -25,31 +26,15 @@ def get_config(variant: str = ''):
         temperature=0.1,
         dropout_rate=0.3,
     )
-    config.task = dict(
-        name='retrieval',
-        history_length=50,
-        titles=common.data_path('movietweetings/movies.csv.gz'),
-        title_columns=('movie_id', 'title'),
-    )
-    source = dict(
-        name='histories',
-        path=common.data_path('movietweetings/ratings.csv.gz'),
-        split_by='leave_one_out',
-        columns=('user_id', 'movie_id', 'rating', 'timestamp'),
-    )
-    config.data.train = dict(source, split='train')
-    config.data.evals = {split: dict(source, split=split) for split in ('valid', 'test')}
+    config.task = common.next_film_task('retrieval', history_length=50)
+    common.use_movietweetings(config, 'histories', split_by='leave_one_out')
     config.batch_size = 512
     config.total_steps = 2400
     config.eval_every = 400
     config.optimizer.learning_rate = 2e-3
     config.checkpoint.best_metric = 'valid/ndcg@10'
-    config.checkpoint.best_mode = 'max'
     if variant == 'tiny':
         config.model.embed_dim = 8
         config.batch_size = 32
         config = common.tiny(config)
-        config.eval_every = 0
-    elif variant:
-        raise ValueError(f'unknown variant {variant!r}; there is: tiny')
     return config.lock()

@@ -2,8 +2,8 @@
 
     python -m bigmodels.main --config=configs/shakespeare.py:path/to/input.txt
 
-Cost: two CPU cores, 1 to 2 minutes (97 s with empty caches on a shared machine), 0.78 GB.
-Result: 1.600 nats per character on the last tenth of Tiny Shakespeare; nanoGPT's recipe for CPUs
+Cost: two CPU cores, 1.5 minutes (93 s with empty caches), 0.79 GB.
+Result: 1.606 nats per character on the last tenth of Tiny Shakespeare; nanoGPT's recipe for CPUs
 ended at 1.886 after 83 s (experiments/results/shakespeare.json, by
 experiments/benchmark_shakespeare.py).
 """

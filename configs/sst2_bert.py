@@ -1,6 +1,6 @@
 """The encoder of configs/bert.py, fine-tuned on SST-2.
 
-    python -m bigmodels.main --config=configs/bert.py
+    pip install -e '.[text]' && python -m bigmodels.main --config=configs/bert.py
     python -m bigmodels.main --config=configs/sst2_bert.py
     python -m bigmodels.main --config=configs/sst2_bert.py:scratch
 
@@ -13,10 +13,13 @@ Result: not measured yet, neither fine-tuned nor, by the variant `scratch`, with
 
 from configs import bert, common
 
+VARIANTS = ('scratch', 'tiny')
+
 
 def get_config(variant: str = ''):
     """The default, `scratch` (the same network without pretraining), or `tiny` for tests."""
     pretrained = bert.get_config(variant if variant == 'tiny' else '')
+    common.check_variant(variant, VARIANTS)
     config = common.get_config()
     common.sst2(config)
     # Its tokens must be those of the pretrained embeddings.
@@ -35,6 +38,4 @@ def get_config(variant: str = ''):
         config.init_from = dict()
     elif variant == 'tiny':
         config = common.tiny(config)
-    elif variant:
-        raise ValueError(f'unknown variant {variant!r}; there are: scratch, tiny')
     return config.lock()

@@ -1,6 +1,6 @@
 """A bidirectional LSTM on SST-2: whether a sentence from a film review is positive.
 
-    python -m bigmodels.main --config=configs/sst2_lstm.py
+    pip install -e '.[text]' && python -m bigmodels.main --config=configs/sst2_lstm.py
     python -m bigmodels.evaluate --workdir=runs/sst2_lstm --step=best
 
 Cost: one CPU core of a shared machine, 3.5 min (11 s to the first step), 0.8 M parameters.
@@ -9,14 +9,18 @@ Result: 80.3 % of the 1,821 test sentences right at the step that is best on dev
 
 `--config.model.cell=gru` is the GRU. TFDS has the set with 67,349 phrases for training and a test
 set without labels: `--config.data.train.name=tfds --config.data.train.dataset=glue/sst2
---config.data.train.split=train --config.task.text_field=sentence`, likewise the evaluation sets.
+--config.data.train.split=train --config.task.text_field=sentence`, likewise both evaluation
+sets, of split=validation: the labels of TFDS's test set are not given.
 """
 
 from configs import common
 
+VARIANTS = ('tiny',)
+
 
 def get_config(variant: str = ''):
     """The default, or `tiny` for tests."""
+    common.check_variant(variant, VARIANTS)
     config = common.get_config()
     common.sst2(config)
     config.task.update(tokenizer=dict(name='bpe', vocab_size=4096), token_dropout=0.2)
@@ -40,6 +44,4 @@ def get_config(variant: str = ''):
     if variant == 'tiny':
         config.model.update(embed_dim=16, hidden_dim=16)
         config = common.tiny(config)
-    elif variant:
-        raise ValueError(f'unknown variant {variant!r}; there is: tiny')
     return config.lock()

@@ -55,10 +55,12 @@ SHAPES = {
     | dict(num_layers=32, embed_dim=4096, mlp_dim=14336, max_length=8192, rotary_theta=1e6)
     | dict(moe=dict(num_experts=8, experts_per_token=2)),
 }
+VARIANTS = ('moe', *SHAPES, 'tiny')
 
 
 def get_config(variant: str = ''):
     """The default, `tiny`, `moe`, or one of SHAPES."""
+    common.check_variant(variant, VARIANTS)
     config = common.get_config()
     config.task = dict(name='language_modeling', tokenizer=dict(name='bytes'), sample_prompt='def ')
     config.data.train = dict(name='stdlib', split='train')
@@ -72,15 +74,13 @@ def get_config(variant: str = ''):
         config.optimizer.learning_rate = 6e-4
         if variant == '8b':
             config.optimizer.algorithm.moment_dtype = 'bfloat16'
-    elif variant in ('', 'tiny', 'moe'):
+    else:
         # What is sampled may be longer than the 128 bytes trained on: hence the window.
         common.small_transformer(config, vocab_size=256, num_layers=4, sliding_window=128)
         config.task.sequence_length = 128
         config.batch_size = 8
         config.total_steps = 1800
         config.eval_every = 600
-    else:
-        raise ValueError(f'unknown variant {variant!r}; there are: tiny, moe, {", ".join(SHAPES)}')
     if variant == 'moe':
         config.model.moe = dict(num_experts=8, experts_per_token=2, mlp_dim=256)
     if variant == 'tiny':

@@ -18,9 +18,12 @@ SAMPLES = (
     'Several children are sitting around a table and eating cake.',
 )
 
+VARIANTS = ('tiny',)
+
 
 def get_config(variant: str = ''):
     """The default, or `tiny` for tests."""
+    common.check_variant(variant, VARIANTS)
     config = common.get_config()
     config.model = dict(
         name='encoder_decoder',
@@ -60,8 +63,6 @@ def get_config(variant: str = ''):
         config.task.tokenizer.vocab_size = 300
         config.batch_size = 8
         config = common.tiny(config)
-    elif variant:
-        raise ValueError(f'unknown variant {variant!r}; there is: tiny')
     return config.lock()
 
 

@@ -11,15 +11,18 @@ Cost and result: not measured at full length yet.
 
 from configs import common
 
+VARIANTS = ('imagenet', 'tiny')
+
 
 def get_config(variant: str = ''):
     """The default; `imagenet`, the published network at 224 x 224 pixels; `tiny` for tests."""
+    common.check_variant(variant, VARIANTS)
     config = common.get_config()
     config.model = dict(
         name='convnet',
         stages=((64,), (128,), (256, 256), (512, 512), (512, 512)),
         norm='batch_norm',
-        dense_widths=(512,),
+        dense_widths=(512, 512),
         dropout_rate=0.5,
     )
     common.use_one_epoch_of_cifar10(config)
@@ -34,6 +37,4 @@ def get_config(variant: str = ''):
         config = common.tiny(config)
         config.model.update(stages=((8,), (8, 8)), dense_widths=(16,))
         config.batch_size = 16
-    elif variant:
-        raise ValueError(f'unknown variant {variant!r}; there are: imagenet, tiny')
     return config.lock()

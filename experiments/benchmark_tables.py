@@ -1,6 +1,6 @@
 """Networks on tables beside scikit-learn's gradient-boosted trees, on the same records.
 
-    python experiments/benchmark_tables.py
+    pip install -e '.[tables]' && python experiments/benchmark_tables.py
 
 For each data set: HistGradientBoostingClassifier with its defaults (categories as such, early
 stopping on a tenth of what it is given), given the training and the validation records; then both

@@ -157,7 +157,7 @@ def _variants():
             namespace = {}
             config.make_neighbours_importable(str(file))
             exec(file.read_text(), namespace)
-            for variant in namespace.get('SHAPES', ('', 'tiny')):
+            for variant in ('', *namespace.get('VARIANTS', ())):
                 yield f'{file}:{variant}'
 
 
@@ -169,7 +169,6 @@ BATCHES = {
         inputs=jnp.zeros((1, 4), int), users=jnp.zeros(1, int), targets=jnp.zeros(1, int)
     ),
 }
-IMAGE = dict(inputs=jnp.zeros((1, 32, 32, 3)))
 
 
 @pytest.mark.parametrize('spec', list(_variants()), ids=lambda spec: spec.split('/')[-1])
@@ -178,7 +177,9 @@ def test_every_config_is_fully_typed(spec):
     assert loaded.is_locked
     settings = experiment.from_config(loaded)
     task = experiment.make_task(settings)
-    batch = BATCHES.get(spec.split('/')[-1].split('.')[0], IMAGE)
+    side = getattr(task, 'image_size', 0) or 32
+    image = dict(inputs=jnp.zeros((1, side, side, 3)))
+    batch = BATCHES.get(spec.split('/')[-1].split('.')[0], image)
     if hasattr(task, 'example_shapes'):
         shapes = task.example_shapes()
         batch = {name: jnp.zeros((1, *shape.shape), shape.dtype) for name, shape in shapes.items()}

@@ -25,6 +25,17 @@ def test_every_promise_has_its_test():
             assert test in functions_in(file), f'{file}::{test}'
 
 
+def test_files_that_configs_name_are_there():
+    found = 0
+    for config in (ROOT / 'configs').glob('*.py'):
+        for file in re.findall(
+            r'(?:tests|experiments|configs|docs)/[\w/]+\.\w+', config.read_text()
+        ):
+            assert (ROOT / file).exists(), (config.name, file)
+            found += 1
+    assert found > 50
+
+
 def test_links_lead_somewhere():
     pages = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *(ROOT / 'docs').glob('*.md')]
     links = [

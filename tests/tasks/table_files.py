@@ -1,4 +1,4 @@
-"""A small table whose target follows from its columns, as the files of configs/adult.py."""
+"""Small tables whose targets follow from their columns, as the files of the configs of tables."""
 
 import csv
 import gzip
@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from configs import adult
+from configs import adult, credit_default
 
 HEADER = (*adult.NUMERIC, *adult.CATEGORICAL, 'income')
 
@@ -35,3 +35,18 @@ def write_adult(folder: pathlib.Path) -> None:
     """Both files where configs/adult.py looks for them, below $BIGMODELS_DATA."""
     write(folder / 'adult' / 'adult_train.csv.gz', rows(400, 0))
     write(folder / 'adult' / 'adult_test.csv.gz', rows(100, 1))
+
+
+def write_credit_default(folder: pathlib.Path) -> None:
+    """The file of configs/credit_default.py: who is months behind (X6) with little credit fails."""
+    rng = np.random.default_rng(2)
+    records = []
+    for i in range(600):
+        values = {f'X{j}': int(rng.integers(0, 100_000)) for j in range(1, 24)}
+        values |= {name: int(rng.integers(1, 4)) for name in credit_default.CATEGORICAL}
+        values['X6'] = int(rng.integers(-2, 9))
+        fails = values['X6'] > 2 and values['X1'] < 70_000
+        records.append([str(i + 1), *map(str, values.values()), str(int(fails))])
+    header = ('ID', *(f'X{j}' for j in range(1, 24)), 'Y')
+    name = 'default_of_credit_card_clients.csv.gz'
+    write(folder / 'credit_default' / name, records, header)

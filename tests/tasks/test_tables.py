@@ -147,6 +147,15 @@ def test_a_tiny_run_learns_the_table(changes, tmp_path, monkeypatch):
     assert figures == train.train(loaded, tmp_path / 'run')  # complete: told, not trained again
 
 
+def test_a_tiny_run_finds_who_will_default(tmp_path, monkeypatch):
+    monkeypatch.setenv('BIGMODELS_DATA', str(tmp_path))
+    table_files.write_credit_default(tmp_path)
+    overrides = ['total_steps=150', 'checkpoint.every=150', 'batch_size=64']
+    spec = str(commands.ROOT / 'configs/credit_default.py:tiny')
+    figures = train.train(config.load(spec, overrides), tmp_path / 'run')
+    assert figures['test/roc_auc'] > 0.9
+
+
 def test_a_regression_learns_the_table(tmp_path):
     rng = np.random.default_rng(0)
     records = [
