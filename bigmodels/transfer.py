@@ -90,9 +90,8 @@ def sources(
     unused = {*settings.new, *(own for own, _ in settings.prefixes)}
     for name, leaf in wanted.items():
         collection, _, below = name.partition('/')
-        pattern = _found(settings.new, below)
-        if pattern is not None:
-            unused.discard(pattern)
+        if found := _found(settings.new, below):
+            unused -= found
             continue
         own, other = next(
             (pair for pair in settings.prefixes if f'{below}/'.startswith(_folder(pair[0]))),
@@ -119,17 +118,18 @@ def sources(
     return names
 
 
-def _found(patterns: Sequence[str], name: str) -> str | None:
-    """The first regex that is found in a name."""
+def _found(patterns: Sequence[str], name: str) -> set[str]:
+    """The regexes that are found in a name."""
+    found = set()
     for pattern in patterns:
         try:
             if re.search(pattern, name):
-                return pattern
+                found.add(pattern)
         except re.error as error:
             raise errors.UserError(
                 f'config.init_from.new: {pattern!r} is no regular expression: {error}.'
             ) from error
-    return None
+    return found
 
 
 def _folder(prefix: str) -> str:

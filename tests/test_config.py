@@ -177,12 +177,13 @@ def test_every_config_is_fully_typed(spec):
     assert loaded.is_locked
     settings = experiment.from_config(loaded)
     task = experiment.make_task(settings)
-    side = getattr(task, 'image_size', 0) or 32
-    image = dict(inputs=jnp.zeros((1, side, side, 3)))
-    batch = BATCHES.get(spec.split('/')[-1].split('.')[0], image)
     if hasattr(task, 'example_shapes'):
         shapes = task.example_shapes()
         batch = {name: jnp.zeros((1, *shape.shape), shape.dtype) for name, shape in shapes.items()}
+    else:
+        side = getattr(task, 'image_size', 0) or 32
+        image = dict(inputs=jnp.zeros((1, side, side, 3)))
+        batch = BATCHES.get(spec.split('/')[-1].split('.')[0], image)
     params = jax.eval_shape(task.init, jax.random.key(0), batch)['params']
     given = {'params': params, 'total_steps': settings.total_steps}
     config.build(optimizers.make_optimizer, settings.optimizer, 'optimizer', **given)

@@ -54,6 +54,12 @@ def classifier(seed=0, **changes):
     ]
 
 
+class SplitMLP(MLP):
+    """Kernels split along both dimensions."""
+
+    sharding_rules = ((r'kernel$', ('fsdp', 'tensor')), (r'bias$', ()))
+
+
 def make_program(task, batch, num_devices=8, ema_decay=0.0, accumulate=1, **mesh):
     settings = experiment.Experiment(
         model={},
@@ -156,6 +162,16 @@ def test_scanned_layers_are_split_within_a_layer():
         if 'layers' in name and name.endswith('kernel'):
             assert leaf.sharding.spec[0] == 'stage'
             assert set(leaf.sharding.spec[1:]) == {'fsdp', 'tensor'}
+
+
+def test_rows_are_told_from_features_where_there_are_as_many():
+    """Unless features are gathered, XLA's partitioner gives other gradients here."""
+    task, batches = classifier()
+    task = Classification(SplitMLP(num_classes=10, hidden_dims=(ROWS, ROWS)))
+    alone, state, _ = train(task, batches, num_devices=1)
+    split, placed, _ = train(task, batches, data=2, fsdp=2, tensor=2)
+    np.testing.assert_allclose(split, alone, rtol=1e-4)
+    assert_close(placed.params, state.params, 1e-4)
 
 
 def test_dropout_is_the_same_on_every_mesh():

@@ -1,7 +1,7 @@
 """Where the pixels of an image come from: mirrored, moved, turned, magnified, cut out.
 
-Every function maps a key and an image [H, W, C] of any float values to one of the same shape. What
-lies beyond an edge is the image mirrored there, without the edge repeated.
+Changes map a key and an image [H, W, C] of any float values to one of the same shape, but for
+`window`. What lies beyond an edge is the image mirrored there, without the edge repeated.
 """
 
 import math

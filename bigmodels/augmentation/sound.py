@@ -33,14 +33,20 @@ class SoundAugmentation:
     mel_width: int = 8
 
     def __post_init__(self):
+        for name in ('shift_seconds', 'time_masks', 'mel_masks', 'mel_width'):
+            if getattr(self, name) < 0:
+                raise errors.UserError(
+                    f'config.task.augment.{name} = {getattr(self, name)} must not be negative.'
+                )
         slow, fast = self.speed
         if not 0 < slow <= fast:
             raise errors.UserError(
-                f'task.augment.speed = {self.speed} must be two factors, the lower one first.'
+                f'config.task.augment.speed = {self.speed} must be two factors, the lower one '
+                f'first.'
             )
         if not 0 <= self.time_share <= 1:
             raise errors.UserError(
-                f'task.augment.time_share = {self.time_share} must be from 0 to 1.'
+                f'config.task.augment.time_share = {self.time_share} must be from 0 to 1.'
             )
 
     def of_waveforms(

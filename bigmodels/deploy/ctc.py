@@ -12,6 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bigmodels.models.parts import pooling
+
 Array = jax.Array
 
 
@@ -26,7 +28,7 @@ def decode_greedily(logits: Array, lengths: Array, blank: int) -> Array:
     path = logits.argmax(-1).astype(jnp.int32)
     before = jnp.pad(path[:, :-1], [(0, 0), (1, 0)], constant_values=-1)
     num_frames = path.shape[1]
-    real = jnp.arange(num_frames) < lengths[:, None]
+    real = pooling.within(lengths, num_frames)
     kept = real & (path != blank) & (path != before)
     places = jnp.where(kept, jnp.cumsum(kept, 1) - 1, num_frames)
     write = lambda places, labels: jnp.full(num_frames, -1).at[places].set(labels, mode='drop')

@@ -3,6 +3,7 @@
 Features are what the model's layer `head` gets, so that any classifier with such a layer has them.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,11 +27,11 @@ def features(
     Raises:
       UserError: if the model has no such layer.
     """
-    inputs_of_head = jax.jit(lambda batch: _inputs_of_head(task, params, model_state, batch))
+    inputs_of_head = jax.jit(functools.partial(_inputs_of_head, task))
     found, targets = [], []
     for batch in pipeline.evaluation_batches(examples, batch_size):
         real = batch['weights'] > 0
-        found.append(np.asarray(inputs_of_head(batch))[real])
+        found.append(np.asarray(inputs_of_head(params, model_state, batch))[real])
         targets.append(batch['targets'][real])
     return np.concatenate(found), np.concatenate(targets)
 

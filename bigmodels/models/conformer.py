@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from bigmodels import errors, sharding
-from bigmodels.models.parts import blocks, layers
+from bigmodels.models.parts import blocks, layers, pooling
 from bigmodels.models.parts.attention import Implementation
 from bigmodels.models.parts.convolution import Conv, depthwise
 
@@ -75,17 +75,8 @@ class Conformer(nn.Module):
     @property
     def settings(self) -> blocks.Settings:
         """Of attention and feed-forward layers: every frame sees all."""
-        return blocks.Settings(
-            vocab_size=self.num_classes,
-            num_layers=self.num_layers,
-            embed_dim=self.embed_dim,
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            causal=False,
-            activation='silu',
-            dropout_rate=self.dropout_rate,
-            attention=self.attention,
-            dtype=self.dtype,
+        return blocks.settings_of(
+            self, vocab_size=self.num_classes, causal=False, activation='silu'
         )
 
     def output_lengths(self, lengths):
@@ -97,7 +88,7 @@ class Conformer(nn.Module):
         """Logits of features float [B, L, M], of which lengths int [B] frames are real."""
         x = self._subsampled(inputs.astype(self.dtype), lengths)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        real = within(self.output_lengths(lengths), x.shape[1])
+        real = pooling.within(self.output_lengths(lengths), x.shape[1])
         block = Block
         if self.remat != 'none':
             block = nn.remat(Block, policy=blocks.REMAT_POLICIES[self.remat])
@@ -105,7 +96,7 @@ class Conformer(nn.Module):
         for i in range(self.num_layers):
             x = block(self.settings, self.taps, train, name=f'layers_{i}')(x, real)
         if self.pool == 'mean':
-            x = x.astype(jnp.float32).mean(1, where=real[..., None])
+            x = pooling.mean(x.astype(jnp.float32), real)
         return layers.Linear(self.num_classes, name='head')(x.astype(jnp.float32))
 
     def _subsampled(self, x: Array, lengths: Array) -> Array:
@@ -113,7 +104,7 @@ class Conformer(nn.Module):
         x = x[..., None]
         for i in range(self.subsampling.bit_length() - 1):
             # What a convolution sees behind the end is as the zeros that surround all.
-            x = jnp.where(within(lengths, x.shape[1])[..., None, None], x, 0)
+            x = jnp.where(pooling.within(lengths, x.shape[1])[..., None, None], x, 0)
             x = Conv(self.subsampling_channels, 3, 2, use_bias=True, name=f'subsample_{i}')(x)
             x = layers.ACTIVATIONS['silu'](x)
             lengths = -(-lengths // 2)
@@ -168,8 +159,3 @@ class Convolution(nn.Module):
         x = layers.Norm(c.norm, c.norm_epsilon, name='norm')(depthwise.convolve(x, kernel))
         x = layers.ACTIVATIONS['silu'](x)
         return layers.Linear(d, kernel_init=c.residual_init(d), name='out_pointwise')(x)
-
-
-def within(lengths: Array, count: int) -> Array:
-    """Which of `count` places lie before each length: bool [B, count]."""
-    return jnp.arange(count) < lengths[:, None]

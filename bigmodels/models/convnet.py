@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigmodels import errors, sharding
+from bigmodels import errors
 from bigmodels.models.parts import layers
 from bigmodels.models.parts.batch_norm import BatchNorm
 from bigmodels.models.parts.convolution import Conv, max_pool
@@ -98,7 +98,5 @@ class ConvNet(nn.Module):
         for j, width in enumerate(self.dense_widths):
             init = nn.initializers.he_normal()
             x = activation(layers.Linear(width, kernel_init=init, name=f'dense_{j}')(x))
-            # Where rows and features are as many, XLA's partitioner takes one for the other.
-            x = sharding.constrain(x, (sharding.BATCH_AXES,))
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return layers.Linear(self.num_classes, name='head')(x).astype(jnp.float32)

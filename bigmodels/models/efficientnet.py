@@ -4,7 +4,6 @@ B0 is the default. B1 to B7 have `width` 1.0, 1.1, 1.2, 1.4, 1.6, 1.8, 2.0 and `
 1.4, 1.8, 2.2, 2.6, 3.1.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import ClassVar
@@ -13,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigmodels import errors, sharding
+from bigmodels import errors
 from bigmodels.models.parts import layers
 from bigmodels.models.parts.batch_norm import BatchNorm
 from bigmodels.models.parts.convolution import Conv, DepthwiseConv
@@ -51,8 +50,8 @@ class EfficientNet(nn.Module):
       width, depth: factors of B0's channels and blocks.
       strides: of the first block of each stage; with `stem_stride` they reduce 224 pixels to 7.
       dropout_rate: before the last layer, when training.
-      drop_path_rate: the probability that the last block is skipped for an example when training;
-        of those before it, in proportion to their place (Huang et al. 2016).
+      drop_path_rate: when training, block i of n, from 0, is skipped for an example with
+        probability drop_path_rate * i / n (Huang et al. 2016), if it has a shortcut.
       dtype: of the computation; parameters, statistics and logits are float32.
     """
 
@@ -120,11 +119,8 @@ class MBConv(nn.Module):
         y = _normalised(y, train, 'depthwise_norm')
         # Each channel is weighed by what all are on average (Hu et al. 2018).
         mean = y.astype(jnp.float32).mean((1, 2)).astype(y.dtype)
-        # Where rows and features are as many, XLA's partitioner takes one for the other.
-        by_rows = functools.partial(sharding.constrain, axes=(sharding.BATCH_AXES,))
-        gate = by_rows(layers.Linear(max(1, channels // 4), name='squeeze')(by_rows(mean)))
+        gate = layers.Linear(max(1, channels // 4), name='squeeze')(mean)
         gate = layers.Linear(y.shape[-1], name='excite')(layers.ACTIVATIONS['silu'](gate))
-        gate = by_rows(gate)
         y *= jax.nn.sigmoid(gate)[:, None, None]
         y = BatchNorm(MOMENTUM, EPSILON, name='project_norm')(
             Conv(self.width, 1, name='project')(y), train

@@ -81,7 +81,7 @@ class EncoderDecoder(nn.Module, Settings):
         super().__post_init__()
 
     def setup(self):
-        settings = transformer.settings_of(self)
+        settings = blocks.settings_of(self)
         num_layers = self.num_encoder_layers or self.num_layers
         self.embed = transformer.table(self, None, self.vocab_rows)
         self.encoder = Stack(dataclasses.replace(settings, causal=False, num_layers=num_layers))

@@ -31,9 +31,8 @@ class _Perceptron(nn.Module):
 
 def _embeddings(sizes: Sequence[int], embed_dim: int, categories: Array) -> list[Array]:
     """[B, D] of each of categories int [B, C]; called inside a compact `__call__`."""
-    normal = nn.initializers.normal(embed_dim**-0.5)
     return [
-        nn.Embed(size, embed_dim, embedding_init=normal, name=f'embed_{i}')(categories[:, i])
+        nn.Embed(size, embed_dim, name=f'embed_{i}')(categories[:, i])
         for i, size in enumerate(sizes)
     ]
 

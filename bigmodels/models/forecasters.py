@@ -48,20 +48,7 @@ class PatchTST(nn.Module):
     @property
     def settings(self) -> blocks.Settings:
         """Of the blocks: every patch sees all, positions are added once."""
-        return blocks.Settings(
-            vocab_size=self.horizon,
-            num_layers=self.num_layers,
-            embed_dim=self.embed_dim,
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            causal=False,
-            positions='none',
-            activation=self.activation,
-            dropout_rate=self.dropout_rate,
-            attention=self.attention,
-            remat=self.remat,
-            dtype=self.dtype,
-        )
+        return blocks.settings_of(self, vocab_size=self.horizon, causal=False, positions='none')
 
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool = False) -> Array:

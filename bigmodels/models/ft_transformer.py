@@ -35,20 +35,7 @@ class FTTransformer(TableModel):
     @property
     def settings(self) -> blocks.Settings:
         """Of the blocks: columns have no order."""
-        return blocks.Settings(
-            vocab_size=self.num_outputs,
-            num_layers=self.num_layers,
-            embed_dim=self.embed_dim,
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            causal=False,
-            positions='none',
-            activation=self.activation,
-            dropout_rate=self.dropout_rate,
-            attention=self.attention,
-            remat=self.remat,
-            dtype=self.dtype,
-        )
+        return blocks.settings_of(self, vocab_size=self.num_outputs, causal=False, positions='none')
 
     @nn.compact
     def __call__(self, inputs: Array, categories: Array, *, train: bool = False) -> Array:

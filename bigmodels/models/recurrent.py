@@ -131,12 +131,7 @@ class Recurrent(nn.Module):
         """inputs int [B, L], segment_ids int [B, L] with 0 for padding -> float32 [B, classes]."""
         real = jnp.ones(inputs.shape, bool) if segment_ids is None else segment_ids > 0
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
-        embed = nn.Embed(
-            self.vocab_size,
-            self.embed_dim,
-            embedding_init=nn.initializers.normal(self.embed_dim**-0.5),
-            name='embed',
-        )
+        embed = nn.Embed(self.vocab_size, self.embed_dim, name='embed')
         x = dropout(layers.look_up(embed, inputs, None))
         for i in range(self.num_layers):
             outputs = [

@@ -64,8 +64,8 @@ class TableModel(nn.Module):
         else:
             features = piecewise_linear(x, self.num_features)
         init = nn.initializers.normal(features.shape[-1] ** -0.5)
-        kernel = self.param('number_kernel', init, (count, features.shape[-1], self.embed_dim))
-        bias = self.param('number_bias', nn.initializers.zeros, (count, self.embed_dim))
+        kernel = self.param('number_embed', init, (count, features.shape[-1], self.embed_dim))
+        bias = self.param('number_bias_embed', nn.initializers.zeros, (count, self.embed_dim))
         embedded = jnp.einsum('bnk,nkd->bnd', features, kernel) + bias
         return embedded if self.numeric == 'linear' else jax.nn.relu(embedded)
 

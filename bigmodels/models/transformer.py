@@ -4,7 +4,6 @@ Axes: B batch, L length, S cache slots, D embed, H heads, N key/value heads, K h
 V vocab.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from typing import ClassVar
@@ -111,7 +110,7 @@ class Transformer(nn.Module, Settings):
 
     def _run_blocks(self, x, positions, segment_ids, cache, train):
         """Applies every block, scanned or unrolled; called inside the compact `__call__`."""
-        settings = settings_of(self)
+        settings = blocks.settings_of(self)
         if sharding.axis_size('stage') > 1:
             return self._run_stages(settings, x, positions, segment_ids, train), None
         return blocks.run(settings, x, positions, segment_ids, cache, train)
@@ -181,11 +180,6 @@ class Transformer(nn.Module, Settings):
             multiplied -= moe_lib.num_idle(params, self.experts)
         attended = min(length, 2 * (self.sliding_window or length))
         return 6 * multiplied + 6 * self.num_layers * self.num_heads * self.dim_per_head * attended
-
-
-def settings_of(model: Settings) -> Settings:
-    """The settings of a module that has their fields."""
-    return Settings(**{f.name: getattr(model, f.name) for f in dataclasses.fields(Settings)})
 
 
 def table(settings: Settings, name: str, rows: int) -> nn.Embed:

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigmodels.models.parts import layers
+from bigmodels.models.parts import layers, pooling
 
 Array = jax.Array
 
@@ -33,10 +33,8 @@ class TwoTower(nn.Module):
     dropout_rate: float = 0.0
 
     def setup(self):
-        embed = lambda rows: nn.Embed(
-            rows, self.embed_dim, embedding_init=nn.initializers.normal(self.embed_dim**-0.5)
-        )
-        self.item_embed, self.user_embed = embed(self.num_items), embed(self.num_users)
+        self.item_embed = nn.Embed(self.num_items, self.embed_dim)
+        self.user_embed = nn.Embed(self.num_users, self.embed_dim)
         towers = [
             [layers.Linear(width) for width in (*self.hidden_dims, self.embed_dim)]
             for _ in range(2)
@@ -56,8 +54,7 @@ class TwoTower(nn.Module):
         A history is told by its mean and its latest item.
         """
         seen = self.item_embed(history)
-        there = (history > 0)[..., None]
-        mean = jnp.where(there, seen, 0).sum(1) / jnp.maximum(there.sum(1), 1)
+        mean = pooling.mean(seen, history > 0)
         features = jnp.concatenate([self.user_embed(users), mean, seen[:, 0]], axis=-1)
         # Scores are cosines over the temperature; one side carries the division.
         return self._tower(self.query_layers, features, train) / self.temperature

@@ -57,22 +57,7 @@ class ViT(nn.Module):
     @property
     def settings(self) -> blocks.Settings:
         """Of the blocks: no token sees less than all, positions are added once."""
-        return blocks.Settings(
-            vocab_size=self.num_classes,
-            num_layers=self.num_layers,
-            embed_dim=self.embed_dim,
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            causal=False,
-            positions='none',
-            norm_epsilon=self.norm_epsilon,
-            activation=self.activation,
-            dropout_rate=self.dropout_rate,
-            attention=self.attention,
-            scan_layers=self.scan_layers,
-            remat=self.remat,
-            dtype=self.dtype,
-        )
+        return blocks.settings_of(self, vocab_size=self.num_classes, causal=False, positions='none')
 
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool = False) -> Array:

@@ -13,8 +13,7 @@ import numpy as np
 
 from bigmodels import config, errors
 from bigmodels.augmentation.sound import SoundAugmentation
-from bigmodels.models import conformer
-from bigmodels.models.parts import log_mel
+from bigmodels.models.parts import log_mel, pooling
 from bigmodels.tasks.classification import Examples
 
 
@@ -127,7 +126,7 @@ class FrontEnd:
 
 def normalize(features: jax.Array, lengths: jax.Array) -> jax.Array:
     """Each sequence of [B, L, M] with mean 0 and variance 1 per band over its frames, 0 behind."""
-    real = conformer.within(lengths, features.shape[1])[..., None]
+    real = pooling.within(lengths, features.shape[1])[..., None]
     features -= features.mean(1, keepdims=True, where=real)
     features *= jax.lax.rsqrt(jnp.square(features).mean(1, keepdims=True, where=real) + 1e-4)
     return jnp.where(real, features, 0)

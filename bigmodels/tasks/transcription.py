@@ -14,7 +14,7 @@ import optax
 from bigmodels import errors, metrics
 from bigmodels.data import tokenizers
 from bigmodels.deploy import ctc
-from bigmodels.models import conformer
+from bigmodels.models.parts import pooling
 from bigmodels.scores import speech
 from bigmodels.tasks.sound import SoundTask, name_of
 
@@ -129,7 +129,7 @@ class Transcription(SoundTask):
         """-log of the probability of all paths that stand for the text, in nats per token."""
         logits, frames, model_state = self.logits(params, model_state, batch, rng, train)
         paddings = [
-            1.0 - conformer.within(lengths, count)
+            1.0 - pooling.within(lengths, count)
             for lengths, count in (
                 (self.model.output_lengths(frames), logits.shape[1]),
                 (batch['target_lengths'], self.max_tokens),
@@ -157,7 +157,7 @@ class Transcription(SoundTask):
         decoded = {'greedy': ctc.decode_greedily(logits, lengths, self.blank)}
         if self.beams > 1:
             decoded['beams'], _ = ctc.decode_with_beams(logits, lengths, self.blank, self.beams)
-        real = conformer.within(batch['target_lengths'], self.max_tokens)
+        real = pooling.within(batch['target_lengths'], self.max_tokens)
         return decoded | {'targets': jnp.where(real, batch['targets'], -1)}
 
     @property

@@ -81,7 +81,7 @@ def test_the_order_of_columns_means_nothing_to_the_ft_transformer():
     variables = model.init(jax.random.key(0), NUMBERS, CATEGORIES)
     order = np.array([2, 0, 1])
     params = dict(variables['params'])
-    for name in ('number_kernel', 'number_bias'):
+    for name in ('number_embed', 'number_bias_embed'):
         params[name] = params[name][order]
     np.testing.assert_allclose(
         model.apply({'params': params}, NUMBERS[:, order], CATEGORIES[:, ::-1]),

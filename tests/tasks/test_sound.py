@@ -197,8 +197,10 @@ def test_augmentation_is_for_training_only(tones):
 @pytest.mark.parametrize('name', ['speech_digits', 'speech_ctc'])
 def test_a_tiny_run_is_saved_evaluated_and_complete(name, tones, tmp_path):
     spec = str(ROOT / 'configs' / f'{name}.py:tiny')
-    evals = 'data.evals.test.path'
-    loaded = config.load(spec, [f'data.train.path={tones}', f'{evals}={tones}'])
+    loaded = config.load(spec, [
+        f'data.train.path={tones}', f'data.evals.test.path={tones}', 'total_steps=60',
+        'optimizer.learning_rate=0.01',
+    ])  # fmt: skip
     figures = train.train(loaded, tmp_path)
     again = train.train(loaded, tmp_path)  # complete: its figures are read
     assert again == figures

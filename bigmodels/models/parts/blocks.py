@@ -165,6 +165,14 @@ class Settings:
         return scaled_normal(1 / (2 * self.num_layers * fan_in))
 
 
+def settings_of(module: nn.Module, **given) -> Settings:
+    """The settings that a module has as fields of the same names, and those that are given."""
+    own, settings = (
+        {field.name for field in dataclasses.fields(owner)} for owner in (module, Settings)
+    )
+    return Settings(**{name: getattr(module, name) for name in own & settings} | given)
+
+
 class Attention(nn.Module):
     """Self-attention of x [B, L, D]; with a cache, over all slots written so far."""
 

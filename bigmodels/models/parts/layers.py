@@ -241,6 +241,10 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        if x.ndim == 2:
+            # Where a mesh splits rows and features both, XLA's partitioner gives wrong gradients if
+            # there are as many of the one as of the other: features are gathered.
+            x = sharding.constrain(x, (sharding.BATCH_AXES,))
         kernel = kernel_of(self, 'kernel', self.kernel_init, (x.shape[-1], self.features))
         y = matmul(x, kernel)
         if self.use_bias:

@@ -1,4 +1,4 @@
-"""The states of a text's tokens as one vector, or as they are.
+"""The states of a sequence, of which some are padding, as one vector or as they are.
 
 Axes: B batch, L length, D features.
 """
@@ -11,6 +11,11 @@ import jax.numpy as jnp
 
 Array = jax.Array
 Pool = Literal['mean', 'max', 'none']
+
+
+def within(lengths: Array, count: int) -> Array:
+    """Which of `count` places lie before each length of int [B]: bool [B, count]."""
+    return jnp.arange(count) < lengths[:, None]
 
 
 def mean(x: Array, real: Array) -> Array:
