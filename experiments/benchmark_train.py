@@ -15,7 +15,6 @@ same precision, is the MFU here. Needs the extra `parity`.
 
 import argparse
 import dataclasses
-import datetime
 import json
 import pathlib
 import statistics
@@ -134,7 +133,6 @@ def compare(name: str, dtype: str, sides: list[str], rounds: int, seconds: float
     return {
         'row': name,
         'dtype': dtype,
-        'date': datetime.date.today().isoformat(),
         'unit': ours['unit'],
         'ratio': ratio,
         'ceiling_gflop_per_second': round(ours['ceiling'] / 1e9),
@@ -185,18 +183,12 @@ def main() -> None:
         for dtype in dtypes:
             result = compare(name, dtype, sides, options.rounds, options.seconds)
             print(table([result]), flush=True)
-            keep(result, options.name)
+            measure.keep(options.name, result, place, table, ('jax', 'flax', 'torch'))
 
 
-def keep(result: dict, name: str) -> None:
-    """Puts a result in the place of the row's last one, in both files of that name."""
-    path = measure.RESULTS / f'{name}.json'
-    kept = json.loads(path.read_text())['results'] if path.exists() else []
-    same = lambda other: all(other[key] == result[key] for key in ('row', 'dtype'))
-    results = [other for other in kept if not same(other)] + [result]
-    results.sort(key=lambda r: (list(ROWS).index(r['row']), DTYPES.index(r['dtype'])))
-    measure.write(name, {'results': results}, libraries=('jax', 'flax', 'torch'), quiet=True)
-    (measure.RESULTS / f'{name}.md').write_text(table(results) + '\n')
+def place(result: dict) -> tuple[int, int]:
+    """Of a row in a precision, among the results."""
+    return list(ROWS).index(result['row']), DTYPES.index(result['dtype'])
 
 
 if __name__ == '__main__':

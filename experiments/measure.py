@@ -12,10 +12,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / 'experiments' / 'results'
+MACHINE = f'{os.cpu_count()} CPU cores, {platform.machine()}'
 
 
 def train(
@@ -130,6 +131,11 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return '\n'.join([header, '| --- ' * len(rows[0]) + '|', *rest])
 
 
+def versions(libraries: Sequence[str]) -> dict[str, str]:
+    """Of each installed library."""
+    return {name: importlib.metadata.version(name) for name in libraries}
+
+
 def write(
     name: str,
     result: Mapping,
@@ -141,11 +147,39 @@ def write(
     result = {
         'date': datetime.date.today().isoformat(),
         'command': f'python {" ".join([os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])}',
-        'machine': f'{os.cpu_count()} CPU cores, {platform.machine()}',
-        'versions': {name: importlib.metadata.version(name) for name in libraries},
+        'machine': MACHINE,
+        'versions': versions(libraries),
         **result,
     }
     folder.mkdir(exist_ok=True)
     (folder / f'{name}.json').write_text(json.dumps(result, indent=1) + '\n')
     if not quiet:
         print(json.dumps(result, indent=1))
+
+
+def keep(
+    name: str,
+    result: Mapping,
+    place: Callable[[Mapping], tuple],
+    table: Callable[[Sequence[Mapping]], str],
+    libraries=('jax', 'flax'),
+) -> None:
+    """Writes a result among those measured before, in place of its own last one.
+
+    Args:
+      place: of a result: results of the same place are of the same thing, and they are in order.
+      table: the results as Markdown, written beside the JSON file.
+    """
+    path = RESULTS / f'{name}.json'
+    kept = json.loads(path.read_text())['results'] if path.exists() else []
+    stamp = {'date': datetime.date.today().isoformat(), 'versions': versions(libraries)}
+    results = [other for other in kept if place(other) != place(result)] + [{**result, **stamp}]
+    results.sort(key=place)
+    write(name, {'results': results}, libraries=libraries, quiet=True)
+    stamps = {
+        f'{other["date"]}: '
+        + ', '.join(f'{key} {value}' for key, value in other['versions'].items())
+        for other in results
+    }
+    lines = [table(results), '', f'{MACHINE}.', *sorted(stamps)]
+    (RESULTS / f'{name}.md').write_text('\n'.join(lines) + '\n')

@@ -11,7 +11,6 @@ Graphs, tables, recommendation and transfer have scripts of their own, which com
 
 import argparse
 import dataclasses
-import datetime
 import json
 import pathlib
 import subprocess
@@ -70,7 +69,6 @@ def reached(name: str, workdir: pathlib.Path) -> dict:
     good = row.bar is None or (value <= row.bar if row.lowest else value >= row.bar)
     return {
         'row': name,
-        'date': datetime.date.today().isoformat(),
         'figure': row.figure,
         'value': round(value, 4),
         'of': 'best step' if best else 'last step',
@@ -91,25 +89,16 @@ def best_figures(workdir: pathlib.Path) -> dict[str, float]:
     return json.loads(done.stdout)
 
 
-def keep(result: dict) -> None:
-    """Writes a row's result among those that are there."""
-    path = measure.RESULTS / 'zoo.json'
-    kept = json.loads(path.read_text())['results'] if path.exists() else []
-    results = [other for other in kept if other['row'] != result['row']] + [result]
-    results.sort(key=lambda r: list(ROWS).index(r['row']))
-    measure.write('zoo', {'results': results}, quiet=True)
-    header = (
-        'config', 'figure', 'value', 'of', 'bar', 'minutes', 'allowed', 'reached', 'peak MB',
-        'date',
-    )  # fmt: skip
+def table(results: list[dict]) -> str:
+    """The results as Markdown."""
+    header = ('config', 'figure', 'value', 'of', 'bar', 'minutes', 'allowed', 'reached', 'peak MB')
     lines = [
         (r['row'], r['figure'], f'{r["value"]:.4g}', r['of'],
          '' if r['bar'] is None else f'{r["bar"]:g}', f'{r["minutes"]:.1f}',
-         f'{r["minutes_allowed"]:g}', 'yes' if r['reached'] else 'no',
-         f'{r["peak_memory_mb"]:,}', r['date'])
+         f'{r["minutes_allowed"]:g}', 'yes' if r['reached'] else 'no', f'{r["peak_memory_mb"]:,}')
         for r in results
     ]  # fmt: skip
-    (measure.RESULTS / 'zoo.md').write_text(measure.markdown([header, *lines]) + '\n')
+    return measure.markdown([header, *lines])
 
 
 if __name__ == '__main__':
@@ -124,5 +113,5 @@ if __name__ == '__main__':
         with tempfile.TemporaryDirectory() as directory:
             folder = (options.keep or pathlib.Path(directory)).resolve() / name
             result = reached(name, folder)
-        keep(result)
+        measure.keep('zoo', result, lambda r: (list(ROWS).index(r['row']),), table)
         print(json.dumps(result), flush=True)
