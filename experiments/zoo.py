@@ -48,6 +48,7 @@ ROWS = {
     'sst2_lstm': Row('test/accuracy', 0.80, 10),
     'translate': Row('test/bleu', 35, 90),
     'speech_digits': Row('test/accuracy', 0.97, 10),
+    'speaker': Row('test/accuracy', 0.97, 10),
     'speech_ctc': Row('test/wer', 0.05, 10, lowest=True),
     'forecast:dlinear': Row('test/mse', 0.39, 30, lowest=True),
     'forecast': Row('test/mse', 0.39, 30, lowest=True),

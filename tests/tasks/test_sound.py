@@ -194,7 +194,7 @@ def test_augmentation_is_for_training_only(tones):
     assert abs(losses['plain', True] - losses['augmented', True]) > 1e-4
 
 
-@pytest.mark.parametrize('name', ['speech_digits', 'speech_ctc'])
+@pytest.mark.parametrize('name', ['speech_digits', 'speaker', 'speech_ctc'])
 def test_a_tiny_run_is_saved_evaluated_and_complete(name, tones, tmp_path):
     spec = str(ROOT / 'configs' / f'{name}.py:tiny')
     loaded = config.load(spec, [
