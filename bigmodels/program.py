@@ -151,9 +151,9 @@ def _check_whole_batches(settings: Experiment, task: Any, mesh: jax.sharding.Mes
     if settings.accumulate > 1 or by_device:
         found = 'parallel = "pmap"' if by_device else f'accumulate = {settings.accumulate}'
         raise errors.UserError(
-            f'The loss of {type(task).__name__} compares the examples of a batch, and config.{found} '
-            'would compare those of its parts alone: another loss. Set accumulate to 1 and '
-            'parallel to "jit".'
+            f'The loss of {type(task).__name__} compares the examples of a batch, and '
+            f'config.{found} would compare those of its parts alone: another loss. Set accumulate '
+            'to 1 and parallel to "jit".'
         )
 
 

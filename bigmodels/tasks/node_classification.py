@@ -10,6 +10,7 @@ import numpy as np
 
 from bigmodels import errors
 from bigmodels.data.sources.graph_sources import checked_edges
+from bigmodels.tasks.base import Examples, field_of
 from bigmodels.tasks.classification import Classification
 
 NOT_OF_NODES = ('image_size', 'augment', 'top_k', 'report')
@@ -56,9 +57,7 @@ class NodeClassification(Classification):
         """
         example = super().preprocess(raw)
         inputs = example['inputs']
-        if 'edges' not in raw:
-            raise errors.unknown('record field', 'edges', raw)
-        example['edges'] = checked_edges(raw['edges'], len(inputs), 'the graph')
+        example['edges'] = checked_edges(field_of(raw, 'edges'), len(inputs), 'the graph')
         if self.normalize_rows:
             sums = inputs.sum(1, keepdims=True)
             example['inputs'] = np.divide(inputs, sums, out=np.zeros_like(inputs), where=sums != 0)
@@ -74,7 +73,8 @@ class NodeClassification(Classification):
 
     def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
         """One example for each graph, all prepared here: they are few and large."""
-        return [self.preprocess(source[i]) for i in range(len(source))]
+        examples = Examples(source, self)
+        return [examples[i] for i in range(len(source))]
 
     def model_inputs(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """Features and edges."""

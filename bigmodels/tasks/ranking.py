@@ -12,10 +12,9 @@ import numpy as np
 import optax
 
 from bigmodels import errors, metrics
-from bigmodels.data import pipeline
 from bigmodels.data.ids import Ids
 from bigmodels.scores.classification import roc_auc
-from bigmodels.tasks.classification import Examples
+from bigmodels.tasks.base import Defaults, Examples, columns_of, field_of, told_of
 
 NUMBERS = 'numbers.json'
 
@@ -49,7 +48,7 @@ class Encoding:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ranking:
+class Ranking(Defaults):
     """Interactions -> the probability that the rating is at least `threshold`.
 
     Fields:
@@ -73,6 +72,7 @@ class Ranking:
     encoding: Encoding | None = None
 
     score_names = ('auc',)
+    target_keys = ('rating',)
 
     def __post_init__(self):
         if len(self.model.category_sizes) != len(self.categories):
@@ -83,10 +83,11 @@ class Ranking:
 
     def fit(self, source: Sequence) -> 'Ranking':
         """Learns the ids there are and the numbers' statistics, of training records."""
-        records = pipeline.take(source, np.arange(len(source)))
-        ids = {name: Ids.fit(self._field(records, name), self.min_count)
-               for name in self.categories}  # fmt: skip
-        values = self._values(records)
+        fields = ('categories', 'counts', 'numbers')
+        with told_of(source):
+            columns = columns_of(source, {f'task.{key}': getattr(self, key) for key in fields})
+            ids = {name: Ids.fit(columns[name], self.min_count) for name in self.categories}
+            values = self._values(columns)
         spread = values.std(0)
         return self._with(Encoding(ids, values.mean(0), np.where(spread > 0, spread, 1)))
 
@@ -117,7 +118,7 @@ class Ranking:
         Raises:
           UserError: for a record without one of the fields, or with a number that is not finite.
         """
-        rows = [self.encoding.ids[name].rows(np.atleast_1d(self._field(raw, name)))
+        rows = [self.encoding.ids[name].rows(np.atleast_1d(field_of(raw, name)))
                 for name in self.categories]  # fmt: skip
         numbers = (self._values(raw) - self.encoding.means) / self.encoding.deviations
         categories = np.stack(rows, -1).reshape(*numbers.shape[:-1], -1)
@@ -126,15 +127,10 @@ class Ranking:
             example['targets'] = np.float32(np.asarray(raw[self.rating]) >= self.threshold)
         return example
 
-    def _field(self, raw: Mapping[str, Any], name: str) -> Any:
-        if name not in raw:
-            raise errors.unknown('record field', name, raw)
-        return raw[name]
-
     def _values(self, raw: Mapping[str, Any]) -> np.ndarray:
         """Counts, as logarithms, and numbers, float32 [..., N]."""
-        columns = [np.log1p(np.asarray(self._field(raw, name), np.float32)) for name in self.counts]
-        columns += [np.asarray(self._field(raw, name), np.float32) for name in self.numbers]
+        columns = [np.log1p(np.asarray(field_of(raw, name), np.float32)) for name in self.counts]
+        columns += [np.asarray(field_of(raw, name), np.float32) for name in self.numbers]
         for name, column in zip((*self.counts, *self.numbers), columns, strict=True):
             if not np.isfinite(column).all():
                 raise errors.UserError(f'The field {name} has a value that is not finite.')
@@ -178,21 +174,6 @@ class Ranking:
     def scores(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
         """The area under the ROC curve."""
         return {'auc': roc_auc(outcomes['targets'] > 0, outcomes['logits'])}
-
-    def summary(self, values: Mapping[str, float]) -> dict[str, float]:
-        """The means as they are."""
-        return dict(values)
-
-    def items(self, shapes: Mapping[str, Any]) -> tuple[int, str]:
-        """The number of examples in a batch, and their unit."""
-        return len(shapes['inputs']), 'examples'
-
-    def flops_per_step(self, params, shapes) -> None:
-        """Not known by formula."""
-
-    def demonstrate(self, params, model_state) -> dict[str, str]:
-        """Nothing to show beyond the metrics."""
-        return {}
 
     def facts(self) -> dict[str, str]:
         """What the start screen says of the model."""

@@ -163,6 +163,21 @@ def test_retrieval_is_trained_on_whole_batches_only(devices, overrides, refused)
         program.make_program(settings, task, mesh, shapes)
 
 
+def test_records_without_a_history_are_named():
+    [task, _] = tasks()
+    fitted = task.fit(RECORDS)
+    records = [*RECORDS, {'user': 'a', 'films': ['x']}]
+    for call in (
+        lambda: task.fit(records),
+        lambda: fitted.examples(records, None, train=True),
+        lambda: fitted.examples(records, None, train=False)[3],
+    ):
+        with pytest.raises(errors.UserError, match="Unknown record field 'items'"):
+            call()
+    with pytest.raises(errors.UserError, match='record 0: There is no item to hold out'):
+        fitted.examples([{'user': 'a', 'items': []}], None, train=False)[0]
+
+
 def test_a_model_with_too_few_rows_is_refused():
     small = TwoTower(num_items=4, num_users=3, embed_dim=8)
     with pytest.raises(errors.UserError, match='config.model.num_items is 4: .* at least 5'):
