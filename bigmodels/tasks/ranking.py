@@ -13,6 +13,7 @@ import optax
 
 from bigmodels import errors, metrics
 from bigmodels.data.ids import Ids
+from bigmodels.data.table_encoding import Scale, scale_of
 from bigmodels.scores.classification import roc_auc
 from bigmodels.tasks.base import Defaults, Examples, columns_of, field_of, told_of
 
@@ -25,26 +26,23 @@ class Encoding:
 
     Fields:
       ids: of each category.
-      means, deviations: of each number, float32 [N].
+      scale: of the numbers [N].
     """
 
     ids: Mapping[str, Ids]
-    means: np.ndarray
-    deviations: np.ndarray
+    scale: Scale
 
     def save(self, directory: Path) -> None:
         """Writes JSON files, one for each category and one of the numbers."""
         for name, ids in self.ids.items():
             ids.save(directory / f'ids_{name}.json')
-        numbers = {'means': self.means.tolist(), 'deviations': self.deviations.tolist()}
-        (directory / NUMBERS).write_text(json.dumps(numbers))
+        self.scale.save(directory / NUMBERS)
 
     @classmethod
     def restore(cls, directory: Path, categories: Sequence[str]) -> 'Encoding':
         """What `save` wrote."""
-        numbers = json.loads((directory / NUMBERS).read_text())
         ids = {name: Ids.restore(directory / f'ids_{name}.json') for name in categories}
-        return cls(ids, **{key: np.array(value, np.float32) for key, value in numbers.items()})
+        return cls(ids, Scale(**json.loads((directory / NUMBERS).read_text())))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +85,8 @@ class Ranking(Defaults):
         with told_of(source):
             columns = columns_of(source, {f'task.{key}': getattr(self, key) for key in fields})
             ids = {name: Ids.fit(columns[name], self.min_count) for name in self.categories}
-            values = self._values(columns)
-        spread = values.std(0)
-        return self._with(Encoding(ids, values.mean(0), np.where(spread > 0, spread, 1)))
+            scale = scale_of(self._values(columns))
+        return self._with(Encoding(ids, scale))
 
     def save(self, directory: Path) -> None:
         """Writes the encoding."""
@@ -120,7 +117,7 @@ class Ranking(Defaults):
         """
         rows = [self.encoding.ids[name].rows(np.atleast_1d(field_of(raw, name)))
                 for name in self.categories]  # fmt: skip
-        numbers = (self._values(raw) - self.encoding.means) / self.encoding.deviations
+        numbers = self.encoding.scale.standardised(self._values(raw))
         categories = np.stack(rows, -1).reshape(*numbers.shape[:-1], -1)
         example = {'inputs': numbers, 'categories': categories}
         if self.rating in raw:
@@ -128,9 +125,9 @@ class Ranking(Defaults):
         return example
 
     def _values(self, raw: Mapping[str, Any]) -> np.ndarray:
-        """Counts, as logarithms, and numbers, float32 [..., N]."""
-        columns = [np.log1p(np.asarray(field_of(raw, name), np.float32)) for name in self.counts]
-        columns += [np.asarray(field_of(raw, name), np.float32) for name in self.numbers]
+        """Counts, as logarithms, and numbers, float64 [..., N]."""
+        columns = [np.log1p(np.asarray(field_of(raw, name), np.float64)) for name in self.counts]
+        columns += [np.asarray(field_of(raw, name), np.float64) for name in self.numbers]
         for name, column in zip((*self.counts, *self.numbers), columns, strict=True):
             if not np.isfinite(column).all():
                 raise errors.UserError(f'The field {name} has a value that is not finite.')
