@@ -14,8 +14,8 @@ import numpy as np
 import optax
 
 from bigmodels import config as config_lib
+from bigmodels import errors, optimizers, sharding, steps, transfer, xla_options
 from bigmodels import guard as guard_lib
-from bigmodels import optimizers, sharding, steps, transfer, xla_options
 from bigmodels import state as state_lib
 from bigmodels.experiment import Experiment, InitFrom
 
@@ -80,7 +80,12 @@ class Program:
 def make_program(
     settings: Experiment, task: Any, mesh: jax.sharding.Mesh, batch_shapes: Shapes
 ) -> Program:
-    """The program of an experiment for batches of these shapes."""
+    """The program of an experiment for batches of these shapes.
+
+    Raises:
+      UserError: for a task that compares the examples of a batch, which the experiment splits.
+    """
+    _check_whole_batches(settings, task, mesh)
     example = {
         key: jax.ShapeDtypeStruct((1, *shape.shape[1:]), shape.dtype)
         for key, shape in batch_shapes.items()
@@ -137,6 +142,19 @@ def make_program(
         init_from=settings.init_from,
         notes=notes + told,
     )
+
+
+def _check_whole_batches(settings: Experiment, task: Any, mesh: jax.sharding.Mesh) -> None:
+    if not getattr(task, 'compares_examples', False):
+        return
+    by_device = settings.parallel == 'pmap' and mesh.size > 1
+    if settings.accumulate > 1 or by_device:
+        found = 'parallel = "pmap"' if by_device else f'accumulate = {settings.accumulate}'
+        raise errors.UserError(
+            f'The loss of {type(task).__name__} compares the examples of a batch, and '
+            f'config.{found} would compare those of its parts alone: another loss. Set accumulate '
+            'to 1 and parallel to "jit".'
+        )
 
 
 def evaluation_step(task: Any) -> Callable:

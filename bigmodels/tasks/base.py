@@ -1,8 +1,10 @@
-"""What tasks share: the methods of one that has nothing of its own to say, and whole sources."""
+"""What tasks share: the methods of one that has nothing of its own to say, and its examples."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -11,7 +13,28 @@ from bigmodels.data import pipeline
 
 
 class Defaults:
-    """The methods of a task whose metrics are means and whose batches are counted by examples."""
+    """The methods of a task that learns nothing from records, whose metrics are means, and whose
+    batches are counted by examples.
+
+    Class variables:
+      unit: what an example is called where they are counted.
+      target_keys: the task's fields that name those fields of a record that are its targets; a
+        record to be answered may lack them, one of `Examples` may not.
+    """
+
+    unit: ClassVar[str] = 'examples'
+    target_keys: ClassVar[Sequence[str]] = ()
+
+    def fit(self, source: Sequence) -> Self:
+        """Nothing is learnt from the records."""
+        return self
+
+    def save(self, directory: Path) -> None:
+        """Nothing to save."""
+
+    def restored(self, directory: Path) -> Self:
+        """As built from the config."""
+        return self
 
     def summary(self, values: Mapping[str, float]) -> dict[str, float]:
         """The means as they are."""
@@ -19,7 +42,7 @@ class Defaults:
 
     def items(self, shapes: Mapping[str, Any]) -> tuple[int, str]:
         """The number of examples in a batch, and their unit."""
-        return len(shapes['inputs']), 'examples'
+        return len(shapes['inputs']), self.unit
 
     def flops_per_step(self, params, shapes) -> None:
         """Not known by formula."""
@@ -29,16 +52,129 @@ class Defaults:
         return {}
 
 
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """A source whose records are preprocessed as they are read, several at once where it can.
+
+    Fields:
+      task: its `preprocess` takes one record, or several stacked.
+      stacked: whether it takes several; else records are read one by one.
+    """
+
+    source: Sequence
+    task: Any
+    stacked: bool = True
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        record = self.source[index]
+        try:
+            return self._example(record)
+        except errors.UserError as error:
+            raise errors.UserError(f'{described(self.source)}, record {index}: {error}') from error
+
+    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples of int64 [n] indices, stacked."""
+        if not self.stacked or not hasattr(self.source, 'take'):
+            return pipeline.stacked([self[index] for index in indices.tolist()])
+        records = self.source.take(indices)
+        try:
+            return self._example(records)
+        except errors.UserError:
+            for index in indices.tolist():
+                self[index]  # of which record it is said
+            raise
+
+    def _example(self, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """A record, or several stacked, as the task has it, once the targets are known to be."""
+        for key in self.task.target_keys:
+            name = getattr(self.task, key)
+            if name and name not in record:
+                raise errors.unknown(f'record field task.{key} =', name, record)
+        return self.task.preprocess(record)
+
+
+def described(source: Sequence) -> str:
+    """What to call a source in an error."""
+    return source.describe() if hasattr(source, 'describe') else 'The training records'
+
+
 @contextlib.contextmanager
 def told_of(source: Sequence) -> Iterator[None]:
     """A UserError within says of which source it is."""
     try:
         yield
     except errors.UserError as error:
-        described = source.describe() if hasattr(source, 'describe') else 'The training records'
-        raise errors.UserError(f'{described}. {error}') from error
+        raise errors.UserError(f'{described(source)}. {error}') from error
 
 
-def columns_of(source: Sequence) -> dict[str, np.ndarray]:
-    """All records of a source, stacked."""
-    return pipeline.take(source, np.arange(len(source)))
+def field_of(record: Mapping[str, Any], name: str, key: str = '') -> Any:
+    """What a record, or several stacked, have in a field.
+
+    Args:
+      key: of the config that names the field, for the error.
+
+    Raises:
+      UserError: where there is no such field.
+    """
+    if name not in record:
+        raise errors.unknown(f'record field {key} =' if key else 'record field', name, record)
+    return record[name]
+
+
+def columns_of(source: Sequence, names: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
+    """Fields of all n records of a source, each stacked to [n, ...].
+
+    Args:
+      names: of the fields, by the key of the config that names them, such as 'task.columns'.
+
+    Raises:
+      UserError: for a field that is not there, values of several shapes, or no record.
+    """
+    if not len(source):
+        raise errors.UserError('There are no records.')
+    fields = [(name, key) for key, several in names.items() for name in several]
+    if hasattr(source, 'take'):
+        records = source.take(np.arange(len(source)))
+        return {name: field_of(records, name, key) for name, key in fields}
+    columns = {name: [] for name, _ in fields}
+    for i in range(len(source)):
+        record = source[i]
+        for name, key in fields:
+            try:
+                columns[name].append(np.asarray(field_of(record, name, key)))
+            except errors.UserError as error:
+                raise errors.UserError(f'Record {i}: {error}') from error
+    return {name: _stacked(values, name) for name, values in columns.items()}
+
+
+def _stacked(values: Sequence[np.ndarray], name: str) -> np.ndarray:
+    for i, value in enumerate(values):
+        if value.shape != values[0].shape:
+            raise errors.UserError(
+                f'The field {name!r} is {list(value.shape)} in record {i}, and '
+                f'{list(values[0].shape)} in record 0: all must have one shape.'
+            )
+    return np.stack(values)
+
+
+def checked_labels(labels: Any, num_classes: int, key: str) -> np.ndarray:
+    """Labels, integers from 0 to under `num_classes`, as int32 of the same shape.
+
+    Args:
+      key: what they were read by, for the error, such as "task.label_key = 'label'".
+
+    Raises:
+      UserError: for what is no integer, or out of range.
+    """
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in 'iu':
+        raise errors.UserError(f'{key} is of {labels.dtype}: labels are integers.')
+    known = (labels >= 0) & (labels < num_classes)
+    if not known.all():
+        raise errors.UserError(
+            f'Label {labels[~known][0]} is out of range: model.num_classes is {num_classes}.'
+        )
+    return labels.astype(np.int32)

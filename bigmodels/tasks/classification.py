@@ -12,14 +12,15 @@ import numpy as np
 
 from bigmodels import config, errors, losses, metrics
 from bigmodels.augmentation import Augmentation
-from bigmodels.data import images, pipeline
+from bigmodels.data import images
 from bigmodels.scores import classification as scores_lib
+from bigmodels.tasks.base import Defaults, Examples, checked_labels, field_of
 
 AUGMENTATION = 0x41  # folded into a step's key: dropout's are by the names of modules
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification:
+class Classification(Defaults):
     """Images or feature vectors [B, ...] -> one of the model's `num_classes`.
 
     Fields:
@@ -51,6 +52,7 @@ class Classification:
     report: Sequence[str] = ()
 
     sections: ClassVar = {'augment': Augmentation}
+    target_keys: ClassVar = ('label_key',)
 
     def __post_init__(self):
         self._augmentation()  # what is wrong with it is said before anything is opened
@@ -76,17 +78,6 @@ class Classification:
     def _augmentation(self) -> Augmentation:
         return config.build(Augmentation, self.augment or {}, 'task.augment')
 
-    def fit(self, source) -> 'Classification':
-        """Nothing is learnt from the records: the statistics are in the config."""
-        return self
-
-    def save(self, directory: Path) -> None:
-        """Nothing to save."""
-
-    def restored(self, directory: Path) -> 'Classification':
-        """As built from the config."""
-        return self
-
     @property
     def record_fields(self) -> dict[str, str]:
         """What `preprocess` needs of a record, see `data.inputs`."""
@@ -98,35 +89,30 @@ class Classification:
         Likewise for several records stacked.
 
         Raises:
-          UserError: for a record without the input, or a label that is no integer or out of range.
+          UserError: for a record without the input, a label that is no integer or out of range, or
+            what is to be resized and is no image.
         """
-        if self.input_key not in raw:
-            raise errors.unknown('record field task.input_key =', self.input_key, raw)
-        inputs = raw[self.input_key]
+        inputs = field_of(raw, self.input_key, 'task.input_key')
         if self.image_size:
-            inputs = self._resized(inputs)
+            several = np.ndim(raw.get(self.label_key, 0)) > 0
+            inputs = self._resized(np.asarray(inputs), several)
         inputs = (np.asarray(inputs, np.float32) - self.mean) / self.std
         example = {'inputs': inputs.astype(np.float32)}
         if self.label_key in raw:
-            labels = np.asarray(raw[self.label_key])
-            if labels.dtype.kind not in 'iu':
-                raise errors.UserError(
-                    f'task.label_key = {self.label_key!r} is of {labels.dtype}: labels are '
-                    f'integers.'
-                )
-            known = (labels >= 0) & (labels < self.model.num_classes)
-            if not known.all():
-                raise errors.UserError(
-                    f'Label {labels[~known][0]} is out of range: model.num_classes is '
-                    f'{self.model.num_classes}.'
-                )
-            example['targets'] = labels.astype(np.int32)
+            key = f'task.label_key = {self.label_key!r}'
+            example['targets'] = checked_labels(raw[self.label_key], self.model.num_classes, key)
         return example
 
-    def _resized(self, image: np.ndarray) -> np.ndarray:
-        """uint8 [H, W, C], or several [B, H, W, C], with sides of `image_size`."""
-        if image.ndim == 4:
-            return np.stack([self._resized(one) for one in image])
+    def _resized(self, image: np.ndarray, several: bool) -> np.ndarray:
+        """uint8 [H, W] or [H, W, 1 or 3], or `several` of these, with sides of `image_size`.
+
+        Without labels only four axes tell several images: three may be one with its channels.
+        """
+        if several or image.ndim == 4:
+            return np.stack([self._resized(one, several=False) for one in image])
+        if image.ndim == 2:
+            return self._resized(image[..., None], several=False)[..., 0]
+        image = images.with_channels(image, image.shape[-1])  # refuses what is no image
         size = self.image_size
         return images.centre_crop(images.resize_shorter_side(image, size), size, size)
 
@@ -219,21 +205,6 @@ class Classification:
         """What `scores` returns."""
         return scores_lib.figure_names(self.report, self.model.num_classes)
 
-    def summary(self, values: Mapping[str, float]) -> dict[str, float]:
-        """The means as they are."""
-        return dict(values)
-
-    def items(self, shapes: Mapping[str, Any]) -> tuple[int, str]:
-        """The number of examples in a batch, and their unit."""
-        return len(shapes['inputs']), 'examples'
-
-    def flops_per_step(self, params, shapes) -> None:
-        """Not known by formula."""
-
-    def demonstrate(self, params, model_state) -> dict[str, str]:
-        """Nothing to show beyond the metrics."""
-        return {}
-
     def facts(self) -> dict[str, str]:
         """What the start screen says of the model."""
         return {'model': f'{type(self.model).__name__}, {self.model.num_classes} classes'}
@@ -247,37 +218,3 @@ def ranks(logits: jax.Array, targets: jax.Array) -> jax.Array:
     own = jnp.take_along_axis(logits, targets[:, None], axis=-1)
     earlier = jnp.arange(logits.shape[-1]) < targets[:, None]
     return ((logits > own) | (logits == own) & earlier).sum(-1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Examples:
-    """A source whose records are preprocessed as they are read, several at once where it can.
-
-    The task's `preprocess` takes one record, or several stacked.
-    """
-
-    source: Sequence
-    task: Any
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        record = self.source[index]
-        try:
-            return self.task.preprocess(record)
-        except errors.UserError as error:
-            where = f'{self.source.describe()}, record {index}'
-            raise errors.UserError(f'{where}: {error}') from error
-
-    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The examples of int64 [n] indices, stacked."""
-        if not hasattr(self.source, 'take'):
-            return pipeline.stacked([self[index] for index in indices.tolist()])
-        records = self.source.take(indices)
-        try:
-            return self.task.preprocess(records)
-        except errors.UserError:
-            for index in indices.tolist():
-                self[index]  # of which record it is said
-            raise

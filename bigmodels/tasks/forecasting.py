@@ -16,7 +16,7 @@ import numpy as np
 from bigmodels import errors, metrics
 from bigmodels.data import series, table_encoding
 from bigmodels.tasks import regression
-from bigmodels.tasks.base import Defaults, columns_of, told_of
+from bigmodels.tasks.base import Defaults, columns_of, field_of, told_of
 
 SCALE = 'scale.json'  # what `save` writes into the run's preprocessing
 
@@ -45,7 +45,7 @@ class Forecasting(Defaults):
     def fit(self, source: Sequence) -> 'Forecasting':
         """With the scale of the training records."""
         with told_of(source):
-            scale = table_encoding.scale_of(self._rows(columns_of(source)))
+            scale = table_encoding.scale_of(self._rows_of(source))
         return dataclasses.replace(self, scale=scale)
 
     def save(self, directory: Path) -> None:
@@ -57,11 +57,12 @@ class Forecasting(Defaults):
         scale = table_encoding.Scale(**json.loads((directory / SCALE).read_text()))
         return dataclasses.replace(self, scale=scale)
 
+    def _rows_of(self, source: Sequence) -> np.ndarray:
+        return self._rows(columns_of(source, {'task.columns': self.columns}))
+
     def _rows(self, columns: Mapping[str, Sequence]) -> np.ndarray:
         """Columns of T values -> float64 [T, C]; UserError for one not there or with gaps."""
-        for name in self.columns:
-            if name not in columns:
-                raise errors.unknown('column task.columns =', name, columns)
+        columns = {name: field_of(columns, name, 'task.columns') for name in self.columns}
         rows = np.stack([table_encoding.numbers(columns[n], n) for n in self.columns], axis=1)
         gaps = np.argwhere(np.isnan(rows))
         if len(gaps):
@@ -93,7 +94,7 @@ class Forecasting(Defaults):
     def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
         """Every window of the records."""
         with told_of(source):
-            rows = self.scale.standardised(self._rows(columns_of(source)))
+            rows = self.scale.standardised(self._rows_of(source))
             return series.Windows(rows, self.input_length, self.model.horizon)
 
     def example_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:

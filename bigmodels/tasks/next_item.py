@@ -12,7 +12,8 @@ import numpy as np
 
 from bigmodels import losses, metrics
 from bigmodels.data import text
-from bigmodels.tasks.recommendation import HeldOut, Recommendation
+from bigmodels.tasks.base import told_of
+from bigmodels.tasks.recommendation import HeldOut, Recommendation, histories_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,8 @@ class NextItem(Recommendation):
         """In training histories side by side in rows of `history_length`; else one of each."""
         if not train:
             return HeldOut(source, self)
-        rows = [self.item_ids.rows(source[i]['items']) for i in range(len(source))]
+        with told_of(source):
+            rows = [self.item_ids.rows(items) for items in histories_of(source)]
         return text.Packed(_Documents.of(rows), self.history_length)
 
     def example_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -10,7 +10,10 @@ import numpy as np
 
 from bigmodels import errors
 from bigmodels.data.sources.graph_sources import checked_edges
+from bigmodels.tasks.base import Examples, field_of
 from bigmodels.tasks.classification import Classification
+
+NOT_OF_NODES = ('image_size', 'augment', 'top_k', 'report')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +26,21 @@ class NodeClassification(Classification):
       model: maps features [B, N, F] and edges [B, E, 2] to logits [B, N, classes].
       normalize_rows: the features of a node are divided by their sum, as is the custom for bags of
         words; nodes without any stay 0.
+
+    Fields of `Classification` that are of images or of whole examples, NOT_OF_NODES, are refused.
     """
 
     input_key: str = 'features'
     normalize_rows: bool = True
+
+    def __post_init__(self):
+        for name in NOT_OF_NODES:
+            if getattr(self, name):
+                raise errors.UserError(
+                    f'config.task.{name} = {getattr(self, name)} is not for node_classification: '
+                    'leave it out.'
+                )
+        super().__post_init__()
 
     @property
     def record_fields(self) -> dict[str, str]:
@@ -34,27 +48,33 @@ class NodeClassification(Classification):
         return {self.input_key: 'array', 'edges': 'array'}
 
     def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """A graph -> {'inputs' float32 [N, F], 'edges' int32 [E, 2], and what it has of
-        'targets' int32 [N] and 'weights' float32 [N]}.
+        """A graph -> {'inputs' float32 [N, F], 'edges' int32 [E, 2], 'weights' float32 [N], 1
+        where it has none, and 'targets' int32 [N] where it is labelled}.
 
         Raises:
-          UserError: for what is not there, an edge to no node, or a label out of range.
+          UserError: for what is not there, an edge to no node, a label out of range, or labels or
+            weights that are not one for each node.
         """
         example = super().preprocess(raw)
         inputs = example['inputs']
-        if 'edges' not in raw:
-            raise errors.unknown('record field', 'edges', raw)
-        example['edges'] = checked_edges(raw['edges'], len(inputs), 'the graph')
+        example['edges'] = checked_edges(field_of(raw, 'edges'), len(inputs), 'the graph')
         if self.normalize_rows:
             sums = inputs.sum(1, keepdims=True)
             example['inputs'] = np.divide(inputs, sums, out=np.zeros_like(inputs), where=sums != 0)
-        if 'weights' in raw:
-            example['weights'] = np.asarray(raw['weights'], np.float32)
+        # A batch gives examples without weights one each: nodes would be counted as graphs.
+        example['weights'] = np.asarray(raw.get('weights', np.ones(len(inputs))), np.float32)
+        for name in ('weights', 'targets'):
+            if name in example and example[name].shape != inputs.shape[:1]:
+                raise errors.UserError(
+                    f'The graph has {len(inputs)} nodes and {name} of the shape '
+                    f'{list(example[name].shape)}: one is wanted for each node.'
+                )
         return example
 
     def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
         """One example for each graph, all prepared here: they are few and large."""
-        return [self.preprocess(source[i]) for i in range(len(source))]
+        examples = Examples(source, self)
+        return [examples[i] for i in range(len(source))]
 
     def model_inputs(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """Features and edges."""

@@ -12,10 +12,10 @@ import numpy as np
 import optax
 
 from bigmodels import errors, metrics
-from bigmodels.data import pipeline
 from bigmodels.data.ids import Ids
+from bigmodels.data.table_encoding import Scale, scale_of
 from bigmodels.scores.classification import roc_auc
-from bigmodels.tasks.classification import Examples
+from bigmodels.tasks.base import Defaults, Examples, columns_of, field_of, told_of
 
 NUMBERS = 'numbers.json'
 
@@ -26,30 +26,27 @@ class Encoding:
 
     Fields:
       ids: of each category.
-      means, deviations: of each number, float32 [N].
+      scale: of the numbers [N].
     """
 
     ids: Mapping[str, Ids]
-    means: np.ndarray
-    deviations: np.ndarray
+    scale: Scale
 
     def save(self, directory: Path) -> None:
         """Writes JSON files, one for each category and one of the numbers."""
         for name, ids in self.ids.items():
             ids.save(directory / f'ids_{name}.json')
-        numbers = {'means': self.means.tolist(), 'deviations': self.deviations.tolist()}
-        (directory / NUMBERS).write_text(json.dumps(numbers))
+        self.scale.save(directory / NUMBERS)
 
     @classmethod
     def restore(cls, directory: Path, categories: Sequence[str]) -> 'Encoding':
         """What `save` wrote."""
-        numbers = json.loads((directory / NUMBERS).read_text())
         ids = {name: Ids.restore(directory / f'ids_{name}.json') for name in categories}
-        return cls(ids, **{key: np.array(value, np.float32) for key, value in numbers.items()})
+        return cls(ids, Scale(**json.loads((directory / NUMBERS).read_text())))
 
 
 @dataclasses.dataclass(frozen=True)
-class Ranking:
+class Ranking(Defaults):
     """Interactions -> the probability that the rating is at least `threshold`.
 
     Fields:
@@ -73,6 +70,7 @@ class Ranking:
     encoding: Encoding | None = None
 
     score_names = ('auc',)
+    target_keys = ('rating',)
 
     def __post_init__(self):
         if len(self.model.category_sizes) != len(self.categories):
@@ -83,12 +81,12 @@ class Ranking:
 
     def fit(self, source: Sequence) -> 'Ranking':
         """Learns the ids there are and the numbers' statistics, of training records."""
-        records = pipeline.take(source, np.arange(len(source)))
-        ids = {name: Ids.fit(self._field(records, name), self.min_count)
-               for name in self.categories}  # fmt: skip
-        values = self._values(records)
-        spread = values.std(0)
-        return self._with(Encoding(ids, values.mean(0), np.where(spread > 0, spread, 1)))
+        fields = ('categories', 'counts', 'numbers')
+        with told_of(source):
+            columns = columns_of(source, {f'task.{key}': getattr(self, key) for key in fields})
+            ids = {name: Ids.fit(columns[name], self.min_count) for name in self.categories}
+            scale = scale_of(self._values(columns))
+        return self._with(Encoding(ids, scale))
 
     def save(self, directory: Path) -> None:
         """Writes the encoding."""
@@ -117,24 +115,19 @@ class Ranking:
         Raises:
           UserError: for a record without one of the fields, or with a number that is not finite.
         """
-        rows = [self.encoding.ids[name].rows(np.atleast_1d(self._field(raw, name)))
+        rows = [self.encoding.ids[name].rows(np.atleast_1d(field_of(raw, name)))
                 for name in self.categories]  # fmt: skip
-        numbers = (self._values(raw) - self.encoding.means) / self.encoding.deviations
+        numbers = self.encoding.scale.standardised(self._values(raw))
         categories = np.stack(rows, -1).reshape(*numbers.shape[:-1], -1)
         example = {'inputs': numbers, 'categories': categories}
         if self.rating in raw:
             example['targets'] = np.float32(np.asarray(raw[self.rating]) >= self.threshold)
         return example
 
-    def _field(self, raw: Mapping[str, Any], name: str) -> Any:
-        if name not in raw:
-            raise errors.unknown('record field', name, raw)
-        return raw[name]
-
     def _values(self, raw: Mapping[str, Any]) -> np.ndarray:
-        """Counts, as logarithms, and numbers, float32 [..., N]."""
-        columns = [np.log1p(np.asarray(self._field(raw, name), np.float32)) for name in self.counts]
-        columns += [np.asarray(self._field(raw, name), np.float32) for name in self.numbers]
+        """Counts, as logarithms, and numbers, float64 [..., N]."""
+        columns = [np.log1p(np.asarray(field_of(raw, name), np.float64)) for name in self.counts]
+        columns += [np.asarray(field_of(raw, name), np.float64) for name in self.numbers]
         for name, column in zip((*self.counts, *self.numbers), columns, strict=True):
             if not np.isfinite(column).all():
                 raise errors.UserError(f'The field {name} has a value that is not finite.')
@@ -178,21 +171,6 @@ class Ranking:
     def scores(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
         """The area under the ROC curve."""
         return {'auc': roc_auc(outcomes['targets'] > 0, outcomes['logits'])}
-
-    def summary(self, values: Mapping[str, float]) -> dict[str, float]:
-        """The means as they are."""
-        return dict(values)
-
-    def items(self, shapes: Mapping[str, Any]) -> tuple[int, str]:
-        """The number of examples in a batch, and their unit."""
-        return len(shapes['inputs']), 'examples'
-
-    def flops_per_step(self, params, shapes) -> None:
-        """Not known by formula."""
-
-    def demonstrate(self, params, model_state) -> dict[str, str]:
-        """Nothing to show beyond the metrics."""
-        return {}
 
     def facts(self) -> dict[str, str]:
         """What the start screen says of the model."""

@@ -15,6 +15,7 @@ from bigmodels import errors
 from bigmodels.data.ids import Ids
 from bigmodels.data.sources import interaction_sources, table_sources
 from bigmodels.scores import ranking
+from bigmodels.tasks.base import Defaults, described, field_of, told_of
 
 ITEMS, TITLES = 'items.json', 'titles.json'
 
@@ -38,6 +39,13 @@ class Catalogue:
         return cls(Ids.restore(directory / ITEMS), titles)
 
 
+def histories_of(source: Sequence) -> list[np.ndarray]:
+    """The field 'items' of every record, arrays of ids; UserError where there is none."""
+    if not len(source):
+        raise errors.UserError('There are no records.')
+    return [field_of(source[i], 'items') for i in range(len(source))]
+
+
 def read_titles(path: str, columns: tuple[str, str], items: Ids) -> dict[str, str]:
     """The titles of `items` in a CSV file, whose columns of ids and of titles are named."""
     table = table_sources.Csv(path)
@@ -52,7 +60,7 @@ def read_titles(path: str, columns: tuple[str, str], items: Ids) -> dict[str, st
 
 
 @dataclasses.dataclass(frozen=True)
-class Recommendation:
+class Recommendation(Defaults):
     """Histories of users -> the items that come next.
 
     A subclass has `scores_of_items(params, batch) -> [B, V]`, in which -inf is an item that is not
@@ -81,7 +89,8 @@ class Recommendation:
 
     def fit(self, source: Sequence) -> 'Recommendation':
         """Learns the items there are, of training records."""
-        ids = Ids.fit(np.concatenate([source[i]['items'] for i in range(len(source))]))
+        with told_of(source):
+            ids = Ids.fit(np.concatenate(histories_of(source)))
         titles = read_titles(self.titles, self.title_columns, ids) if self.titles else {}
         return self._with(Catalogue(ids, titles))
 
@@ -159,14 +168,6 @@ class Recommendation:
             'hit_rate@100': ranking.hit_rate(places, 100),
         }
 
-    def summary(self, values: Mapping[str, float]) -> dict[str, float]:
-        """The means as they are."""
-        return dict(values)
-
-    def demonstrate(self, params, model_state) -> dict[str, str]:
-        """Nothing to show beyond the metrics."""
-        return {}
-
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
@@ -179,4 +180,10 @@ class HeldOut:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self.task.held_out(self.source[index])
+        record = self.source[index]
+        try:
+            if not len(field_of(record, 'items')):
+                raise errors.UserError('There is no item to hold out.')
+            return self.task.held_out(record)
+        except errors.UserError as error:
+            raise errors.UserError(f'{described(self.source)}, record {index}: {error}') from error

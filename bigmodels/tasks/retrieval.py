@@ -33,6 +33,7 @@ class Retrieval(Recommendation):
     user_ids: Ids | None = None
 
     vocab_key = 'num_items'
+    compares_examples = True
 
     def fit(self, source: Sequence) -> 'Retrieval':
         """Learns the items and users there are, of training records."""

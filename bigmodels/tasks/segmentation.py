@@ -13,10 +13,10 @@ import numpy as np
 from bigmodels import augmentation as augmentation_lib
 from bigmodels import config, errors, losses, metrics
 from bigmodels.augmentation import Augmentation
-from bigmodels.data import images, pipeline
+from bigmodels.data import images
 from bigmodels.scores import segmentation as scores_lib
-from bigmodels.tasks.base import Defaults
-from bigmodels.tasks.classification import AUGMENTATION, Examples
+from bigmodels.tasks.base import Defaults, Examples, field_of
+from bigmodels.tasks.classification import AUGMENTATION
 
 MOST_DRAWN = 16  # images in a picture
 MOST_CLASSES = 256  # as many as a mask's PNG file can tell apart
@@ -59,6 +59,7 @@ class Segmentation(Defaults):
 
     sections: ClassVar = {'augment': Augmentation}
     any_size: ClassVar = True
+    target_keys: ClassVar = ('mask_key',)
     score_names: ClassVar = scores_lib.FIGURES
 
     def __post_init__(self):
@@ -118,9 +119,8 @@ class Segmentation(Defaults):
         Raises:
           UserError: for a record without an image, or a mask of another size or out of range.
         """
-        if self.input_key not in raw:
-            raise errors.unknown('record field task.input_key =', self.input_key, raw)
-        image = images.with_channels(np.asarray(raw[self.input_key]), self.channels)
+        image = field_of(raw, self.input_key, 'task.input_key')
+        image = images.with_channels(np.asarray(image), self.channels)
         inputs = ((image.astype(np.float32) - self.mean) / self.std).astype(np.float32)
         example = {'inputs': inputs, 'weights': np.ones(image.shape[:2], np.float32)}
         if self.mask_key in raw:
@@ -163,7 +163,7 @@ class Segmentation(Defaults):
 
     def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
         """One example for each record, all of `image_size`."""
-        return PaddedExamples(source, self)
+        return PaddedExamples(source, self, stacked=False)
 
     def example_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of one of `examples`."""
@@ -270,7 +270,3 @@ class PaddedExamples(Examples):
                 f'{size[1]} pixels, which is beyond config.task.image_size = {most}.'
             )
         return example
-
-    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The examples of int64 [n] indices, stacked."""
-        return pipeline.stacked([self[index] for index in indices.tolist()])

@@ -14,7 +14,7 @@ import numpy as np
 from bigmodels import config, errors
 from bigmodels.augmentation.sound import SoundAugmentation
 from bigmodels.models.parts import log_mel, pooling
-from bigmodels.tasks.classification import Examples
+from bigmodels.tasks.base import Defaults, Examples, field_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +65,8 @@ class FrontEnd:
           UserError: naming the record, for one of another sample rate, shorter than a window, or
             too long.
         """
-        if key not in raw:
-            raise errors.unknown('record field task.input_key =', key, raw)
-        samples, where = np.asarray(raw[key], np.float32), name_of(raw)
+        samples = np.asarray(field_of(raw, key, 'task.input_key'), np.float32)
+        where = name_of(raw)
         rate = raw.get('sample_rate', self.sample_rate)
         if rate != self.sample_rate:
             raise errors.UserError(
@@ -137,13 +136,14 @@ def name_of(raw: Mapping[str, Any]) -> str:
     return str(raw.get('path', 'A recording'))
 
 
-class SoundTask:
+class SoundTask(Defaults):
     """What tasks of sound have in common.
 
     Their fields `sound` and `augment` are the sections of `FrontEnd` and `SoundAugmentation`; their
     model is called with features [B, L, M] and their lengths [B].
     """
 
+    unit = 'recordings'
     sections: ClassVar = {'sound': FrontEnd, 'augment': SoundAugmentation}
 
     @functools.cached_property
@@ -166,7 +166,7 @@ class SoundTask:
 
     def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
         """One example for each record."""
-        return Examples(source, self)
+        return Examples(source, self, stacked=False)
 
     def init(self, rng: jax.Array, batch: Mapping[str, jax.Array]) -> Mapping:
         """Variables of the model."""
@@ -199,18 +199,3 @@ class SoundTask:
             mutable=list(model_state) if train else [],
         )
         return logits, frames, model_state
-
-    def summary(self, values: Mapping[str, float]) -> dict[str, float]:
-        """The means as they are."""
-        return dict(values)
-
-    def items(self, shapes: Mapping[str, Any]) -> tuple[int, str]:
-        """The number of recordings in a batch, and their unit."""
-        return len(shapes['inputs']), 'recordings'
-
-    def flops_per_step(self, params, shapes) -> None:
-        """Not known by formula."""
-
-    def demonstrate(self, params, model_state) -> dict[str, str]:
-        """Nothing to show beyond the metrics."""
-        return {}

@@ -1,15 +1,15 @@
 """One class for each recording."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import numpy as np
 
 from bigmodels import errors, losses, metrics
+from bigmodels.tasks.base import checked_labels
 from bigmodels.tasks.sound import SoundTask, name_of
 
 
@@ -32,32 +32,23 @@ class SoundClassification(SoundTask):
     label_key: str = 'label'
     label_smoothing: float = 0.0
 
-    def fit(self, source: Sequence) -> 'SoundClassification':
-        """Nothing is learnt from the records."""
-        return self
-
-    def save(self, directory: Path) -> None:
-        """Nothing to save."""
-
-    def restored(self, directory: Path) -> 'SoundClassification':
-        """As built from the config."""
-        return self
+    target_keys: ClassVar = ('label_key',)
 
     def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A record -> {'inputs' float32 [T], 'lengths' int32, and 'targets' int32 if labelled}.
 
         Raises:
-          UserError: see `sound.FrontEnd.filled_up`; and for a label out of range.
+          UserError: see `sound.FrontEnd.filled_up`; and naming the record, for a label that is no
+            integer or out of range.
         """
         example = self.front_end.filled_up(raw, self.input_key, cut=True)
         if self.label_key in raw:
-            label = int(raw[self.label_key])
-            if not 0 <= label < self.model.num_classes:
-                raise errors.UserError(
-                    f'{name_of(raw)} has the label {label}, out of range: model.num_classes is '
-                    f'{self.model.num_classes}.'
-                )
-            example['targets'] = np.int32(label)
+            key = f'task.label_key = {self.label_key!r}'
+            try:
+                label = checked_labels(raw[self.label_key], self.model.num_classes, key)
+            except errors.UserError as error:
+                raise errors.UserError(f'{name_of(raw)}: {error}') from error
+            example['targets'] = label
         return example
 
     def postprocess(self, prediction: np.ndarray) -> dict[str, Any]:

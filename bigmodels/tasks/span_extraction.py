@@ -42,6 +42,7 @@ class SpanExtraction(tokens.Tokenized):
     vocabulary: tokenizers.Tokenizer | None = None
 
     score_names = ('exact_match', 'token_f1')
+    unit = 'windows'
 
     def __post_init__(self):
         if self.model.num_classes != 2:
@@ -169,21 +170,6 @@ class SpanExtraction(tokens.Tokenized):
             for several in outcomes['references'][best]
         ]
         return {name: text_scores.SCORES[name](answers, references) for name in self.score_names}
-
-    def summary(self, values: Mapping[str, float]) -> dict[str, float]:
-        """The means as they are."""
-        return dict(values)
-
-    def items(self, shapes: Mapping[str, Any]) -> tuple[int, str]:
-        """The number of windows in a batch, and their unit."""
-        return len(shapes['inputs']), 'windows'
-
-    def flops_per_step(self, params, shapes) -> None:
-        """Not known by formula."""
-
-    def demonstrate(self, params, model_state) -> dict[str, str]:
-        """Nothing to show beyond the metrics."""
-        return {}
 
     def facts(self) -> dict[str, str]:
         """What the start screen says of the model."""

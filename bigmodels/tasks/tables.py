@@ -101,10 +101,14 @@ class Table(Defaults):
 
     def _columns(self, source: Sequence) -> dict[str, np.ndarray]:
         """All records by columns, among them the targets."""
-        columns = columns_of(source)
-        if self.label_key not in columns:
-            raise errors.unknown('column task.label_key =', self.label_key, columns)
-        return columns
+        return columns_of(
+            source,
+            {
+                'task.numeric': self.numeric,
+                'task.categorical': self.categorical,
+                'task.label_key': (self.label_key,),
+            },
+        )
 
     def example_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of one of `examples`, which do not depend on the records."""

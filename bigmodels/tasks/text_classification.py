@@ -15,6 +15,7 @@ import numpy as np
 from bigmodels import errors, losses, metrics
 from bigmodels.data import text, token_noise, tokenizers
 from bigmodels.tasks import tokens
+from bigmodels.tasks.base import checked_labels, field_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,8 @@ class TextClassification(tokens.Tokenized):
     token_dropout: float = 0.0
     label_smoothing: float = 0.0
     vocabulary: tokenizers.Tokenizer | None = None
+
+    unit = 'texts'
 
     def __post_init__(self):
         if len(self.classes) != self.model.num_classes:
@@ -75,18 +78,13 @@ class TextClassification(tokens.Tokenized):
 
     def _label(self, record: Mapping[str, Any]) -> np.int32:
         """The number of a record's class."""
-        if self.label_field not in record:
-            raise errors.unknown('field', self.label_field, record)
-        label = record[self.label_field]
+        label = field_of(record, self.label_field, 'task.label_field')
         if isinstance(label, str):
             if label not in self.classes:
                 raise errors.unknown('class', label, self.classes)
             return np.int32(self.classes.index(label))
-        if not 0 <= label < len(self.classes):
-            raise errors.UserError(
-                f'Label {label} is out of range: there are {len(self.classes)} classes.'
-            )
-        return np.int32(label)
+        key = f'task.label_field = {self.label_field!r}'
+        return checked_labels(label, len(self.classes), key)[()]
 
     def postprocess(self, prediction: np.ndarray) -> dict[str, Any]:
         """Probabilities [classes] -> {'label', 'probability'}."""
@@ -151,21 +149,6 @@ class TextClassification(tokens.Tokenized):
             {'params': params}, batch['inputs'], segment_ids=batch['segment_ids']
         )
         return jax.nn.softmax(logits)
-
-    def summary(self, values: Mapping[str, float]) -> dict[str, float]:
-        """The means as they are."""
-        return dict(values)
-
-    def items(self, shapes: Mapping[str, Any]) -> tuple[int, str]:
-        """The number of texts in a batch, and their unit."""
-        return len(shapes['inputs']), 'texts'
-
-    def flops_per_step(self, params, shapes) -> None:
-        """Not known by formula."""
-
-    def demonstrate(self, params, model_state) -> dict[str, str]:
-        """Nothing to show beyond the metrics."""
-        return {}
 
     def facts(self) -> dict[str, str]:
         """What the start screen says of the model."""

@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from bigmodels.deploy import beam_search
 from bigmodels.models.encoder_decoder import EncoderDecoder
 from bigmodels.scores import text as text_scores
 from bigmodels.tasks import tokens
+from bigmodels.tasks.base import Examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,8 @@ class TextToText(tokens.Tokenized):
     score_names: Sequence[str] = ()
     samples: Sequence[str] = ()
     vocabulary: tokenizers.Tokenizer | None = None
+
+    target_keys: ClassVar = ('target_field', 'references_field')
 
     def __post_init__(self):
         longest = max(self.source_length, self.target_length)
@@ -137,7 +140,7 @@ class TextToText(tokens.Tokenized):
     def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
         """One example a pair, or in training rows of them, see `pairs.PackedPairs`."""
         if not (train and self.row_length):
-            return _Examples(source, self)
+            return Examples(source, self, stacked=False)
         sides = [
             text.tokenize_corpus(source, self.vocabulary, cache_dir, field=key)
             for key in (self.source_field, self.target_field)
@@ -259,26 +262,3 @@ class TextToText(tokens.Tokenized):
 
 def _real(ids: np.ndarray, length: int) -> np.ndarray:
     return np.arange(length) < len(ids)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Examples:
-    """Records preprocessed as they are read; an error names the record."""
-
-    source: Sequence
-    task: TextToText
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        record, task = self.source[index], self.task
-        try:
-            for field in filter(None, (task.target_field, task.references_field)):
-                if field not in record:
-                    raise errors.unknown('field', field, record)
-            return task.preprocess(record)
-        except errors.UserError as error:
-            raise errors.UserError(
-                f'Record {index} of {self.source.describe()}: {error}'
-            ) from error

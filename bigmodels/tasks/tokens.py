@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from bigmodels import errors, metrics, trees
 from bigmodels.data import text, tokenizers
 from bigmodels.models.parts.attention import choose_implementation
+from bigmodels.tasks.base import Defaults
 
 
-class Tokenized:
+class Tokenized(Defaults):
     """The methods of a task that fit a tokenizer to the training texts, save and restore it.
 
     The task is a frozen dataclass with the fields `model`, `text_field`, `tokenizer`, the config's

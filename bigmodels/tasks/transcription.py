@@ -2,8 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -17,10 +16,11 @@ from bigmodels.deploy import ctc
 from bigmodels.models.parts import pooling
 from bigmodels.scores import speech
 from bigmodels.tasks.sound import SoundTask, name_of
+from bigmodels.tasks.tokens import Tokenized
 
 
 @dataclasses.dataclass(frozen=True)
-class Transcription(SoundTask):
+class Transcription(Tokenized, SoundTask):
     """Recordings of different lengths -> text.
 
     Fields:
@@ -44,6 +44,8 @@ class Transcription(SoundTask):
     beams: int = 1
     vocabulary: tokenizers.Tokenizer | None = None
 
+    target_keys: ClassVar = ('text_key',)
+
     def __post_init__(self):
         speech.load_jiwer()  # rather than after training
         if self.beams < 1 or self.max_tokens < 1:
@@ -54,21 +56,8 @@ class Transcription(SoundTask):
         """The class that stands for no token."""
         return self.model.num_classes - 1
 
-    def fit(self, source: Sequence) -> 'Transcription':
-        """Makes the tokenizer; one that is trained sees only the training records."""
-
-        def texts():
-            return (source[i][self.text_key] for i in range(len(source)))
-
-        return self._with(tokenizers.fit(self.tokenizer, texts, 'task.tokenizer'))
-
-    def save(self, directory: Path) -> None:
-        """Writes the tokenizer."""
-        self.vocabulary.save(directory)
-
-    def restored(self, directory: Path) -> 'Transcription':
-        """With the tokenizer that `save` wrote."""
-        return self._with(tokenizers.restore(directory))
+    def _text_fields(self) -> Sequence[str]:
+        return (self.text_key,)
 
     def _with(self, vocabulary: tokenizers.Tokenizer) -> 'Transcription':
         wanted = vocabulary.vocab_size + 1

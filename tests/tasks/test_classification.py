@@ -50,6 +50,20 @@ def test_a_label_out_of_range_is_named(source, tmp_path):
             call()
 
 
+@pytest.mark.parametrize('image_size', [0, 3])
+@pytest.mark.parametrize('stacked', [True, False])
+def test_a_record_without_its_label_is_no_example(source, stacked, image_size, tmp_path):
+    task = Classification(MLP(num_classes=3), label_key='lable', image_size=image_size)
+    examples = task.examples(
+        source if stacked else [source[i] for i in range(9)], tmp_path, train=False
+    )
+    message = r"record 5: .*task.label_key = 'lable'. Did you mean 'label'"
+    for call in (lambda: examples.take(np.array([5, 1])), lambda: examples[5]):
+        with pytest.raises(errors.UserError, match=message):
+            call()
+    assert task.preprocess(source[5]).keys() == {'inputs'}  # to be answered
+
+
 @pytest.mark.parametrize('label', [1.5, 'cat'])
 def test_a_label_that_is_no_integer_is_refused(label):
     with pytest.raises(errors.UserError, match=r"task.label_key = 'label' is of .*integers"):
@@ -71,6 +85,31 @@ def test_images_are_scaled_and_cut_to_the_size_asked_for(height, width):
         assert np.diff(values).mean() == pytest.approx(2 * scale, rel=0.1)
     several = task.preprocess({'image': np.stack([image, image]), 'label': np.array([1, 2])})
     np.testing.assert_array_equal(several['inputs'], [inputs, inputs])
+
+
+@pytest.mark.parametrize('stacked', [True, False])
+def test_grey_images_without_channels_are_scaled_as_those_with_one(source, stacked, tmp_path):
+    task = Classification(MLP(num_classes=3), image_size=3)
+    records = source if stacked else [source[i] for i in range(9)]
+    batch = task.examples(records, tmp_path, train=True).take(np.arange(9))
+    assert batch['inputs'].shape == (9, 3, 3)
+    for i in range(9):
+        with_channel = {'image': source[i]['image'][..., None]}
+        expected = task.preprocess(with_channel)['inputs']
+        assert expected.shape == (3, 3, 1)
+        np.testing.assert_array_equal(batch['inputs'][i], expected[..., 0])
+        alone = task.preprocess({'image': source[i]['image']})['inputs']
+        np.testing.assert_array_equal(batch['inputs'][i], alone)
+
+
+@pytest.mark.parametrize(
+    ('shape', 'kind'),
+    [((4, 4, 4), np.uint8), ((4,), np.uint8), ((2, 4, 4, 2), np.uint8), ((4, 4, 3), np.float32)],
+)
+def test_what_is_no_image_is_not_scaled(shape, kind):
+    task = Classification(MLP(num_classes=3), image_size=3)
+    with pytest.raises(errors.UserError, match=r'An image is uint8 \[H, W\], .*, got '):
+        task.preprocess({'image': np.zeros(shape, kind)})
 
 
 CLASSES, ROWS = 6, 20

@@ -39,6 +39,8 @@ def test_rows_are_divided_by_their_sums_and_empty_ones_stay():
     ('changes', 'message'),
     [
         ({'edges': np.array([[0, 40]])}, 'Edge 0 of the graph, 0 to 40, is out of range'),
+        ({'label': np.zeros(39, int)}, r'has 40 nodes and targets of the shape \[39\]'),
+        ({'weights': np.ones(1)}, r'has 40 nodes and weights of the shape \[1\]'),
         ({'label': np.full(40, 2)}, 'Label 2 is out of range: model.num_classes is 2'),
         ({'edges': None}, "'edges'"),
         ({'features': None}, "'features'"),
@@ -65,6 +67,34 @@ def test_only_weighted_nodes_count_and_padding_graphs_do_not(tmp_path):
     batches = pipeline.evaluation_batches(examples, 8)
     together = evaluate.evaluate(step, TASK, params, {}, {'set': batches}, mesh)
     assert together == {f'set/{name}': pytest.approx(value) for name, value in alone.items()}
+
+
+def test_without_weights_every_node_counts_once(tmp_path):
+    """The figures of a graph are those of the same one with weights of 1, and are shares."""
+    raw = graph()
+    figures = []
+    for given in (raw, raw | {'weights': np.ones(40)}):
+        batch = pipeline.evaluation_batches(TASK.examples([given], tmp_path, train=False), 1)[0]
+        params = jax.jit(TASK.init)(jax.random.key(0), batch)['params']
+        loss, (pairs, _) = TASK.loss_fn(params, {}, batch, jax.random.key(0), train=False)
+        assert pairs['loss'][1] == pairs['accuracy'][1] == 40
+        np.testing.assert_allclose(loss, metrics.mean(pairs['loss']), rtol=1e-6)
+        figures.append(metrics.means_of_all([pairs]))
+    assert figures[0] == figures[1]
+    probabilities = np.asarray(TASK.predict(params, {}, batch))[0]
+    assert figures[0]['accuracy'] == pytest.approx((probabilities.argmax(1) == raw['label']).mean())
+    expected = -np.log(probabilities[np.arange(40), raw['label']]).mean()
+    assert figures[0]['loss'] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    'field',
+    [dict(image_size=8), dict(augment=dict(flip=True)), dict(top_k=1), dict(report=('f1',))],
+)
+def test_what_is_of_images_or_whole_examples_is_refused(field):
+    [name] = field
+    with pytest.raises(errors.UserError, match=f'config.task.{name} = .* leave it out'):
+        NodeClassification(TASK.model, **field)
 
 
 @pytest.mark.parametrize('variant', ['tiny', 'gat'])

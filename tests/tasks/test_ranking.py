@@ -63,6 +63,23 @@ def test_bad_records_and_sizes(source):
         Ranking(DLRM((80,)))
 
 
+def test_fields_that_are_not_there_are_named_with_their_key_of_the_config(source, tmp_path):
+    one_by_one = [source[i] for i in range(len(source))]
+    for records in (source, one_by_one):
+        for key in ('categories', 'counts', 'numbers'):
+            task = Ranking(DLRM((80, 20)), **{key: ('item', 'of_none')})
+            with pytest.raises(errors.UserError, match=f"record field task.{key} = 'of_none'"):
+                task.fit(records)
+        task = Ranking(DLRM((80, 20)), min_count=1, rating='stars').fit(records)
+        examples = task.examples(records, tmp_path, train=True)
+        for read in (examples.__getitem__, lambda i, rows=examples: rows.take(np.array([i]))):
+            with pytest.raises(errors.UserError, match="record 3: .*task.rating = 'stars'"):
+                read(3)
+    one_by_one[4] = one_by_one[4] | {'user_mean': np.ones(2)}
+    with pytest.raises(errors.UserError, match=r"'user_mean' is \[2\] in record 4, and \[\] in"):
+        Ranking(DLRM((80, 20))).fit(one_by_one)
+
+
 @pytest.mark.parametrize('model', ['dlrm', 'dcn'])
 def test_the_row_learns_who_likes_what(model, tmp_path):
     """Ratings depend on the item alone; its earlier ratings tell them."""

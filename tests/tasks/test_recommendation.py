@@ -137,6 +137,47 @@ def test_retrieval_s_losses_leave_padding_out(loss):
     np.testing.assert_allclose(whole, same, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ('devices', 'overrides', 'refused'),
+    [
+        (1, ['accumulate=2'], 'accumulate = 2'),
+        (8, ['accumulate=2'], 'accumulate = 2'),
+        (8, ['parallel=pmap'], 'parallel = "pmap"'),
+        (1, ['parallel=pmap'], None),
+        (8, [], None),
+    ],
+)
+def test_retrieval_is_trained_on_whole_batches_only(devices, overrides, refused):
+    """Parts of a batch would have other items beside each one: another loss."""
+    spec = str(commands.ROOT / 'configs/recommend_retrieval.py:tiny')
+    settings = experiment.from_config(config_lib.load(spec, overrides))
+    [_, task] = tasks()
+    task = task.fit(RECORDS)
+    examples = pipeline.take(task.examples(RECORDS, None, train=True), np.arange(8))
+    shapes = program.shapes_of_batch(examples | {'weights': np.ones(8, np.float32)}, 16)
+    mesh = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:devices])
+    if refused is None:
+        program.make_program(settings, task, mesh, shapes)
+        return
+    with pytest.raises(errors.UserError, match=f'of Retrieval compares .*config.{refused} would'):
+        program.make_program(settings, task, mesh, shapes)
+
+
+def test_records_without_a_history_are_named():
+    [task, _] = tasks()
+    fitted = task.fit(RECORDS)
+    records = [*RECORDS, {'user': 'a', 'films': ['x']}]
+    for call in (
+        lambda: task.fit(records),
+        lambda: fitted.examples(records, None, train=True),
+        lambda: fitted.examples(records, None, train=False)[3],
+    ):
+        with pytest.raises(errors.UserError, match="Unknown record field 'items'"):
+            call()
+    with pytest.raises(errors.UserError, match='record 0: There is no item to hold out'):
+        fitted.examples([{'user': 'a', 'items': []}], None, train=False)[0]
+
+
 def test_a_model_with_too_few_rows_is_refused():
     small = TwoTower(num_items=4, num_users=3, embed_dim=8)
     with pytest.raises(errors.UserError, match='config.model.num_items is 4: .* at least 5'):

@@ -76,6 +76,15 @@ def test_bad_masks_name_their_record(source, mask, message, tmp_path, monkeypatc
             read()
 
 
+def test_an_image_without_its_mask_is_no_example(source, tmp_path):
+    task = make_task(mask_key='masks')
+    examples = task.examples(source, tmp_path, train=True)
+    for read in (lambda: examples[2], lambda: examples.take(np.array([2]))):
+        with pytest.raises(errors.UserError, match="record 2: .*task.mask_key = 'masks'. Did you"):
+            read()
+    assert 'targets' not in task.preprocess(source[2])
+
+
 def test_an_image_beyond_the_size_of_examples_is_named(source, tmp_path):
     examples = make_task(image_size=(12, 14)).examples(source, tmp_path, train=True)
     with pytest.raises(errors.UserError, match=r'record 1: .* 16 x 14 pixels.*\(12, 14\)'):

@@ -99,7 +99,8 @@ def test_records_that_cannot_be_are_named():
         (good | {'audio': np.ones(100, np.float32)}, r'a\.wav .* at least 200 samples'),
         (good | {'audio': np.ones((800, 2), np.float32)}, r'a\.wav has the shape \(800, 2\)'),
         (good | {'audio': np.full(800, np.nan)}, r'a\.wav has samples that are not finite'),
-        (good | {'label': 10}, r'a\.wav has the label 10, out of range'),
+        (good | {'label': 10}, r'a\.wav: Label 10 is out of range: model\.num_classes is 10'),
+        (good | {'label': 1.5}, r"a\.wav: task\.label_key = 'label' is of float64"),
         ({'label': 1}, "record field task.input_key = 'audio'"),
     ):
         with pytest.raises(errors.UserError, match=message):
@@ -107,6 +108,19 @@ def test_records_that_cannot_be_are_named():
     with pytest.warns(UserWarning, match=r'Recordings of over 0\.3 s are cut there'):
         cut = task.preprocess(good | {'audio': np.ones(5000, np.float32)})
     assert (cut['inputs'].shape, cut['lengths']) == ((2400,), 2400)
+
+
+def test_a_record_without_its_target_is_no_example(tones, tmp_path):
+    """It may be asked about all the same."""
+    for task, key, name in (
+        (classification(label_key='digit'), 'label_key', 'digit'),
+        (transcription(text_key='words'), 'text_key', 'words'),
+    ):
+        examples = task.examples(AudioNpz(tones, 'test'), tmp_path, train=False)
+        for read in (examples.__getitem__, lambda i, rows=examples: rows.take(np.array([i]))):
+            with pytest.raises(errors.UserError, match=rf"record 1: .*task\.{key} = '{name}'"):
+                read(1)
+        assert 'targets' not in task.preprocess(AudioNpz(tones, 'test')[1])
 
 
 def test_texts_that_cannot_be_are_named():

@@ -88,7 +88,10 @@ def test_the_area_under_the_curve_is_scikit_learns():
 @pytest.mark.parametrize(
     ('call', 'message'),
     [
-        (lambda: classifier(numeric=('agee',)).fit(table()), "lacks 'agee'. Did you mean 'age'"),
+        (
+            lambda: classifier(numeric=('agee',)).fit(table()),
+            "task.numeric = 'agee'. Did you mean 'age'",
+        ),
         (lambda: classifier(label_key='x').fit(table()), "task.label_key = 'x'"),
         (lambda: classifier(label_key='age'), 'each once: got age, town, age'),
         (lambda: classifier(numeric=(), categorical=()), 'at least two columns'),

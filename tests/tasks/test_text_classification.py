@@ -92,15 +92,24 @@ def test_loss_and_accuracy_are_those_of_the_probabilities(tmp_path):
 def test_records_that_cannot_be_are_named(tmp_path):
     task = make().fit(Source())
     for source, message in (
-        (Source(labels=[1, 0, 2, 0]), 'Record 2 of four texts: Label 2 is out of range: there are'),
+        (
+            Source(labels=[1, 0, 2, 0]),
+            'Record 2 of four texts: Label 2 is out of range: model.num_classes is 2',
+        ),
         (Source(labels=[1, 'posit', 0, 0]), "Record 1 of four texts: Unknown class 'posit'.*posi"),
+        (
+            Source(labels=[1.5, 0, 0, 0], kind=float),
+            "Record 0 .* task.label_field = 'label' is of float64: labels are integers",
+        ),
         (Source(['one', 'two', '', 'four']), 'four texts: Record 2 has no text'),
     ):
         with pytest.raises(errors.UserError, match=message):
             task.examples(source, tmp_path, train=True)
     with pytest.raises(errors.UserError, match="Unknown field 'sentence'"):
         make(text_field='sentence').fit(Source())
-    with pytest.raises(errors.UserError, match="Record 0 of four texts: Unknown field 'klass'"):
+    with pytest.raises(
+        errors.UserError, match="Record 0 of four texts: Unknown .* task.label_field = 'klass'"
+    ):
         make(label_field='klass').fit(Source()).examples(Source(), tmp_path, train=True)
     with pytest.raises(errors.UserError, match="field 'text' is empty"):
         task.preprocess({'text': ''})

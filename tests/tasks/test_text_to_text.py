@@ -68,9 +68,16 @@ def test_a_record_becomes_padded_tokens_and_is_text_again():
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        (dict(source_length=9), "Record 3 of the records: The source 'hello you'... has 10 tokens"),
-        (dict(target_length=5), "Record 4 of the records: The target 'nichts'... has 7 tokens"),
-        (dict(target_field='goal'), "Record 0 of the records: Unknown field 'goal'"),
+        (dict(source_length=9), "the records, record 3: The source 'hello you'... has 10 tokens"),
+        (dict(target_length=5), "the records, record 4: The target 'nichts'... has 7 tokens"),
+        (
+            dict(target_field='goal'),
+            "the records, record 0: Unknown record field task.target_field = 'goal'",
+        ),
+        (
+            dict(references_field='right'),
+            "the records, record 0: Unknown record field task.references_field = 'right'",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_record_names_it(changes, message, tmp_path):
