@@ -1,4 +1,4 @@
-"""The configs of dense prediction, each from end to end on images made here."""
+"""The configs whose answers are images, each from end to end on images made here."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from bigmodels import config as config_lib
 from bigmodels import evaluate, predict
 from bigmodels import train as train_lib
 from tests import commands
-from tests.data import mask_files
+from tests.data import image_files, mask_files
 
 
 @pytest.fixture(scope='module')
@@ -63,3 +63,24 @@ def test_masks_of_raw_images_of_any_size_are_written(run, tmp_path, capsys):
         right.append((found > 0) == mask)
     accuracy = np.concatenate([each.ravel() for each in right]).mean()
     assert accuracy > figures['test/accuracy'] - 0.2
+
+
+def test_diffusion_learns_and_writes_what_it_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('BIGMODELS_DATA', str(tmp_path))
+    (tmp_path / 'mnist').mkdir()
+    labels = np.arange(48) % 10
+    pixels = np.broadcast_to(20 * labels[:, None, None], (48, 28, 28))
+    for stem in ('train', 't10k'):
+        image_files.write_mnist(tmp_path / 'mnist', pixels, labels, stem)
+    config = config_lib.load(str(commands.ROOT / 'configs/diffusion.py:tiny'))
+    train_lib.train(config, tmp_path / 'run')
+    lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+    losses = [r['train/loss'] for line in lines if 'train/loss' in (r := json.loads(line))]
+    assert losses[-1] < losses[0]
+    (tmp_path / 'asked.csv').write_text('label,seed\n3,0\n3,1\n3,0\n')
+    options = dict(input=tmp_path / 'asked.csv', pictures=tmp_path / 'written')
+    out = command(predict, capsys, workdir=tmp_path / 'run', **options)
+    written = [np.asarray(Image.open(json.loads(line)['image'])) for line in out.splitlines()]
+    assert [image.shape for image in written] == [(28, 28)] * 3
+    np.testing.assert_array_equal(written[0], written[2])
+    assert (written[0] != written[1]).any()

@@ -15,6 +15,7 @@ VARIANTS = {
     'convnet': [
         dict(num_classes=8, stages=((16, 16), (8,)), dense_widths=(8,), norm='batch_norm'),
     ],
+    'dit': [dict(num_classes=7, num_layers=2, embed_dim=16, num_heads=2)],
     'efficientnet': [dict(num_classes=8, strides=(1,) * 7)],
     'encoder_decoder': [
         TRANSFORMER | dict(positions='learned', scan_layers=True),
@@ -48,6 +49,12 @@ def parameters(name: str, fields: dict):
     inputs = [jax.ShapeDtypeStruct((1, 8), jnp.int32)]
     if name in ('convnet', 'efficientnet', 'resnet', 'unet', 'vit'):
         inputs = [jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)]
+    elif name == 'dit':
+        inputs = [
+            jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.float32),
+            jax.ShapeDtypeStruct((1,), jnp.float32),
+            jax.ShapeDtypeStruct((1,), jnp.int32),
+        ]
     elif name == 'encoder_decoder':
         inputs *= 2
     elif name == 'conformer':

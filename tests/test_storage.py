@@ -132,6 +132,7 @@ def command(workdir, largest_file: int = resource.RLIM_INFINITY) -> tuple[int, s
     return process.returncode, out, err
 
 
+@pytest.mark.slow
 def test_the_command_on_a_disk_that_is_full_for_a_save(finished, workdir):
     shutil.rmtree(workdir / rundir.CHECKPOINTS / '20')
     status, out, err = command(workdir, largest_file=40_000)
@@ -146,6 +147,7 @@ def test_the_command_on_a_disk_that_is_full_for_a_save(finished, workdir):
     assert same_end(finished, workdir)
 
 
+@pytest.mark.slow
 def test_the_command_on_a_disk_that_is_full_for_the_plot(finished, workdir):
     (workdir / 'summary.json').unlink()
     status, out, err = command(workdir, largest_file=8_000)

@@ -1,5 +1,7 @@
 """Training images changed at random, on the devices, as pure functions of (key, image).
 
+Sound and tokens are in files of their own beside.
+
 Example i of a step's batch has the key fold_in(key, i), so how a batch is split over devices and
 hosts changes nothing. Two exceptions are those of every random number in a step: parts of an
 accumulated batch, and devices under pmap, have keys of their own.

@@ -35,6 +35,7 @@ mean. To add a task, put it in a file of its own and its class here.
 """
 
 from bigmodels.tasks.classification import Classification
+from bigmodels.tasks.diffusion import Diffusion
 from bigmodels.tasks.forecasting import Forecasting
 from bigmodels.tasks.language_modeling import LanguageModeling
 from bigmodels.tasks.masked_language_modeling import MaskedLanguageModeling
@@ -52,6 +53,7 @@ from bigmodels.tasks.transcription import Transcription
 
 TASKS = {
     'classification': Classification,
+    'diffusion': Diffusion,
     'forecasting': Forecasting,
     'language_modeling': LanguageModeling,
     'masked_language_modeling': MaskedLanguageModeling,

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigmodels import errors, losses, metrics
-from bigmodels.data import token_noise, tokenizers
+from bigmodels.augmentation import token_noise
+from bigmodels.data import tokenizers
 from bigmodels.tasks import tokens
 
 MASK = '[MASK]'  # in texts that are to be filled in

@@ -94,17 +94,6 @@ class Segmentation(Defaults):
     def _stride(self) -> int:
         return getattr(self.model, 'stride', 1)
 
-    def fit(self, source) -> 'Segmentation':
-        """Nothing is learnt from the records: the statistics are in the config."""
-        return self
-
-    def save(self, directory: Path) -> None:
-        """Nothing to save."""
-
-    def restored(self, directory: Path) -> 'Segmentation':
-        """As built from the config."""
-        return self
-
     @property
     def record_fields(self) -> dict[str, str]:
         """What `preprocess` needs of a record, see `data.inputs`."""

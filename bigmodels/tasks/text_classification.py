@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from bigmodels import errors, losses, metrics
-from bigmodels.data import text, token_noise, tokenizers
+from bigmodels.augmentation import token_noise
+from bigmodels.data import text, tokenizers
 from bigmodels.tasks import tokens
 from bigmodels.tasks.base import checked_labels, field_of
 

@@ -143,6 +143,7 @@ def test_padding_changes_nothing(pool, subsampling):
         np.testing.assert_allclose(together, alone, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_recomputation_changes_nothing():
     fields = dict(num_classes=5, num_layers=2, embed_dim=8, num_heads=2, subsampling_channels=4)
     plain, remat = (conformer.Conformer(**fields, remat=remat) for remat in ('none', 'full'))

@@ -118,6 +118,7 @@ def test_changes_are_compiled_and_ranked():
     assert speeds == sorted(speeds)
 
 
+@pytest.mark.slow
 def test_where_no_single_change_fits_they_are_combined():
     none = machine(0.0)
 

@@ -221,6 +221,7 @@ def test_a_row_learns_what_comes_next_and_serves_it(name, tmp_path):
     assert answer[0]['title'] == 'Film 6'
 
 
+@pytest.mark.slow
 def test_the_command_recommends_and_tells_of_unknown_items(tmp_path):
     workdir, _ = tiny_run('recommend_sequence', tmp_path)
     command = ('bigmodels.deploy.recommend', f'--workdir={workdir}', '--items=003,new')

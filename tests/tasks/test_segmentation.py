@@ -114,6 +114,7 @@ def test_the_loss_is_cross_entropy_and_dice_of_the_pixels_that_are_real(source, 
     np.testing.assert_allclose(metrics.mean(pairs['accuracy']), np.concatenate(right).mean())
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(source, tmp_path):
     """With BatchNorm as in evaluation: in training it is of each part."""
     task = make_task()

@@ -208,6 +208,7 @@ def test_augmentation_is_for_training_only(tones):
     assert abs(losses['plain', True] - losses['augmented', True]) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['speech_digits', 'speaker', 'speech_ctc'])
 def test_a_tiny_run_is_saved_evaluated_and_complete(name, tones, tmp_path):
     spec = str(ROOT / 'configs' / f'{name}.py:tiny')
@@ -225,6 +226,7 @@ def test_a_tiny_run_is_saved_evaluated_and_complete(name, tones, tmp_path):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_a_tiny_run_on_texts_of_files(tmp_path):
     """Of another rate than the config's, with the characters that occur in them."""
     texts = ['one', 'two three', 'four', 'five six', 'seven']

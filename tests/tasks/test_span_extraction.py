@@ -148,6 +148,7 @@ def numbers(path, count, seed):
     return dict(name='squad', path=str(path))
 
 
+@pytest.mark.slow
 def test_the_tiny_variant_learns_to_find_the_number(tmp_path):
     config = config_lib.load(f'{commands.ROOT}/configs/question_answering.py:tiny')
     with config.unlocked():

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigmodels.data import token_noise
+from bigmodels.augmentation import token_noise
 
 KEY = jax.random.key(3)
 
