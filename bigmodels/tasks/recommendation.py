@@ -81,7 +81,8 @@ class Recommendation:
 
     def fit(self, source: Sequence) -> 'Recommendation':
         """Learns the items there are, of training records."""
-        ids = Ids.fit(np.concatenate([source[i]['items'] for i in range(len(source))]))
+        records = [self.checked(source[i]) for i in range(len(source))]
+        ids = Ids.fit(np.concatenate([record['items'] for record in records]))
         titles = read_titles(self.titles, self.title_columns, ids) if self.titles else {}
         return self._with(Catalogue(ids, titles))
 
@@ -102,14 +103,29 @@ class Recommendation:
         """Those of the catalogue."""
         return self.catalogue.ids
 
-    def history_rows(self, items: Sequence | str) -> np.ndarray:
+    def checked(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A source's record, which has the `record_fields`.
+
+        Raises:
+          UserError: if it lacks one of them.
+        """
+        for name in self.record_fields:
+            if name not in record:
+                raise errors.unknown('record field', name, record)
+        return record
+
+    def history_rows(self, items: Sequence | np.ndarray | str | int | None) -> np.ndarray:
         """The rows of a history's known items, the latest `history_length` of them, int32 [n].
 
         Args:
-          items: ids, the latest last; or these in one text, separated by commas or blanks.
+          items: ids, the latest last; or these in one text, separated by commas or blanks; or a
+            number, which is the only one; or None, for no history.
         """
-        ids = items.replace(',', ' ').split() if isinstance(items, str) else map(str, items)
-        rows = self.item_ids.rows(ids)
+        if items is None:
+            items = ()
+        elif isinstance(items, str):
+            items = items.replace(',', ' ').split()
+        rows = self.item_ids.rows(items if np.iterable(items) else [items])
         return rows[rows > 0][-self.history_length :]
 
     def held_out(self, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -179,4 +195,4 @@ class HeldOut:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self.task.held_out(self.source[index])
+        return self.task.held_out(self.task.checked(self.source[index]))
