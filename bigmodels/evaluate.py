@@ -81,18 +81,15 @@ def _of_examples(batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.nd
 def main() -> None:
     """The command: evaluates a run's checkpoint and prints the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--workdir', required=True, help='a run made by bigmodels.main')
-    parser.add_argument('--step', default='last', help='a saved step, last or best')
+    runs.add_run(parser)
     parser.add_argument(
         '--pictures', type=pathlib.Path, help="a folder for the task's pictures of each set, as PNG"
     )
-    runs.add_trust(parser)
     arguments = parser.parse_args()
     runs.configure_process()
-    step = int(arguments.step) if arguments.step.isdigit() else arguments.step
     # Split over all devices: what fitted them in training fits them here.
     mesh = sharding.make_mesh(sharding.MeshShape(data=1, fsdp=-1))
-    run = runs.open_run(arguments.workdir, step, mesh, arguments.trust)
+    run = runs.open_run(arguments.workdir, arguments.step, mesh, arguments.trust)
     size = -(-run.experiment.batch_size // mesh.size) * mesh.size
     settings = dataclasses.replace(run.experiment, batch_size=size)
     sets = experiment.evaluation_sets(settings, run.task, sharding.batch_shard(mesh))
