@@ -20,6 +20,7 @@ from PIL import Image
 
 from bigmodels import errors, rundir, runs
 from bigmodels.data import images, inputs, pipeline
+from bigmodels.tasks.language_modeling import LanguageModeling
 
 
 def predict(
@@ -131,9 +132,13 @@ def main() -> None:
     runs.configure_process()
     run = runs.open_run(a.workdir, a.step, trust=a.trust)
     if not hasattr(run.task, 'record_fields'):
+        generates = (
+            f'; it goes on with a text: python -m bigmodels.deploy.generate --workdir={a.workdir}.'
+            if isinstance(run.task, LanguageModeling)
+            else '.'
+        )
         raise errors.UserError(
-            f'{a.workdir} holds a {type(run.task).__name__}, which answers no records; a language '
-            'model goes on with a text: python -m bigmodels.deploy.generate.'
+            f'{a.workdir} holds a {type(run.task).__name__}, which answers no records{generates}'
         )
     records = inputs.read_inputs(
         a.input, run.task.record_fields, getattr(run.task, 'sample_rate', None)

@@ -10,6 +10,7 @@ from bigmodels.deploy.decoding import generate_text
 from bigmodels.deploy.sampling import Sampling
 from bigmodels.deploy.weights import WEIGHTS
 from bigmodels.models import transformer
+from bigmodels.tasks.language_modeling import LanguageModeling
 
 
 def main() -> None:
@@ -33,6 +34,16 @@ def main() -> None:
     runs.configure_process()
     sampling = Sampling(a.temperature, a.top_k, a.top_p, a.min_p)
     run = runs.open_run(a.workdir, a.step, trust=a.trust)
+    if not isinstance(run.task, LanguageModeling):
+        answers = (
+            f'; it answers raw input: python -m bigmodels.predict --workdir={a.workdir}.'
+            if hasattr(run.task, 'record_fields')
+            else '.'
+        )
+        raise errors.UserError(
+            f'{a.workdir} is of the task {run.config["task"]["name"]!r}, which goes on with no '
+            f'text as language_modeling does{answers}'
+        )
     if not isinstance(run.model, transformer.Transformer):
         raise errors.UserError(
             f'{a.workdir} holds a {type(run.model).__name__}; only a Transformer generates text.'
