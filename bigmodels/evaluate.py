@@ -90,6 +90,11 @@ def main() -> None:
     # Split over all devices: what fitted them in training fits them here.
     mesh = sharding.make_mesh(sharding.MeshShape(data=1, fsdp=-1))
     run = runs.open_run(arguments.workdir, arguments.step, mesh, arguments.trust)
+    if arguments.pictures and not hasattr(run.task, 'pictures'):
+        raise errors.UserError(
+            f'{arguments.workdir} is of the task {run.config["task"]["name"]!r}, which draws no '
+            'pictures: leave --pictures out.'
+        )
     size = -(-run.experiment.batch_size // mesh.size) * mesh.size
     settings = dataclasses.replace(run.experiment, batch_size=size)
     sets = experiment.evaluation_sets(settings, run.task, sharding.batch_shard(mesh))
@@ -98,11 +103,18 @@ def main() -> None:
     def draw(name, outcomes):
         for stem, figure in run.task.pictures(outcomes).items():
             arguments.pictures.mkdir(parents=True, exist_ok=True)
-            figure.savefig(arguments.pictures / f'{name}_{stem}.png', dpi=120)
+            drawn.append(arguments.pictures / f'{name}_{stem}.png')
+            figure.savefig(drawn[-1], dpi=120)
 
-    see = draw if arguments.pictures and hasattr(run.task, 'pictures') else None
+    drawn = []
+    see = draw if arguments.pictures else None
     results = evaluate(eval_step, run.task, run.params, run.model_state, sets, mesh, see=see)
     print(json.dumps({'step': run.step, **results}, indent=1))
+    if arguments.pictures and not drawn:
+        raise errors.UserError(
+            f'The task of {arguments.workdir} has drawn no pictures: its config asks for none, '
+            'such as by task.report of a classification or task.overlays of a segmentation.'
+        )
 
 
 if __name__ == '__main__':
