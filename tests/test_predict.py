@@ -88,6 +88,12 @@ def test_a_new_category_is_answered_and_bad_records_are_named(table_run, tmp_pat
             answers(capsys, table_run / 'run', tmp_path / name)
 
 
+@pytest.mark.parametrize('name', ['nothing.csv', 'nothing.jsonl', 'nothing'])
+def test_an_input_that_is_not_there_is_named(table_run, tmp_path, capsys, name):
+    with pytest.raises(errors.UserError, match=f'There is no file .*{name}'):
+        answers(capsys, table_run / 'run', tmp_path / name)
+
+
 @pytest.fixture(scope='module')
 def image_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp('images')
