@@ -135,9 +135,14 @@ class TextToText(tokens.Tokenized):
         return self.vocabulary.decode(list(ids))
 
     def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
-        """One example a pair, or in training rows of them, see `pairs.PackedPairs`."""
-        if not (train and self.row_length):
+        """One example a pair, or in training rows of them, see `pairs.PackedPairs`.
+
+        Those of training have no references, which only scores need.
+        """
+        if not train:
             return _Examples(source, self)
+        if not self.row_length:
+            return _Examples(source, dataclasses.replace(self, references_field=''))
         sides = [
             text.tokenize_corpus(source, self.vocabulary, cache_dir, field=key)
             for key in (self.source_field, self.target_field)
