@@ -42,6 +42,7 @@ class SpanExtraction(tokens.Tokenized):
     vocabulary: tokenizers.Tokenizer | None = None
 
     score_names = ('exact_match', 'token_f1')
+    token_fields = ('inputs',)  # targets are places
 
     def __post_init__(self):
         if self.model.num_classes != 2:
