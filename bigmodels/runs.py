@@ -167,8 +167,8 @@ def keep_freed_memory() -> None:
     """Lets the C library keep freed memory for the next step rather than return it to the system.
 
     XLA allocates a step's temporaries anew each time on CPUs, and the system then zeroes every page
-    of them: a quarter of a small model's step. glibc only; it still returns blocks over 64 MB that
-    other threads than the main one allocate.
+    of them: a quarter to a third of a small model's step. glibc only; it still returns blocks over
+    64 MB that other threads than the main one allocate.
     """
     if platform.libc_ver()[0] != 'glibc':
         return
