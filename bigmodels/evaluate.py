@@ -81,18 +81,20 @@ def _of_examples(batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.nd
 def main() -> None:
     """The command: evaluates a run's checkpoint and prints the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--workdir', required=True, help='a run made by bigmodels.main')
-    parser.add_argument('--step', default='last', help='a saved step, last or best')
+    runs.add_run(parser)
     parser.add_argument(
         '--pictures', type=pathlib.Path, help="a folder for the task's pictures of each set, as PNG"
     )
-    runs.add_trust(parser)
     arguments = parser.parse_args()
     runs.configure_process()
-    step = int(arguments.step) if arguments.step.isdigit() else arguments.step
     # Split over all devices: what fitted them in training fits them here.
     mesh = sharding.make_mesh(sharding.MeshShape(data=1, fsdp=-1))
-    run = runs.open_run(arguments.workdir, step, mesh, arguments.trust)
+    run = runs.open_run(arguments.workdir, arguments.step, mesh, arguments.trust)
+    if arguments.pictures and not hasattr(run.task, 'pictures'):
+        raise errors.UserError(
+            f'{arguments.workdir} is of the task {run.config["task"]["name"]!r}, which draws no '
+            'pictures: leave --pictures out.'
+        )
     size = -(-run.experiment.batch_size // mesh.size) * mesh.size
     settings = dataclasses.replace(run.experiment, batch_size=size)
     sets = experiment.evaluation_sets(settings, run.task, sharding.batch_shard(mesh))
@@ -101,11 +103,18 @@ def main() -> None:
     def draw(name, outcomes):
         for stem, figure in run.task.pictures(outcomes).items():
             arguments.pictures.mkdir(parents=True, exist_ok=True)
-            figure.savefig(arguments.pictures / f'{name}_{stem}.png', dpi=120)
+            drawn.append(arguments.pictures / f'{name}_{stem}.png')
+            figure.savefig(drawn[-1], dpi=120)
 
-    see = draw if arguments.pictures and hasattr(run.task, 'pictures') else None
+    drawn = []
+    see = draw if arguments.pictures else None
     results = evaluate(eval_step, run.task, run.params, run.model_state, sets, mesh, see=see)
     print(json.dumps({'step': run.step, **results}, indent=1))
+    if arguments.pictures and not drawn:
+        raise errors.UserError(
+            f'The task of {arguments.workdir} has drawn no pictures: its config asks for none, '
+            'such as by task.report of a classification or task.overlays of a segmentation.'
+        )
 
 
 if __name__ == '__main__':

@@ -20,6 +20,7 @@ from PIL import Image
 
 from bigmodels import errors, rundir, runs
 from bigmodels.data import images, inputs, pipeline
+from bigmodels.tasks.language_modeling import LanguageModeling
 
 
 def predict(
@@ -117,7 +118,7 @@ def as_json(where: str, answer: Any, pictures: pathlib.Path, number: int) -> dic
 def main() -> None:
     """The command: one JSON line for each record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--workdir', required=True, help='a run made by bigmodels.main')
+    runs.add_run(parser)
     parser.add_argument('--input', required=True, help='a file, a folder, or - for standard input')
     parser.add_argument('--output', help='a file for the answers; default standard output')
     parser.add_argument(
@@ -126,16 +127,18 @@ def main() -> None:
         default=pathlib.Path('predictions'),
         help='the folder for answers that are pictures; default predictions',
     )
-    parser.add_argument('--step', default='last', help='a saved step, last or best')
     parser.add_argument('--batch_size', type=int, default=0, help="default: the training's")
-    runs.add_trust(parser)
     a = parser.parse_args()
     runs.configure_process()
-    run = runs.open_run(a.workdir, int(a.step) if a.step.isdigit() else a.step, trust=a.trust)
+    run = runs.open_run(a.workdir, a.step, trust=a.trust)
     if not hasattr(run.task, 'record_fields'):
+        generates = (
+            f'; it goes on with a text: python -m bigmodels.deploy.generate --workdir={a.workdir}.'
+            if isinstance(run.task, LanguageModeling)
+            else '.'
+        )
         raise errors.UserError(
-            f'{a.workdir} holds a {type(run.task).__name__}, which answers no records; a language '
-            'model goes on with a text: python -m bigmodels.deploy.generate.'
+            f'{a.workdir} holds a {type(run.task).__name__}, which answers no records{generates}'
         )
     records = inputs.read_inputs(
         a.input, run.task.record_fields, getattr(run.task, 'sample_rate', None)

@@ -103,6 +103,25 @@ def open_task(
     return config, settings, task
 
 
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """The options of a command that opens a run: --workdir, --step and --trust."""
+    parser.add_argument(
+        '--workdir', type=pathlib.Path, required=True, help='a run made by bigmodels.main'
+    )
+    add_step(parser)
+    add_trust(parser)
+
+
+def add_step(parser: argparse.ArgumentParser) -> None:
+    """The option --step, as `open_run` takes it."""
+    parser.add_argument('--step', type=_step, default='last', help='a saved step, last or best')
+
+
+def _step(text: str) -> int | str:
+    # Another word than last and best is refused with the steps that there are.
+    return int(text) if text.isdecimal() else text
+
+
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """The option --trust of a command that opens a run."""
     parser.add_argument(
@@ -148,8 +167,8 @@ def keep_freed_memory() -> None:
     """Lets the C library keep freed memory for the next step rather than return it to the system.
 
     XLA allocates a step's temporaries anew each time on CPUs, and the system then zeroes every page
-    of them: a quarter of a small model's step. glibc only; it still returns blocks over 64 MB that
-    other threads than the main one allocate.
+    of them: a quarter to a third of a small model's step. glibc only; it still returns blocks over
+    64 MB that other threads than the main one allocate.
     """
     if platform.libc_ver()[0] != 'glibc':
         return

@@ -1,13 +1,14 @@
 """What data costs: every source and preprocessing step on one core, and the wait of each config.
 
-    python experiments/benchmark_data.py [--data=../shared/data] [--seconds=1] [--against=REF]
+    python experiments/benchmark_data.py [--data=FOLDER] [--seconds=1] [--against=REF]
 
 Per core: how many examples, tokens, pixels or seconds of sound one second of processor time
 gives, by calls that are repeated for --seconds. Sources are read as a training run reads them, in
 shuffled batches. Waiting: the shipped configs, trained by the command, shorter; the share of the
 time between two lines of metrics that the loop waited for its next batch. The first interval, in
 which the prefetching starts, is not counted. With --against the same for the tree of a commit, in
-turns. Writes results/data.json and results/data.md.
+turns. Writes results/data.json and results/data.md. The data sets are those of the configs: in
+$BIGMODELS_DATA, or in shared/data beside the checkout.
 """
 
 import argparse
@@ -107,7 +108,6 @@ def image_rows(data: pathlib.Path, seconds: float) -> Iterator[Row]:
     cifar = np.load(data / 'cifar10' / 'cifar10_jpeg.npz')
     small = cifar['test_jpeg'][: cifar['test_offsets'][1]].tobytes()
     image = images.decode(large, name)
-    rng = np.random.default_rng(0)
     for what, call in {
         'decode JPEG 32 x 32': lambda i: images.decode(small, name),
         'decode JPEG 640 x 480': lambda i: images.decode(large, name),
@@ -115,8 +115,8 @@ def image_rows(data: pathlib.Path, seconds: float) -> Iterator[Row]:
             large, name, at_least=(224, 224)
         ),
         'resize 640 x 480 to 224 x 224': lambda i: images.resize(image, 224, 224),
-        'random resized crop of 640 x 480 to 224 x 224': lambda i: images.random_resized_crop(
-            rng, image, 224, 224
+        'middle of 640 x 480 as 224 x 224': lambda i: images.centre_crop(
+            images.resize_shorter_side(image, 224), 224, 224
         ),
     }.items():
         yield what, per_second(call, seconds), 'images'
@@ -161,7 +161,7 @@ def waiting(tree: pathlib.Path, name: str, steps: int, data: pathlib.Path) -> di
 def main() -> None:
     """Measures, and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument('--data', type=pathlib.Path, default=measure.ROOT.parent / 'shared/data')
+    parser.add_argument('--data', type=pathlib.Path, default=measure.data_path())
     parser.add_argument('--seconds', type=float, default=1.0)
     parser.add_argument('--against', metavar='REF', help='a commit, for the waiting')
     options = parser.parse_args()

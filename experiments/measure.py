@@ -19,6 +19,12 @@ RESULTS = ROOT / 'experiments' / 'results'
 MACHINE = f'{os.cpu_count()} CPU cores, {platform.machine()}'
 
 
+def data_path(name: str = '') -> pathlib.Path:
+    """Where a data set's files are, as `configs/common.py` has it, from any working directory."""
+    folder = os.environ.get('BIGMODELS_DATA') or ROOT.parent / 'shared' / 'data'
+    return pathlib.Path(folder, name).resolve()
+
+
 def train(
     config: str,
     workdir: pathlib.Path,

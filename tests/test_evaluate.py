@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from bigmodels import config as config_lib
-from bigmodels import evaluate, experiment, metrics, program, sharding
+from bigmodels import errors, evaluate, experiment, metrics, program, runs, sharding
 from bigmodels import train as train_lib
 from bigmodels.data import SOURCES
 from bigmodels.tasks.classification import Classification
@@ -109,6 +110,24 @@ def test_bits_per_byte_do_not_depend_on_the_tokenizer_s_granularity(tmp_path):
     )
     bits = np.log2(task.model.vocab_size) * 6 / len('aß\naß\n'.encode())
     np.testing.assert_allclose(metrics.mean(pairs['bits_per_byte']), bits, rtol=1e-5)
+
+
+def test_pictures_that_nothing_draws_are_refused(tmp_path, monkeypatch, capsys):
+    options = [f'--workdir={tmp_path}', f'--pictures={tmp_path / "pictures"}']
+    monkeypatch.setattr('sys.argv', ['evaluate', *options])
+    with monkeypatch.context() as patch:
+        run = types.SimpleNamespace(task=object(), config={'task': {'name': 'forecasting'}})
+        patch.setattr(runs, 'open_run', lambda *_, **__: run)
+        with pytest.raises(errors.UserError, match="task 'forecasting', which draws no pictures"):
+            evaluate.main()
+    # A task that draws some, but of figures that its config does not ask for.
+    config = config_lib.load(str(commands.ROOT / 'configs/digits_mlp.py:tiny'))
+    final = train_lib.train(config, tmp_path)
+    capsys.readouterr()
+    with pytest.raises(errors.UserError, match=r'has drawn no pictures: .* task\.report'):
+        evaluate.main()
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == pytest.approx({'step': 20, **final}, rel=1e-5)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import sys
+import types
 import warnings
 
 import numpy as np
@@ -12,7 +13,9 @@ from PIL import Image
 
 from bigmodels import config, errors, predict, runs, train
 from bigmodels.data.sources.table_sources import Columns
+from bigmodels.models.transformer import Transformer
 from bigmodels.tasks.classification import Classification
+from bigmodels.tasks.masked_language_modeling import MaskedLanguageModeling
 from tests import commands
 from tests.data import image_files
 from tests.tasks import table_files
@@ -83,6 +86,12 @@ def test_a_new_category_is_answered_and_bad_records_are_named(table_run, tmp_pat
         table_files.write(tmp_path / name, records, columns)
         with pytest.raises(errors.UserError, match=message):
             answers(capsys, table_run / 'run', tmp_path / name)
+
+
+@pytest.mark.parametrize('name', ['nothing.csv', 'nothing.jsonl', 'nothing'])
+def test_an_input_that_is_not_there_is_named(table_run, tmp_path, capsys, name):
+    with pytest.raises(errors.UserError, match=f'There is no file .*{name}'):
+        answers(capsys, table_run / 'run', tmp_path / name)
 
 
 @pytest.fixture(scope='module')
@@ -177,3 +186,11 @@ def test_what_answers_no_records_says_where_to_go(tmp_path, capsys):
     train.train(config.load(path, overrides), tmp_path / 'run')
     with pytest.raises(errors.UserError, match=r'LanguageModeling.*bigmodels\.deploy\.generate'):
         answers(capsys, tmp_path / 'run', '-')
+
+
+def test_what_answers_nothing_is_not_sent_elsewhere(capsys, monkeypatch):
+    model = Transformer(vocab_size=257, num_layers=1, embed_dim=8, num_heads=1, causal=False)
+    task = MaskedLanguageModeling(model, {'name': 'bytes'}, 16)
+    monkeypatch.setattr(runs, 'open_run', lambda *_, **__: types.SimpleNamespace(task=task))
+    with pytest.raises(errors.UserError, match=r'a MaskedLanguageModeling.* answers no records\.$'):
+        answers(capsys, 'a', '-')

@@ -1,6 +1,8 @@
 """Opening a run: config as data, parameters, preprocessing; and what its directory refuses."""
 
+import argparse
 import os
+import pathlib
 
 import jax
 import numpy as np
@@ -45,6 +47,17 @@ def test_gives_the_averaged_params_of_a_step(finished):
     assert runs.open_run(finished, 'best').step in (5, 10, 15, 20)
 
 
+def test_the_options_of_a_command_that_opens_a_run():
+    parser = argparse.ArgumentParser()
+    runs.add_run(parser)
+    given = parser.parse_args(['--workdir=runs/a', '--trust=one', '--trust=two'])
+    assert vars(given) == dict(workdir=pathlib.Path('runs/a'), step='last', trust=['one', 'two'])
+    for text, step in (('7', 7), ('last', 'last'), ('best', 'best')):
+        assert parser.parse_args(['--workdir=a', f'--step={text}']).step == step
+    with pytest.raises(SystemExit):
+        parser.parse_args([])
+
+
 def test_opens_onto_a_mesh(finished):
     mesh = sharding.make_mesh(sharding.MeshShape(data=1, fsdp=8))
     split, whole = runs.open_run(finished, mesh=mesh), runs.open_run(finished)
@@ -69,7 +82,7 @@ def test_the_kept_config_is_complete(finished):
     assert experiment.resolved(kept) == kept
 
 
-@pytest.mark.parametrize('step', [7, 'best'])
+@pytest.mark.parametrize('step', [7, 'bets', 'best'])
 def test_a_step_that_is_not_there(finished, tmp_path, step):
     if step == 'best':
         kept = config_lib.read(finished / 'config.json').to_dict()

@@ -37,7 +37,7 @@ def window(rng: Array, image: Array, size: int, extent: Array) -> Array:
 
 
 def crop(rng: Array, image: Array, least_area: float) -> Array:
-    """A random part, scaled to the whole; see `images.random_resized_crop`.
+    """A random part, scaled to the whole (Szegedy et al. 2015, arXiv:1409.4842, section 6).
 
     Its share of the area is uniform in [least_area, 1], the logarithm of its width over its height,
     both as shares of the image's, in [log 3/4, log 4/3]; what would be longer than a side is cut.

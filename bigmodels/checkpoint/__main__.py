@@ -43,7 +43,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     sub.add_argument('--weights', type=_several(float), metavar='X,X,...', help='default: equal')
     sub.add_argument('--out', type=pathlib.Path, required=True, help='a new run directory')
     sub = add('params', params)
-    sub.add_argument('--step', default='last', help='a saved step, last or best')
+    runs.add_step(sub)
     sub.add_argument('--out', type=pathlib.Path, metavar='FILE.safetensors')
     sub.add_argument(
         '--unstacked', action='store_true', help='scanned layers one by one, as layers_0, layers_1'
@@ -131,8 +131,7 @@ def params(options: argparse.Namespace) -> None:
     if options.out is not None and options.out.suffix != '.safetensors':
         raise errors.UserError(f'--out={options.out} must end in .safetensors, its only format.')
     directory, settings = _open(options.workdir)
-    asked = int(options.step) if options.step.isdigit() else options.step
-    step = checkpoint.good_step(directory, asked, settings)
+    step = checkpoint.good_step(directory, options.step, settings)
     part = values.evaluation_part(directory, step)
     tree = values.read(directory, step, part)
     if options.unstacked and 'layers' in tree:

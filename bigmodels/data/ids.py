@@ -5,6 +5,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -44,10 +45,10 @@ class Ids:
         """Those of a table for these ids, with the row of unknown ones."""
         return len(self.names) + 1
 
-    def rows(self, names: Iterable[str]) -> np.ndarray:
-        """int32 [n]; UNKNOWN for an id that is not among `names`."""
+    def rows(self, names: Iterable[Any]) -> np.ndarray:
+        """int32 [n] of ids, text or numbers; UNKNOWN for one whose text is not among `names`."""
         row_of = self._rows
-        return np.array([row_of.get(name, UNKNOWN) for name in names], np.int32)
+        return np.array([row_of.get(str(name), UNKNOWN) for name in names], np.int32)
 
     @functools.cached_property
     def _rows(self) -> dict[str, int]:

@@ -5,7 +5,6 @@ An image is uint8 [H, W, C], with C 3 or 1.
 
 import contextlib
 import io
-import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -113,59 +112,11 @@ def centre_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
     Raises:
       UserError: if the image is smaller.
     """
-    rows, columns = _room(image, height, width)
-    return _crop(image, rows // 2, columns // 2, height, width)
-
-
-def random_crop(rng: np.random.Generator, image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A part [height, width, C] of an image, each with equal probability.
-
-    Raises:
-      UserError: if the image is smaller.
-    """
-    rows, columns = _room(image, height, width)
-    return _crop(image, rng.integers(rows + 1), rng.integers(columns + 1), height, width)
-
-
-def random_resized_crop(
-    rng: np.random.Generator,
-    image: np.ndarray,
-    height: int,
-    width: int,
-    area: tuple[float, float] = (0.08, 1.0),
-    aspect: tuple[float, float] = (3 / 4, 4 / 3),
-) -> np.ndarray:
-    """A random part of an image, scaled to [height, width, C].
-
-    Its share of the image's area is uniform in `area` and the logarithm of its width over its
-    height in that of `aspect` (Szegedy et al. 2015, arXiv:1409.4842, section 6). Where ten such
-    parts have not fitted, it is the largest middle one whose aspect is in the range.
-    """
-    rows, columns, _ = image.shape
-    for _ in range(10):
-        pixels = rng.uniform(*area) * rows * columns
-        ratio = math.exp(rng.uniform(*np.log(aspect)))
-        w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
-        if 0 < h <= rows and 0 < w <= columns:
-            top, left = int(rng.integers(rows - h + 1)), int(rng.integers(columns - w + 1))
-            break
-    else:
-        ratio = min(max(columns / rows, aspect[0]), aspect[1])
-        w, h = min(columns, round(rows * ratio)), min(rows, round(columns / ratio))
-        top, left = (rows - h) // 2, (columns - w) // 2
-    return resize(_crop(image, top, left, h, w), height, width)
-
-
-def _room(image: np.ndarray, height: int, width: int) -> tuple[int, int]:
-    """The rows and columns by which an image is larger."""
     rows, columns = image.shape[0] - height, image.shape[1] - width
     if rows < 0 or columns < 0:
         raise errors.UserError(
             f'No {height} x {width} pixels can be cut out of an image of {image.shape[0]} x '
             f'{image.shape[1]}: resize it first.'
         )
-    return rows, columns
-
-
-def _crop(image: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
+    top, left = rows // 2, columns // 2
     return image[top : top + height, left : left + width]

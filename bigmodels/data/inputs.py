@@ -22,8 +22,15 @@ from typing import Any, TextIO
 
 from bigmodels import errors
 from bigmodels.data import audio, images
-from bigmodels.data.sources import JsonLines, graph_sources, parse_json_line, read_bytes, read_text
-from bigmodels.data.sources.table_sources import Csv, one_file
+from bigmodels.data.sources import (
+    JsonLines,
+    graph_sources,
+    one_file,
+    parse_json_line,
+    read_bytes,
+    read_text,
+)
+from bigmodels.data.sources.table_sources import Csv
 
 SUFFIXES = {
     'image': ('.jpg', '.jpeg', '.png'),
@@ -117,7 +124,7 @@ def _filled(record, fields: Mapping[str, str], where: str, folder: str, sample_r
     filled = {name: record[name] for name in fields}
     for name, kind in fields.items():
         if kind in ('image', 'audio') and isinstance(record[name], str):
-            path = one_file(os.path.join(folder, record[name]))
+            path = os.path.join(folder, record[name])
             filled |= _decoded(path, name, kind, f'{path} ({where})', sample_rate)
     return filled
 

@@ -16,16 +16,17 @@ from bigmodels import config as config_lib
 from bigmodels import errors, experiment, runs, tables, writers
 from bigmodels.data import pictures, pipeline
 
-TOKENS = ('inputs', 'targets')  # the fields that hold token ids, where a task has a vocabulary
+# The fields that hold token ids, where a task has a vocabulary and no `token_fields`.
+TOKENS = ('inputs', 'targets')
 WAVEFORM = 256  # samples; shorter vectors are features of a table
 
 
 def show_as(
-    name: str, value: np.ndarray, has_vocabulary: bool
+    name: str, value: np.ndarray, has_vocabulary: bool, token_fields: Sequence[str] = TOKENS
 ) -> Literal['text', 'image', 'waveform', 'column']:
     """How to show a field [B, ...] of a batch: the one place that decides."""
     shape = value.shape[1:]
-    if has_vocabulary and name in TOKENS and value.dtype.kind in 'iu' and len(shape) == 1:
+    if has_vocabulary and name in token_fields and value.dtype.kind in 'iu' and len(shape) == 1:
         return 'text'
     if name == 'weights' or value.dtype.kind != 'f':
         return 'column'
@@ -37,7 +38,11 @@ def show_as(
 
 
 def show(
-    batch: Mapping[str, np.ndarray], ids: Sequence[str], vocabulary: Any, stem: pathlib.Path
+    batch: Mapping[str, np.ndarray],
+    ids: Sequence[str],
+    vocabulary: Any,
+    stem: pathlib.Path,
+    token_fields: Sequence[str] = TOKENS,
 ) -> str:
     """A batch as text; its pictures are written as `<stem>_<field>.png`, which the text names.
 
@@ -45,8 +50,12 @@ def show(
       batch: arrays [B, ...].
       ids: [B], names of the examples.
       vocabulary: a tokenizer, or None.
+      token_fields: the names of the fields that it decodes.
     """
-    kinds = {name: show_as(name, value, vocabulary is not None) for name, value in batch.items()}
+    kinds = {
+        name: show_as(name, value, vocabulary is not None, token_fields)
+        for name, value in batch.items()
+    }
     columns = {
         name: [summary(item) for item in batch[name]]
         for name, kind in kinds.items()
@@ -138,7 +147,9 @@ def main() -> None:
         ids = experiment.batch_ids(settings, parts, step - 1)
         print(f'step {step} (batch {step - 1}), {len(ids)} examples')
         vocabulary = getattr(task, 'vocabulary', None)
-        print(show(batches[step - 1], ids, vocabulary, options.out / f'step_{step}'), end='\n\n')
+        token_fields = getattr(task, 'token_fields', TOKENS)
+        stem = options.out / f'step_{step}'
+        print(show(batches[step - 1], ids, vocabulary, stem, token_fields), end='\n\n')
 
 
 if __name__ == '__main__':

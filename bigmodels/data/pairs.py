@@ -51,11 +51,6 @@ class PackedPairs:
     def __len__(self) -> int:
         return len(self._row_offsets) - 1
 
-    @property
-    def efficiency(self) -> float:
-        """The fraction of the positions of all rows that hold a token."""
-        return sum(length.sum() for length in self._lengths) / (2 * len(self) * self._row_length)
-
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         batch = self.take(np.array([checked_index(index, len(self))]))
         return {name: array[0] for name, array in batch.items()}

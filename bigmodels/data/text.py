@@ -225,11 +225,6 @@ class Packed:
     def __len__(self) -> int:
         return len(self._row_offsets) - 1
 
-    @property
-    def efficiency(self) -> float:
-        """The fraction of the positions of all rows that hold a token."""
-        return self._corpus.num_tokens / (len(self) * self._length)
-
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         return _single(self.take(np.array([checked_index(index, len(self))])))
 

@@ -10,13 +10,13 @@ from bigmodels.deploy.decoding import generate_text
 from bigmodels.deploy.sampling import Sampling
 from bigmodels.deploy.weights import WEIGHTS
 from bigmodels.models import transformer
+from bigmodels.tasks.language_modeling import LanguageModeling
 
 
 def main() -> None:
     """The command: prints the continuation of each prompt."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--workdir', required=True, help='a run made by bigmodels.main')
-    parser.add_argument('--step', default='last', help='a saved step, last or best')
+    runs.add_run(parser)
     parser.add_argument('--prompt', action='append', required=True, help='may be given repeatedly')
     parser.add_argument('--max_new_tokens', type=int, default=128)
     parser.add_argument('--temperature', type=float, default=0.8, help='0 for greedy')
@@ -30,11 +30,20 @@ def main() -> None:
         help="how kernels are kept while generating; default: in the type of the run's computation",
     )
     parser.add_argument('--seed', type=int, default=0)
-    runs.add_trust(parser)
     a = parser.parse_args()
     runs.configure_process()
     sampling = Sampling(a.temperature, a.top_k, a.top_p, a.min_p)
-    run = runs.open_run(a.workdir, int(a.step) if a.step.isdigit() else a.step, trust=a.trust)
+    run = runs.open_run(a.workdir, a.step, trust=a.trust)
+    if not isinstance(run.task, LanguageModeling):
+        answers = (
+            f'; it answers raw input: python -m bigmodels.predict --workdir={a.workdir}.'
+            if hasattr(run.task, 'record_fields')
+            else '.'
+        )
+        raise errors.UserError(
+            f'{a.workdir} is of the task {run.config["task"]["name"]!r}, which goes on with no '
+            f'text as language_modeling does{answers}'
+        )
     if not isinstance(run.model, transformer.Transformer):
         raise errors.UserError(
             f'{a.workdir} holds a {type(run.model).__name__}; only a Transformer generates text.'

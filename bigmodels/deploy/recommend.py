@@ -44,14 +44,12 @@ def make_recommender(run: runs.Run) -> Callable[[Sequence[str], str], list[dict[
 def main() -> None:
     """The command: prints an object a line for each recommended item."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--workdir', required=True, help='a run made by bigmodels.main')
-    parser.add_argument('--step', default='last', help='a saved step, last or best')
+    runs.add_run(parser)
     parser.add_argument('--items', default='', help="ids of a user's items, the latest last: a,b,c")
     parser.add_argument('--user', default='', help='the id of the user')
-    runs.add_trust(parser)
     a = parser.parse_args()
     runs.configure_process()
-    run = runs.open_run(a.workdir, int(a.step) if a.step.isdigit() else a.step, trust=a.trust)
+    run = runs.open_run(a.workdir, a.step, trust=a.trust)
     recommend = make_recommender(run)
     items = a.items.split(',') if a.items else []
     unknown = sorted(set(items) - set(run.task.item_ids.names))

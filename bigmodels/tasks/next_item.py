@@ -12,8 +12,7 @@ import numpy as np
 
 from bigmodels import losses, metrics
 from bigmodels.data import text
-from bigmodels.tasks.base import told_of
-from bigmodels.tasks.recommendation import HeldOut, Recommendation, histories_of
+from bigmodels.tasks.recommendation import HeldOut, Recommendation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +55,7 @@ class NextItem(Recommendation):
         """In training histories side by side in rows of `history_length`; else one of each."""
         if not train:
             return HeldOut(source, self)
-        with told_of(source):
-            rows = [self.item_ids.rows(items) for items in histories_of(source)]
+        rows = [self.item_ids.rows(record['items']) for record in self.records_of(source)]
         return text.Packed(_Documents.of(rows), self.history_length)
 
     def example_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -39,13 +39,6 @@ class Catalogue:
         return cls(Ids.restore(directory / ITEMS), titles)
 
 
-def histories_of(source: Sequence) -> list[np.ndarray]:
-    """The field 'items' of every record, arrays of ids; UserError where there is none."""
-    if not len(source):
-        raise errors.UserError('There are no records.')
-    return [field_of(source[i], 'items') for i in range(len(source))]
-
-
 def read_titles(path: str, columns: tuple[str, str], items: Ids) -> dict[str, str]:
     """The titles of `items` in a CSV file, whose columns of ids and of titles are named."""
     table = table_sources.Csv(path)
@@ -89,8 +82,7 @@ class Recommendation(Defaults):
 
     def fit(self, source: Sequence) -> 'Recommendation':
         """Learns the items there are, of training records."""
-        with told_of(source):
-            ids = Ids.fit(np.concatenate(histories_of(source)))
+        ids = Ids.fit(np.concatenate([record['items'] for record in self.records_of(source)]))
         titles = read_titles(self.titles, self.title_columns, ids) if self.titles else {}
         return self._with(Catalogue(ids, titles))
 
@@ -111,14 +103,35 @@ class Recommendation(Defaults):
         """Those of the catalogue."""
         return self.catalogue.ids
 
-    def history_rows(self, items: Sequence | str) -> np.ndarray:
+    def records_of(self, source: Sequence) -> list[Mapping[str, Any]]:
+        """All records of a source; UserError where there are none, or one is not as `checked`."""
+        with told_of(source):
+            if not len(source):
+                raise errors.UserError('There are no records.')
+            return [self.checked(source[i]) for i in range(len(source))]
+
+    def checked(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A source's record, which has the `record_fields`.
+
+        Raises:
+          UserError: if it lacks one of them.
+        """
+        for name in self.record_fields:
+            field_of(record, name)
+        return record
+
+    def history_rows(self, items: Sequence | np.ndarray | str | int | None) -> np.ndarray:
         """The rows of a history's known items, the latest `history_length` of them, int32 [n].
 
         Args:
-          items: ids, the latest last; or these in one text, separated by commas or blanks.
+          items: ids, the latest last; or these in one text, separated by commas or blanks; or a
+            number, which is the only one; or None, for no history.
         """
-        ids = items.replace(',', ' ').split() if isinstance(items, str) else map(str, items)
-        rows = self.item_ids.rows(ids)
+        if items is None:
+            items = ()
+        elif isinstance(items, str):
+            items = items.replace(',', ' ').split()
+        rows = self.item_ids.rows(items if np.iterable(items) else [items])
         return rows[rows > 0][-self.history_length :]
 
     def held_out(self, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -180,9 +193,9 @@ class HeldOut:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        record = self.source[index]
         try:
-            if not len(field_of(record, 'items')):
+            record = self.task.checked(self.source[index])
+            if not len(record['items']):
                 raise errors.UserError('There is no item to hold out.')
             return self.task.held_out(record)
         except errors.UserError as error:

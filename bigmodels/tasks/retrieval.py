@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,12 +32,13 @@ class Retrieval(Recommendation):
     min_user_count: int = 10
     user_ids: Ids | None = None
 
+    record_fields: ClassVar = {'items': 'value', 'user': 'value'}
     vocab_key = 'num_items'
     compares_examples = True
 
     def fit(self, source: Sequence) -> 'Retrieval':
         """Learns the items and users there are, of training records."""
-        records = [source[i] for i in range(len(source))]
+        records = self.records_of(source)
         counts = [len(record['items']) for record in records]
         users = np.repeat([record['user'] for record in records], counts)
         return super().fit(source)._with_users(Ids.fit(users, self.min_user_count))
@@ -56,7 +57,7 @@ class Retrieval(Recommendation):
         return dataclasses.replace(self, user_ids=users)
 
     def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """{'items': see `history_rows`, 'user' if known} -> {'inputs' int32 [L], 'users' int32}.
+        """{'items': see `history_rows`, 'user' if any} -> {'inputs' int32 [L], 'users' int32}.
 
         The inputs are the history, the latest first, and 0 behind its end.
         """

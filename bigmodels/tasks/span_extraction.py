@@ -43,6 +43,7 @@ class SpanExtraction(tokens.Tokenized):
 
     score_names = ('exact_match', 'token_f1')
     unit = 'windows'
+    token_fields = ('inputs',)  # targets are places
 
     def __post_init__(self):
         if self.model.num_classes != 2:

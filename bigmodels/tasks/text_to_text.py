@@ -138,9 +138,15 @@ class TextToText(tokens.Tokenized):
         return self.vocabulary.decode(list(ids))
 
     def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
-        """One example a pair, or in training rows of them, see `pairs.PackedPairs`."""
-        if not (train and self.row_length):
+        """One example a pair, or in training rows of them, see `pairs.PackedPairs`.
+
+        Those of training have no references, which only scores need.
+        """
+        if not train:
             return Examples(source, self, stacked=False)
+        if not self.row_length:
+            task = dataclasses.replace(self, references_field='')
+            return Examples(source, task, stacked=False)
         sides = [
             text.tokenize_corpus(source, self.vocabulary, cache_dir, field=key)
             for key in (self.source_field, self.target_field)

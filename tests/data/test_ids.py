@@ -17,6 +17,13 @@ def test_the_most_frequent_come_first_and_others_are_unknown():
     assert ids.num_rows == 5
 
 
+def test_a_number_is_the_id_that_it_reads_as():
+    ids = Ids.fit(SEEN)
+    assert ids.rows([7, 70]).tolist() == [4, 0]
+    assert ids.rows(np.array([7, 7])).tolist() == [4, 4]
+    assert Ids.fit(np.array([7, 8, 8])).rows(['7', 8]).tolist() == [2, 1]
+
+
 def test_rare_ones_are_unknown():
     ids = Ids.fit(SEEN, min_count=2)
     assert ids.names == ('b', 'ä')

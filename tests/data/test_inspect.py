@@ -1,6 +1,7 @@
 """What the command shows is what the updates saw."""
 
 import dataclasses
+import json
 import textwrap
 
 import numpy as np
@@ -10,7 +11,8 @@ from PIL import Image
 from bigmodels import config as config_lib
 from bigmodels import errors, experiment, runs
 from bigmodels import train as train_lib
-from bigmodels.data import inspect, pictures, tokenizers
+from bigmodels.data import inspect, pictures, pipeline, question_windows, tokenizers
+from bigmodels.tasks.span_extraction import SpanExtraction
 from tests import commands
 
 
@@ -52,6 +54,40 @@ def test_tables_align_and_nothing_steers_the_terminal(tmp_path):
         '    a\N{REPLACEMENT CHARACTER}b',
     ]
     assert not list(tmp_path.iterdir())
+
+
+def test_the_places_of_answers_are_not_shown_as_text(tmp_path):
+    record = {
+        'question': 'Who?', 'context': 'It is Bo.', 'answers': ['Bo'], 'starts': np.array([6])
+    }  # fmt: skip
+    windows = question_windows.Windows(tokenizers.Bytes(), 20, 5, 10, 4, 1)
+    batch = pipeline.stacked(windows.of(record))
+    stem, fields = tmp_path / 'step', SpanExtraction.token_fields
+    shown = inspect.show(batch, ['x[0]'], tokenizers.Bytes(), stem, fields).splitlines()
+    header, row = (line.split('  ') for line in shown[:2])
+    columns = [[cell.strip() for cell in line if cell.strip()] for line in (header, row)]
+    assert dict(zip(*columns, strict=True))['targets'] == '11 12'
+    assert [line for line in shown if line.endswith(':')] == ['x[0] inputs:']
+
+
+def test_the_command_shows_the_places_of_answers(tmp_path):
+    context = 'It is a blue ball, which rolls.'
+    answers = [{'text': 'blue', 'answer_start': 8}]
+    asked = {'id': 'a', 'question': 'What?', 'answers': answers}
+    paragraph = {'context': context, 'qas': [asked] * 8}
+    (tmp_path / 'a.json').write_text(json.dumps({'data': [{'paragraphs': [paragraph]}]}))
+    status, out, err = commands.run(
+        'bigmodels.data.inspect',
+        '--config=configs/question_answering.py:tiny',
+        f'--config.data.train.path={tmp_path / "a.json"}',
+        '--config.task.tokenizer.name=bytes',
+        '--config.batch_size=2',
+        '--steps=1:2',
+    )
+    assert status == 0, err
+    assert ' 14 17 ' in out
+    assert ' inputs:' in out
+    assert ' targets:' not in out
 
 
 def pixels(figure, path):

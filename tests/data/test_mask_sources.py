@@ -54,6 +54,24 @@ def test_folders_pair_images_with_masks_by_name(tmp_path):
         mask_sources.MaskFolder(str(tmp_path / 'nothing'))
 
 
+def test_a_folder_s_fingerprint_is_of_its_content_wherever_it_lies(tmp_path):
+    pixels, masks = mask_files.scenes(3, 12, 12)
+    prints = {}
+    for name in ('one', 'moved', 'other_image', 'other_mask', 'renamed'):
+        mask_files.write_folder(tmp_path / name, pixels, masks)
+        for folder in ('images', 'masks'):
+            file = tmp_path / name / folder / '1.png'
+            if name == f'other_{folder[:-1]}':  # of the same size
+                data = bytearray(file.read_bytes())
+                data[-13] ^= 1  # of the checksum before the last chunk
+                file.write_bytes(data)
+            elif name == 'renamed':
+                file.rename(file.with_name('9.png'))
+        prints[name] = mask_sources.MaskFolder(str(tmp_path / name)).fingerprint()
+    assert prints.pop('moved') == prints['one']
+    assert len(set(prints.values())) == 4
+
+
 def test_masks_are_the_numbers_stored_and_nothing_else(tmp_path):
     numbers = np.arange(12, dtype=np.uint8).reshape(3, 4)
     palette = Image.fromarray(numbers)

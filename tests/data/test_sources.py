@@ -202,6 +202,16 @@ def test_text_errors(tmp_path):
         sources.TextFiles(str(tmp_path), fraction=(0.9, 0.1))
 
 
+@pytest.mark.parametrize('name', ['nothing.txt', 'nothing.gz', '.'])
+@pytest.mark.parametrize(
+    'read', [sources.read_bytes, sources.read_text, lambda path: list(sources.lines_of(path))]
+)
+def test_a_file_that_is_not_there_is_named(read, name, tmp_path):
+    path = str(tmp_path / name)
+    with pytest.raises(errors.UserError, match=f'There is no file {path!r}, seen from'):
+        read(path)
+
+
 def test_a_file_that_changes_or_vanishes_is_named(tmp_path):
     source = sources.TextFiles(write_parts(tmp_path))
     (tmp_path / '1.txt').write_text('longer than it was before')

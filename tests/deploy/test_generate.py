@@ -2,18 +2,20 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigmodels import errors
+from bigmodels import errors, runs
 from bigmodels.data import tokenizers
+from bigmodels.deploy import generate
 from bigmodels.deploy.decoding import generate_text, generate_tokens
 from bigmodels.deploy.sampling import Sampling
 from bigmodels.models import transformer
-from bigmodels.tasks import LanguageModeling
+from bigmodels.tasks import LanguageModeling, MaskedLanguageModeling, NextItem
 
 GREEDY = Sampling(temperature=0)
 PROMPTS = ['def f(', 'a', 'import numpy', 'x = ']
@@ -218,6 +220,28 @@ def test_a_run_ends_with_a_sample():
     assert len(demonstrate()['sample.txt']) == 31
     assert demonstrate(sample_prompt='abc', sample_tokens=2)['sample.txt'].startswith('abc')
     assert demonstrate(sample_tokens=0) == demonstrate(sample_prompt='a' * 40) == {}
+
+
+@pytest.mark.parametrize(
+    ('task', 'message'),
+    [
+        (
+            NextItem(make_task().model, 4),
+            r"task 'other', which goes on with no text as language_modeling does; .*"
+            r'bigmodels\.predict --workdir=runs/a\.$',
+        ),
+        (
+            MaskedLanguageModeling(make_task(causal=False).model, {}, 4),
+            r"task 'other', which goes on with no text as language_modeling does\.$",
+        ),
+    ],
+)
+def test_the_command_is_for_language_models_alone(task, message, monkeypatch):
+    run = types.SimpleNamespace(task=task, model=task.model, config={'task': {'name': 'other'}})
+    monkeypatch.setattr(runs, 'open_run', lambda *_, **__: run)
+    monkeypatch.setattr('sys.argv', ['generate', '--workdir=runs/a', '--prompt=a'])
+    with pytest.raises(errors.UserError, match=message):
+        generate.main()
 
 
 def test_the_context_may_be_filled_but_not_exceeded():

@@ -1,5 +1,6 @@
 """Recommending items: what is learnt, saved, left out and answered; the rows' tiny variants."""
 
+import io
 import json
 
 import jax
@@ -7,8 +8,8 @@ import numpy as np
 import pytest
 
 from bigmodels import config as config_lib
-from bigmodels import errors, evaluate, experiment, explain, program, runs, sharding, train
-from bigmodels.data import pipeline
+from bigmodels import errors, evaluate, experiment, explain, predict, program, runs, sharding, train
+from bigmodels.data import inputs, pipeline
 from bigmodels.data.sources import interaction_sources
 from bigmodels.deploy import recommend
 from bigmodels.models.transformer import Transformer
@@ -74,6 +75,35 @@ def test_examples_of_next_items():
     told = rows['weights'] > 0  # every item of every history once, after the one before it
     pairs = zip(rows['inputs'][told], rows['targets'][told], strict=True)
     assert sorted(pairs) == [(0, 1), (0, 1), (0, 2), (1, 3), (1, 3), (2, 1), (2, 4), (3, 2)]
+
+
+@pytest.mark.parametrize('task', tasks(), ids=['next_item', 'retrieval'])
+def test_a_history_may_be_a_list_a_text_or_one_number(task):
+    records = [{'user': 7, 'items': np.array([31, 4, 9, 31])}, {'user': 7, 'items': np.array([9])}]
+    task = task.fit(records)
+    expected = task.history_rows(['31', '4', '9']).tolist()
+    assert len(set(expected)) == 3
+    for items in ('31,4,9', '31 4, 9', np.str_('31 4 9'), [31, 4, 9], np.array([31, 4, 9])):
+        assert task.history_rows(items).tolist() == expected
+    for items in (4, np.int64(4), '4'):
+        assert task.history_rows(items).tolist() == expected[1:2]
+    for items in (None, '', []):
+        assert task.history_rows(items).tolist() == []
+
+
+@pytest.mark.parametrize('task', tasks(), ids=['next_item', 'retrieval'])
+def test_records_of_another_source_are_refused(task):
+    ratings = [{'user': 'a', 'item': 'x'}]
+    with pytest.raises(errors.UserError, match="Unknown record field 'items'. Did you mean 'item'"):
+        task.fit(ratings)
+    with pytest.raises(errors.UserError, match="Unknown record field 'items'"):
+        task.fit(RECORDS).examples(ratings, None, train=False)[0]
+
+
+def test_retrieval_needs_users():
+    [_, task] = tasks()
+    with pytest.raises(errors.UserError, match="Unknown record field 'user'.*Allowed: items"):
+        task.fit([{'items': np.array(['x', 'y'], object)}])
 
 
 def test_examples_of_retrieval():
@@ -219,6 +249,15 @@ def test_a_row_learns_what_comes_next_and_serves_it(name, tmp_path):
     assert len(answer) == interaction_files.NUM_ITEMS - 3
     assert answer[0]['item'] == '006'
     assert answer[0]['title'] == 'Film 6'
+    # The command for raw input gives the same, from a record as a user may write it.
+    record = {'items': '003,never seen 004,005', 'user': 'u1', 'age': 30}
+    given = inputs.read_inputs('-', run.task.record_fields, stdin=io.StringIO(json.dumps(record)))
+    [(_, predicted)] = predict.predict(run, given)
+    expected = recommend.make_recommender(run)(['003', '004', '005'], 'u1')
+    assert [found['item'] for found in predicted] == [found['item'] for found in expected]
+    np.testing.assert_allclose(
+        [found['score'] for found in predicted], [found['score'] for found in expected], rtol=1e-5
+    )
 
 
 @pytest.mark.slow

@@ -154,6 +154,20 @@ def test_answers_are_scored_by_the_nearest_of_several_references():
         task.preprocess(records[0] | {'answers': list('abcd')})
 
 
+def test_only_held_out_examples_have_references(tmp_path):
+    task = make(references_field='answers', max_references=2)
+    records = Records([{'source': 'a', 'target': 'x', 'answers': ['x', 'y']}])
+    [training] = task.examples(records, tmp_path, train=True)
+    assert {name: (v.shape, v.dtype) for name, v in training.items()} == {
+        name: (v.shape, v.dtype) for name, v in task.example_shapes().items()
+    }
+    [held_out] = task.examples(records, tmp_path, train=False)
+    assert held_out.keys() - training.keys() == {'references'}
+    assert held_out['references'].shape == (2, task.target_length)
+    [without] = task.examples(Records([{'source': 'a', 'target': 'x'}]), tmp_path, train=True)
+    np.testing.assert_array_equal(without['targets'], training['targets'])
+
+
 @pytest.mark.parametrize('spec', ['summarize.py:tiny', 'question_answering.py:tiny_text'])
 def test_a_step_and_the_scores_of_other_rows_fit_together(spec):
     """As far as shapes tell, for batches as their tasks declare them."""

@@ -278,9 +278,20 @@ def _matching_files(pattern: str) -> list[str]:
     return files
 
 
+def one_file(path: str) -> str:
+    """The path, if it is a file; else a UserError."""
+    if not os.path.isfile(path):
+        raise errors.UserError(f'There is no file {path!r}, seen from {os.getcwd()}.')
+    return path
+
+
 def read_bytes(path: str) -> bytes:
-    """The content of a file, decompressed if its name ends in `.gz`."""
-    data = pathlib.Path(path).read_bytes()
+    """The content of a file, decompressed if its name ends in `.gz`.
+
+    Raises:
+      UserError: if there is no such file, or it is not a whole gzip file.
+    """
+    data = pathlib.Path(one_file(path)).read_bytes()
     if not path.endswith('.gz'):
         return data
     try:
@@ -329,7 +340,7 @@ def lines_of(path: str) -> Iterator[bytes]:
     if path.endswith('.gz'):
         yield from io.BytesIO(read_bytes(path))
     else:
-        with open(path, 'rb') as stream:
+        with open(one_file(path), 'rb') as stream:
             yield from stream
 
 

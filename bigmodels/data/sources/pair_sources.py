@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -67,18 +66,12 @@ class ParallelText:
         return f'parallel text {" and ".join(self._paths)}: {len(self):,} pairs{dropped}'
 
 
-def _no_file(path: str) -> errors.UserError:
-    return errors.UserError(f'There is no file {path!r}, seen from {os.getcwd()}.')
-
-
 def _is_blank(pair) -> bool:
     return any(blank for _, _, blank in pair)
 
 
 def _line_spans(path: str, contents) -> list[tuple[int, int, bool]]:
     """(first byte, last byte + 1, whether it is blank) of each line without its end."""
-    if not os.path.isfile(path):
-        raise _no_file(path)
     spans, start = [], 0
     for number, line in enumerate(sources.lines_of(path), 1):
         try:
@@ -111,8 +104,6 @@ class Squad:
         try:
             content = json.loads(sources.read_text(path))
             self._records = tuple(_squad_records(content['data']))
-        except FileNotFoundError as error:
-            raise _no_file(path) from error
         except (KeyError, TypeError, ValueError) as error:
             raise errors.UserError(
                 f'{path} is not of the format of SQuAD v1.1: {type(error).__name__} {error}.'

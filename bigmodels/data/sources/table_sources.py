@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import re
 import zipfile
 import zlib
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bigmodels import errors
-from bigmodels.data.sources import checked_index, digest, read_text
+from bigmodels.data.sources import checked_index, digest, one_file, read_text
 
 # Plain numbers that lose nothing as int64 or float32 columns. Not among them: 007 and integers
 # of 19 digits or more, which are identifiers; one such value makes its column text.
@@ -78,7 +77,7 @@ class Csv(Columns):
         duplicates: Literal['keep', 'drop', 'refuse'] = 'keep',
     ):
         self._path, self._broken, self._duplicates = path, broken, duplicates
-        text = read_text(one_file(path))
+        text = read_text(path)
         header, lines = _csv_rows(path, text)
         if len(set(header)) < len(header):
             raise errors.UserError(f'{path}:1 names a column twice: {", ".join(header)}.')
@@ -147,7 +146,7 @@ class Tsv(Columns):
 
     def __init__(self, path: str, columns: tuple[str, ...] = ()):
         self._path = path
-        text = read_text(one_file(path))
+        text = read_text(path)
         lines = text.removesuffix('\n').split('\n') if text else []
         rows = [line.removesuffix('\r').split('\t') for line in lines]
         first = 1 if columns else 2
@@ -244,13 +243,6 @@ def read_npz(path: str, arrays: Sequence[str] = ()) -> dict[str, np.ndarray]:
             f'{path} cannot be read without pickled objects: {error}. Save plain arrays with '
             'np.savez_compressed.'
         ) from error
-
-
-def one_file(path: str) -> str:
-    """The path, if it is a file; else a UserError."""
-    if not os.path.isfile(path):
-        raise errors.UserError(f'There is no file {path!r}, seen from {os.getcwd()}.')
-    return path
 
 
 def _csv_rows(path: str, text: str) -> tuple[list[str], list[_Line]]:
