@@ -6,8 +6,9 @@
 The file is `default_of_credit_card_clients.csv.gz`, the UCI set with the header `ID, X1..X23, Y`.
 Every fifth record is the test set.
 
-Cost and result: not measured at full length yet; `python experiments/benchmark_tables.py` does,
-beside gradient-boosted trees.
+Cost: half a minute for the perceptron and 4 for the FT-Transformer, on one busy CPU core.
+Result: an area under the ROC curve of 0.788 and 0.787 on the test records, where boosted trees have
+0.787: `python experiments/benchmark_tables.py`, experiments/results/tables.json.
 """
 
 from configs import common
