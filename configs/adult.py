@@ -32,6 +32,10 @@ def get_config(variant: str = ''):
     common.check_variant(variant, VARIANTS)
     config = common.get_config()
     common.table_model(config, variant, num_outputs=2, num_categories=128)
+    # Gains and losses of capital are few exact sums, of which some tell all: high frequencies.
+    config.model.update(numeric='periodic', num_features=64, frequency_scale=3.0)
+    if variant != 'ft_transformer':
+        config.model.dropout_rate = 0.5
     config.task = dict(
         name='table_classification', label_key='income', numeric=NUMERIC, categorical=CATEGORICAL
     )
