@@ -2,7 +2,7 @@
 
     python -m bigmodels.main --config=configs/shakespeare.py:path/to/input.txt
 
-Cost: two CPU cores, 1.5 minutes (93 s with empty caches), 0.79 GB.
+Cost: two CPU cores, 1.6 minutes with empty caches, 0.82 GB.
 Result: 1.606 nats per character on the last tenth of Tiny Shakespeare; nanoGPT's recipe for CPUs
 ended at 1.886 after 83 s (experiments/results/shakespeare.json, by
 experiments/benchmark_shakespeare.py).
