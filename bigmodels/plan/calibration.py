@@ -1,6 +1,7 @@
 """What this machine's cores can do, measured: a CPU has no published figure that XLA reaches."""
 
 import functools
+import statistics
 import time
 from collections.abc import Callable
 
@@ -20,11 +21,20 @@ def this_machine(num_devices: int) -> hardware.Chip:
 
     The peak is of products of float32 and of bfloat16 matrices, see `Chip.peak_of`.
     """
-    products = {
-        dtype: 2 * ROWS * INNER * COLUMNS / _seconds(_product, *_matrices(dtype))
-        for dtype in ('float32', 'bfloat16')
-    }
-    bandwidth = 2 * 4 * FLOATS / _seconds(jnp.negative, jnp.zeros(FLOATS))
+    product = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
+    products = {}
+    for dtype in ('float32', 'bfloat16'):
+        a, b = jnp.ones((ROWS, INNER), dtype), jnp.ones((INNER, COLUMNS), dtype)
+        products[dtype] = 2 * ROWS * INNER * COLUMNS / _seconds(lambda a=a, b=b: product(a, b))
+    # In place: a training process keeps its memory, a new array's pages would first be zeroed.
+    negative = jax.jit(jnp.negative, donate_argnums=0)
+    held = [jnp.zeros(FLOATS)]
+
+    def negate() -> jax.Array:
+        held[0] = negative(held[0])
+        return held[0]
+
+    bandwidth = 2 * 4 * FLOATS / _seconds(negate)
     return hardware.Chip(
         name='cpu',
         kind='cpu',
@@ -39,21 +49,11 @@ def this_machine(num_devices: int) -> hardware.Chip:
     )
 
 
-def _matrices(dtype: str) -> tuple[jax.Array, jax.Array]:
-    return jnp.ones((ROWS, INNER), dtype), jnp.ones((INNER, COLUMNS), dtype)
-
-
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
-
-
-def _seconds(function: Callable, *arguments: jax.Array, repeats: int = 9) -> float:
+def _seconds(call: Callable[[], jax.Array], repeats: int = 9) -> float:
     """The median time of a call, after one that compiles."""
-    function = jax.jit(function)
-    jax.block_until_ready(function(*arguments))
     times = []
-    for _ in range(repeats):
+    for _ in range(repeats + 1):
         began = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
+        jax.block_until_ready(call())
         times.append(time.perf_counter() - began)
-    return sorted(times)[repeats // 2]
+    return statistics.median(times[1:])
