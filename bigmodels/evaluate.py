@@ -112,8 +112,8 @@ def main() -> None:
     print(json.dumps({'step': run.step, **results}, indent=1))
     if arguments.pictures and not drawn:
         raise errors.UserError(
-            f'The task of {arguments.workdir} has drawn no pictures: its config asks for none, '
-            'such as by task.report of a classification or task.overlays of a segmentation.'
+            f'The task of {arguments.workdir} has drawn no pictures: its config asks for none. '
+            'Classification draws with task.report, segmentation with task.overlays.'
         )
 
 

@@ -137,9 +137,14 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return '\n'.join([header, '| --- ' * len(rows[0]) + '|', *rest])
 
 
-def versions(libraries: Sequence[str]) -> dict[str, str]:
-    """Of each installed library."""
-    return {name: importlib.metadata.version(name) for name in libraries}
+def stamp(libraries: Sequence[str]) -> dict:
+    """The date, the command, the machine and the versions of libraries."""
+    return {
+        'date': datetime.date.today().isoformat(),
+        'command': f'python {" ".join([os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])}',
+        'machine': MACHINE,
+        'versions': {name: importlib.metadata.version(name) for name in libraries},
+    }
 
 
 def write(
@@ -149,18 +154,12 @@ def write(
     libraries=('jax', 'flax'),
     quiet: bool = False,
 ) -> None:
-    """Writes experiments/results/NAME.json with the date, the versions and the machine."""
-    result = {
-        'date': datetime.date.today().isoformat(),
-        'command': f'python {" ".join([os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])}',
-        'machine': MACHINE,
-        'versions': versions(libraries),
-        **result,
-    }
+    """Writes experiments/results/NAME.json with a stamp, and prints it unless `quiet`."""
+    result = json.dumps({**stamp(libraries), **result}, indent=1)
     folder.mkdir(exist_ok=True)
-    (folder / f'{name}.json').write_text(json.dumps(result, indent=1) + '\n')
+    (folder / f'{name}.json').write_text(f'{result}\n')
     if not quiet:
-        print(json.dumps(result, indent=1))
+        print(result)
 
 
 def keep(
@@ -178,14 +177,13 @@ def keep(
     """
     path = RESULTS / f'{name}.json'
     kept = json.loads(path.read_text())['results'] if path.exists() else []
-    stamp = {'date': datetime.date.today().isoformat(), 'versions': versions(libraries)}
-    results = [other for other in kept if place(other) != place(result)] + [{**result, **stamp}]
-    results.sort(key=place)
-    write(name, {'results': results}, libraries=libraries, quiet=True)
-    stamps = {
-        f'{other["date"]}: '
-        + ', '.join(f'{key} {value}' for key, value in other['versions'].items())
-        for other in results
-    }
-    lines = [table(results), '', f'{MACHINE}.', *sorted(stamps)]
-    (RESULTS / f'{name}.md').write_text('\n'.join(lines) + '\n')
+    results = [other for other in kept if place(other) != place(result)]
+    results = sorted([*results, {**result, **stamp(libraries)}], key=place)
+    RESULTS.mkdir(exist_ok=True)
+    path.write_text(json.dumps({'results': results}, indent=1) + '\n')
+    stamps = sorted({(r['date'], r['machine'], *r['versions'].items()) for r in results})
+    lines = [
+        f'{date}, {machine}: {", ".join(f"{key} {value}" for key, value in installed)}'
+        for date, machine, *installed in stamps
+    ]
+    (RESULTS / f'{name}.md').write_text('\n'.join([table(results), '', *lines]) + '\n')

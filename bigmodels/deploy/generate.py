@@ -10,7 +10,6 @@ from bigmodels.deploy.decoding import generate_text
 from bigmodels.deploy.sampling import Sampling
 from bigmodels.deploy.weights import WEIGHTS
 from bigmodels.models import transformer
-from bigmodels.tasks.language_modeling import LanguageModeling
 
 
 def main() -> None:
@@ -34,19 +33,20 @@ def main() -> None:
     runs.configure_process()
     sampling = Sampling(a.temperature, a.top_k, a.top_p, a.min_p)
     run = runs.open_run(a.workdir, a.step, trust=a.trust)
-    if not isinstance(run.task, LanguageModeling):
+    if hasattr(run.task, 'record_fields') or not hasattr(run.task, 'vocabulary'):
         answers = (
             f'; it answers raw input: python -m bigmodels.predict --workdir={a.workdir}.'
             if hasattr(run.task, 'record_fields')
             else '.'
         )
         raise errors.UserError(
-            f'{a.workdir} is of the task {run.config["task"]["name"]!r}, which goes on with no '
-            f'text as language_modeling does{answers}'
+            f'{a.workdir} is of the task {run.config["task"]["name"]!r}, which does not continue '
+            f'text{answers}'
         )
-    if not isinstance(run.model, transformer.Transformer):
+    if not isinstance(run.model, transformer.Transformer) or not run.model.causal:
         raise errors.UserError(
-            f'{a.workdir} holds a {type(run.model).__name__}; only a Transformer generates text.'
+            f'{a.workdir} holds a {type(run.model).__name__}; only a causal Transformer generates '
+            'text.'
         )
     texts = generate_text(
         run.task,

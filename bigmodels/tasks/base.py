@@ -135,14 +135,14 @@ def columns_of(source: Sequence, names: Mapping[str, Sequence[str]]) -> dict[str
     """
     if not len(source):
         raise errors.UserError('There are no records.')
-    fields = [(name, key) for key, several in names.items() for name in several]
+    fields = {name: key for key, several in names.items() for name in several}
     if hasattr(source, 'take'):
         records = source.take(np.arange(len(source)))
-        return {name: field_of(records, name, key) for name, key in fields}
-    columns = {name: [] for name, _ in fields}
+        return {name: field_of(records, name, key) for name, key in fields.items()}
+    columns = {name: [] for name in fields}
     for i in range(len(source)):
         record = source[i]
-        for name, key in fields:
+        for name, key in fields.items():
             try:
                 columns[name].append(np.asarray(field_of(record, name, key)))
             except errors.UserError as error:
@@ -161,7 +161,7 @@ def _stacked(values: Sequence[np.ndarray], name: str) -> np.ndarray:
 
 
 def checked_labels(labels: Any, num_classes: int, key: str) -> np.ndarray:
-    """Labels, integers from 0 to under `num_classes`, as int32 of the same shape.
+    """Labels, integers from 0 to under `num_classes` or booleans, as int32 of the same shape.
 
     Args:
       key: what they were read by, for the error, such as "task.label_key = 'label'".
@@ -170,7 +170,7 @@ def checked_labels(labels: Any, num_classes: int, key: str) -> np.ndarray:
       UserError: for what is no integer, or out of range.
     """
     labels = np.asarray(labels)
-    if labels.dtype.kind not in 'iu':
+    if labels.dtype.kind not in 'iub':
         raise errors.UserError(f'{key} is of {labels.dtype}: labels are integers.')
     known = (labels >= 0) & (labels < num_classes)
     if not known.all():

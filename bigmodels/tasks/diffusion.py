@@ -13,6 +13,8 @@ import numpy as np
 from bigmodels import errors, metrics
 from bigmodels.tasks.base import Defaults, Examples, checked_labels, field_of
 
+GOLDEN_RATIO = np.uint32(2_654_435_769)  # its fractional part, of 2**32
+
 
 @dataclasses.dataclass(frozen=True)
 class Diffusion(Defaults):
@@ -50,10 +52,13 @@ class Diffusion(Defaults):
             raise errors.UserError(
                 f'config.task.label_dropout = {self.label_dropout} must be from 0 to 1.'
             )
-        if self.sampling_steps < 1 or len(self.image_shape) not in (2, 3):
+        if self.sampling_steps < 1:
             raise errors.UserError(
-                f'config.task.sampling_steps = {self.sampling_steps} must be at least 1, and '
-                f'image_shape = {tuple(self.image_shape)} [H, W] or [H, W, C].'
+                f'config.task.sampling_steps = {self.sampling_steps} must be at least 1.'
+            )
+        if len(self.image_shape) not in (2, 3):
+            raise errors.UserError(
+                f'config.task.image_shape = {tuple(self.image_shape)} must be [H, W] or [H, W, C].'
             )
 
     @property
@@ -68,11 +73,12 @@ class Diffusion(Defaults):
         Raises:
           UserError: for a record without a label, one out of range, or an image of another shape.
         """
-        labels = field_of(raw, self.label_key, 'task.label_key')
-        example = {'targets': checked_labels(labels, self.model.num_classes, 'task.label_key')}
+        labels = np.asarray(field_of(raw, self.label_key, 'task.label_key'))
+        key = f'task.label_key = {self.label_key!r}'
+        example = {'targets': checked_labels(labels, self.model.num_classes, key)}
         if self.input_key in raw:
             image, shape = np.asarray(raw[self.input_key]), tuple(self.image_shape)
-            if image.shape[-len(shape) :] != shape:
+            if image.shape[labels.ndim :] != shape:
                 raise errors.UserError(
                     f'The image is {list(image.shape)}, config.task.image_shape {list(shape)}.'
                 )
@@ -94,14 +100,16 @@ class Diffusion(Defaults):
         return {'image': pixels[..., 0] if pixels.shape[2:] == (1,) else pixels}
 
     def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
-        """One example for each record."""
-        return Examples(source, self)
+        """One example for each record; its index is its seed."""
+        return _Numbered(source, self)
 
     def example_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of one of `examples`."""
         return {
             'inputs': jax.ShapeDtypeStruct(tuple(self.image_shape), 'float32'),
             'targets': jax.ShapeDtypeStruct((), 'int32'),
+            'seeds': jax.ShapeDtypeStruct((), 'uint32'),
+            'weights': jax.ShapeDtypeStruct((), 'float32'),
         }
 
     def init(self, rng: jax.Array, batch: Mapping[str, jax.Array]) -> Mapping:
@@ -110,18 +118,23 @@ class Diffusion(Defaults):
         return self.model.init(rng, inputs, jnp.zeros(len(inputs)), batch['targets'])
 
     def loss_fn(self, params, model_state, batch, rng, train: bool):
-        """The mean squared error of velocities; in evaluation with the same noise at every step.
+        """The mean squared error of velocities.
 
-        Times are spread evenly over a batch from a random start (Kingma et al. 2021, appendix I.1).
+        In training times are spread evenly over a batch from a random start (Kingma et al. 2021,
+        appendix I.1). In evaluation an example's seed tells its noise and its time, which are
+        spread evenly over a set: multiples of the golden ratio, without their whole part.
         """
         inputs, labels = batch['inputs'], batch['targets']
         count = len(inputs)
-        time_key, noise_key, label_key = jax.random.split(rng, 3)
-        times = (jax.random.uniform(time_key) + jnp.arange(count) / count) % 1
-        noise = jax.random.normal(noise_key, inputs.shape)
         if train:
+            time_key, noise_key, label_key = jax.random.split(rng, 3)
+            times = (jax.random.uniform(time_key) + jnp.arange(count) / count) % 1
+            noise = jax.random.normal(noise_key, inputs.shape)
             dropped = jax.random.bernoulli(label_key, self.label_dropout, (count,))
             labels = jnp.where(dropped, self.model.num_classes, labels)
+        else:
+            times = (batch['seeds'] * GOLDEN_RATIO).astype(jnp.float32) / 2.0**32
+            noise = self._noise(batch['seeds'])
         share = times.reshape(-1, *[1] * (inputs.ndim - 1))
         found, model_state = self.model.apply(
             {'params': params, **model_state},
@@ -137,12 +150,16 @@ class Diffusion(Defaults):
 
     def predict(self, params, model_state, batch) -> jax.Array:
         """A sample [B, ...] for each of 'targets' [B] and its own of 'seeds' [B]."""
+        noise = self._noise(batch['seeds'])
+        return self.sample(params, model_state, noise, batch['targets'])
+
+    def _noise(self, seeds: jax.Array) -> jax.Array:
+        """Of each of uint32 [B] its own: [B, ...]."""
 
         def noise_of(seed):
             return jax.random.normal(jax.random.fold_in(jax.random.key(0), seed), self.image_shape)
 
-        noise = jax.vmap(noise_of)(batch['seeds'])
-        return self.sample(params, model_state, noise, batch['targets'])
+        return jax.vmap(noise_of)(seeds)
 
     def sample(self, params, model_state, noise: jax.Array, labels: jax.Array) -> jax.Array:
         """Normalised images [B, ...] from noise [B, ...], of classes int [B], by Heun's method."""
@@ -169,3 +186,14 @@ class Diffusion(Defaults):
         """What the start screen says of the model."""
         size = ' x '.join(map(str, self.image_shape))
         return {'model': f'{type(self.model).__name__}, {self.model.num_classes} classes of {size}'}
+
+
+class _Numbered(Examples):
+    """Examples with their index as 'seeds' uint32."""
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return super().__getitem__(index) | {'seeds': np.uint32(index)}
+
+    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples of int64 [n] indices, stacked."""
+        return super().take(indices) | {'seeds': indices.astype(np.uint32)}

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from bigmodels import errors
+from bigmodels.augmentation import Augmentation
 from bigmodels.data.sources.graph_sources import checked_edges
 from bigmodels.tasks.base import Examples, field_of
 from bigmodels.tasks.classification import Classification
@@ -35,6 +36,8 @@ class NodeClassification(Classification):
 
     def __post_init__(self):
         for name in NOT_OF_NODES:
+            if name == 'augment' and self._augmentation() == Augmentation():
+                continue
             if getattr(self, name):
                 raise errors.UserError(
                     f'config.task.{name} = {getattr(self, name)} is not for node_classification: '

@@ -59,7 +59,8 @@ class Retrieval(Recommendation):
     def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """{'items': see `history_rows`, 'user' if any} -> {'inputs' int32 [L], 'users' int32}.
 
-        The inputs are the history, the latest first, and 0 behind its end.
+        No user, or an unknown one, is row 0. The inputs are the history, the latest first, and 0
+        behind its end.
         """
         rows = self.history_rows(raw['items'])[::-1]
         history = np.zeros(self.history_length, np.int32)
@@ -77,7 +78,7 @@ class Retrieval(Recommendation):
         """In training each item of each history after those before it; else the last ones."""
         if not train:
             return HeldOut(source, self)
-        records = [source[i] for i in range(len(source))]
+        records = self.records_of(source)
         users = self.user_ids.rows([record['user'] for record in records])
         histories = [self.item_ids.rows(record['items']) for record in records]
         return _Pairs.of(users, histories, self.history_length)

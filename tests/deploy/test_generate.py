@@ -227,12 +227,12 @@ def test_a_run_ends_with_a_sample():
     [
         (
             NextItem(make_task().model, 4),
-            r"task 'other', which goes on with no text as language_modeling does; .*"
+            r"task 'other', which does not continue text; .*"
             r'bigmodels\.predict --workdir=runs/a\.$',
         ),
         (
             MaskedLanguageModeling(make_task(causal=False).model, {}, 4),
-            r"task 'other', which goes on with no text as language_modeling does\.$",
+            r'holds a Transformer; only a causal Transformer generates text\.$',
         ),
     ],
 )

@@ -29,13 +29,14 @@ class Known(nn.Module):
 
 
 def make_task(**fields):
-    return Diffusion(Known(), SHAPE, mean=100.0, std=50.0, **fields)
+    return Diffusion(Known(), **(dict(image_shape=SHAPE, mean=100.0, std=50.0) | fields))
 
 
 def batch(rows=64):
     labels = jnp.arange(rows) % CLASSES
     inputs = jnp.broadcast_to(labels[:, None, None] + 1.0, (rows, *SHAPE))
-    return {'inputs': inputs, 'targets': labels, 'weights': jnp.ones(rows)}
+    seeds = jnp.arange(rows, dtype=jnp.uint32)
+    return {'inputs': inputs, 'targets': labels, 'seeds': seeds, 'weights': jnp.ones(rows)}
 
 
 def test_the_loss_of_the_true_flow_is_zero_and_of_none_that_of_the_velocities():
@@ -56,6 +57,17 @@ def test_the_loss_of_the_true_flow_is_zero_and_of_none_that_of_the_velocities():
     loss, (pairs, _) = task.loss_fn({'scale': jnp.zeros(())}, {}, half, jax.random.key(0), False)
     np.testing.assert_allclose(metrics.mean(pairs['loss']), loss)
     assert pairs['loss'][1] == 32
+
+
+def test_evaluation_does_not_depend_on_the_batch():
+    task, given, params = make_task(), batch(), {'scale': jnp.zeros(())}
+    _, (pairs, _) = task.loss_fn(params, {}, given, jax.random.key(0), False)
+    total = 0.0
+    for first in range(0, 64, 16):
+        part = {key: x[first : first + 16] for key, x in given.items()}
+        _, (part_pairs, _) = task.loss_fn(params, {}, part, jax.random.key(1), False)
+        total += float(part_pairs['loss'][0])
+    np.testing.assert_allclose(total, pairs['loss'][0], rtol=1e-5)
 
 
 @pytest.mark.parametrize('guidance', [0.0, 1.0, 2.5])
@@ -91,9 +103,11 @@ def test_records_and_answers(tmp_path):
     examples = task.examples(Nine({'image': pixels, 'label': np.arange(9) % 3}), tmp_path, True)
     taken = examples.take(np.arange(9))
     shapes = task.example_shapes()
+    assert shapes.pop('weights').shape == ()  # the pipeline's
     assert {key: (x.shape[1:], x.dtype) for key, x in taken.items()} == {
         key: (shape.shape, shape.dtype) for key, shape in shapes.items()
     }
+    assert examples[4]['seeds'] == taken['seeds'][4] == 4
     np.testing.assert_array_equal(task.postprocess(taken['inputs'][4])['image'], pixels[4])
     assert task.postprocess(np.full((2, 2, 1), 99.0))['image'].tolist() == [[255, 255], [255, 255]]
     bad = task.examples(Nine({'image': pixels, 'label': np.arange(9) % 4}), tmp_path, True)
@@ -109,6 +123,7 @@ def test_records_and_answers(tmp_path):
         ({'label': 1, 'seed': -1}, r'seed -1 must be an integer from 0'),
         ({'label': 1, 'seed': 0.5}, r'seed 0.5 must be an integer'),
         ({'label': 1, 'image': np.zeros((2, 3))}, r'image is \[2, 3\], .*image_shape \[2, 2\]'),
+        ({'label': 1, 'image': np.zeros((5, 2, 2))}, r'image is \[5, 2, 2\]'),
     ],
 )
 def test_bad_records(record, message):
@@ -121,6 +136,7 @@ def test_bad_records(record, message):
     [
         (dict(label_dropout=1.5), r'label_dropout = 1.5 must be from 0 to 1'),
         (dict(sampling_steps=0), r'sampling_steps = 0 must be at least 1'),
+        (dict(image_shape=(2,)), r'image_shape = \(2,\) must be'),
     ],
 )
 def test_what_cannot_be_is_said_at_once(fields, message):

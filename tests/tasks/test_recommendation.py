@@ -193,8 +193,9 @@ def test_retrieval_is_trained_on_whole_batches_only(devices, overrides, refused)
         program.make_program(settings, task, mesh, shapes)
 
 
-def test_records_without_a_history_are_named():
-    [task, _] = tasks()
+@pytest.mark.parametrize('index', [0, 1])
+def test_records_without_a_history_are_named(index):
+    task = tasks()[index]
     fitted = task.fit(RECORDS)
     records = [*RECORDS, {'user': 'a', 'films': ['x']}]
     for call in (
