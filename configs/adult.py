@@ -6,8 +6,10 @@
 The files are `adult_train.csv.gz` and `adult_test.csv.gz`, the UCI set with a header row; any other
 table is trained on by its own CSV file and the names of its columns.
 
-Cost and result: not measured at full length yet; `python experiments/benchmark_tables.py` does,
-beside gradient-boosted trees.
+Cost: two CPU cores, 20 s for the perceptron; 6 minutes for the FT-Transformer, beside other work.
+Result: an area under the ROC curve of 0.923 (perceptron) and 0.918 (FT-Transformer) on the test
+records, where boosted trees have 0.927: `python experiments/benchmark_tables.py`,
+experiments/results/tables.json.
 """
 
 from configs import common
