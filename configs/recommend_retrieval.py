@@ -2,8 +2,10 @@
 
     python -m bigmodels.main --config=configs/recommend_retrieval.py
 
-Cost and result: not measured at full length yet; experiments/recommend.py measures it beside
-popularity and item-kNN on the same split.
+Cost: two CPU cores, 40 s.
+Result: NDCG@10 of 0.106 and a hit rate of 20.1 % in ten on the last films of all users, in lists of
+all 10,506 films; item-kNN has 0.074, popularity 0.073: `python experiments/recommend.py
+recommend_retrieval`, experiments/results/recommend_retrieval.json.
 
 Full size: MovieLens 25M, see `common.use_movietweetings`.
 """
