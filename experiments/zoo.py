@@ -6,7 +6,7 @@ Each row is its config's own command, in a process of its own, as it is. The fig
 held-out set at the last step, or, where the config names what is best, at the best one by
 `bigmodels.evaluate --step=best`. A row's result takes the place of its last one in
 experiments/results/zoo.json and in the table beside it, which hold the rows measured so far.
-Graphs, tables, recommendation and transfer have scripts of their own, which compare.
+Graphs, tables, recommendation, transfer and diffusion have scripts of their own, which compare.
 """
 
 import argparse
