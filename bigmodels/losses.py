@@ -33,16 +33,45 @@ def softmax_cross_entropy(
     Returns:
       [...] float32.
     """
-    logits = logits.astype(jnp.float32)
-    log_normalizer = jax.nn.logsumexp(logits, axis=-1)
-    # A comparison instead of a gather: it fuses, and its gradient needs no scatter.
-    is_target = targets[..., None] == jnp.arange(logits.shape[-1])
-    target_logit = jnp.where(is_target, logits, 0).sum(-1)
+    log_normalizer, target_logit = _normalizer_and_target(logits, targets)
     if label_smoothing:
-        mean = logits.mean(-1, where=logits > -jnp.inf)
+        mean = logits.astype(jnp.float32).mean(-1, where=logits > -jnp.inf)
         target_logit = (1 - label_smoothing) * target_logit + label_smoothing * mean
     loss = log_normalizer - target_logit
     return loss + z_loss * jnp.square(log_normalizer) if z_loss else loss
+
+
+@jax.custom_vjp
+def _normalizer_and_target(logits: Array, targets: Array) -> tuple[Array, Array]:
+    """(log(sum(exp(logits))), logits[target]), each [...] in float32; see `softmax_cross_entropy`.
+
+    The backward pass reads the logits, the largest array of a language model, once and by itself:
+    a GPU's compiler else fuses it with sums of the forward pass, at a third of the speed.
+    """
+    wide = logits.astype(jnp.float32)
+    return jax.nn.logsumexp(wide, axis=-1), jnp.where(_is_target(logits, targets), wide, 0).sum(-1)
+
+
+def _is_target(logits: Array, targets: Array) -> Array:
+    """A comparison instead of a gather: it fuses, and its gradient needs no scatter."""
+    return targets[..., None] == jnp.arange(logits.shape[-1])
+
+
+def _normalizer_and_target_forward(logits, targets):
+    both = _normalizer_and_target(logits, targets)
+    return both, (logits, targets, both[0])
+
+
+def _normalizer_and_target_backward(residuals, cotangents):
+    logits, targets, log_normalizer = residuals
+    of_normalizer, of_target = (g[..., None] for g in cotangents)
+    wide = sharding.apart_on_gpu(logits).astype(jnp.float32)
+    d = jnp.exp(wide - log_normalizer[..., None]) * of_normalizer
+    d += jnp.where(_is_target(logits, targets), of_target, 0)
+    return d.astype(logits.dtype), None
+
+
+_normalizer_and_target.defvjp(_normalizer_and_target_forward, _normalizer_and_target_backward)
 
 
 def focal(losses: Array, gamma: float) -> Array:

@@ -17,6 +17,7 @@ from bigmodels import errors, trees
 AXES = ('replica', 'data', 'stage', 'fsdp', 'expert', 'sequence', 'tensor')
 # The axes that a batch's leading dimension is split over.
 BATCH_AXES = ('replica', 'data', 'fsdp', 'expert')
+GPU = ('gpu', 'cuda')  # the names that JAX has for the platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +154,16 @@ def platform() -> str:
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
+
+
+def on_gpu() -> bool:
+    """Whether that is a GPU."""
+    return platform() in GPU
+
+
+def apart_on_gpu(tree: Any) -> Any:
+    """Arrays that a GPU's compiler does not fuse with what made them, nor merge with its others."""
+    return jax.lax.optimization_barrier(tree) if on_gpu() else tree
 
 
 def without_axes(mesh: jax.sharding.Mesh | AbstractMesh) -> contextlib.AbstractContextManager:

@@ -35,6 +35,7 @@ import measure
 TOTAL_SECONDS = 520
 PROMPT, NEW_TOKENS = 16, 240
 SMALL = dict(num_layers=2, embed_dim=64, num_heads=4, num_kv_heads=2, mlp_dim=128, vocab_size=256)
+LIBRARIES = ('jax', 'flax', 'torch')
 COLUMNS = ('part', 'case', 'tokens/s', 'ms', 'of the peak', 'of the bandwidth', 'ratio', 'said')
 
 
@@ -44,23 +45,26 @@ class Training:
 
     Fields:
       ways: (sequences in a batch, remat), the first that fits is measured.
+      loss_chunk: see `language_modeling`; 0 where the logits of a batch fit.
     """
 
     variant: str
     model: dict
     length: int
     ways: tuple[tuple[int, str], ...]
+    loss_chunk: int = 0
 
 
 TRAININGS = {
+    # Unrolled, since a scan first fills with zeros what it keeps for the backward pass.
     'train_1b': Training(
         '1b',
-        dict(num_layers=18, vocab_size=50304),
+        dict(num_layers=18, vocab_size=50304, scan_layers=False),
         2048,
         ((8, 'none'), (8, 'dots'), (8, 'attention')),
     ),
     'train_8b': Training(
-        '8b', dict(vocab_size=128256), 4096, ((2, 'none'), (2, 'dots'), (4, 'attention'))
+        '8b', dict(vocab_size=128256), 4096, ((3, 'dots'), (2, 'dots'), (4, 'attention')), 4096
     ),
 }
 
@@ -115,10 +119,10 @@ def _step_seconds(training: Training, batch: int, remat: str) -> dict:
 
     from bigmodels import config, experiment, metrics, program, sharding, trees
 
-    fields = training.model | dict(max_length=training.length, remat=remat)
-    overrides = [*(f'model.{name}={value}' for name, value in fields.items()),
-                 f'task.sequence_length={training.length}', 'task.loss_chunk=4096',
-                 f'batch_size={batch}']  # fmt: skip
+    fields = {'max_length': training.length, 'remat': remat, 'logits_dtype': 'bfloat16'}
+    overrides = [*(f'model.{name}={value}' for name, value in (fields | training.model).items()),
+                 f'task.sequence_length={training.length}', f'batch_size={batch}',
+                 f'task.loss_chunk={training.loss_chunk}']  # fmt: skip
     path = measure.ROOT / 'configs' / f'transformer.py:{training.variant}'
     settings = experiment.from_config(config.load(str(path), overrides))
     task = experiment.make_task(settings)
@@ -132,23 +136,26 @@ def _step_seconds(training: Training, batch: int, remat: str) -> dict:
     compile_seconds = time.perf_counter() - began
     needed = _bytes_needed(compiled)
     _check_memory(needed)
-    carried = [run.init_state(settings.seed)]
+    began = time.perf_counter()
+    carried = [jax.block_until_ready(run.init_state(settings.seed))]
+    state_seconds = time.perf_counter() - began
     placed = sharding.put_batch(tokens, mesh)
 
-    def step() -> float:
+    def step():
         carried[0], pairs = compiled(carried[0], placed)
-        return float(metrics.mean(pairs['loss']))
+        return metrics.mean(pairs['loss'])
 
-    loss = step()
+    loss = float(step())
     if not math.isfinite(loss):
         raise SystemExit(f'the loss is {loss}')
-    median = statistics.median(workers.timed(step, 8.0))
+    median = statistics.median(workers.timed(step, 8.0, queued=5))
     flops, peak = task.flops_per_step(run.state_shapes.params, run.batch_shapes), _peak_flops()
     return {
         'tokens/s': batch * training.length / median, 'ms': 1e3 * median,
         'of the peak': flops / median / peak if peak else None,
         'said': f'{trees.count(run.state_shapes.params):,} parameters, {needed / 1e9:.1f} GB, '
-        f'compiled in {compile_seconds:.0f} s', 'first_loss': loss,
+        f'compiled in {compile_seconds:.0f} s, parameters made in {state_seconds:.0f} s',
+        'first_loss': loss,
     }  # fmt: skip
 
 
@@ -276,15 +283,21 @@ def run_part(part: str, limit: float, tiny: bool) -> list[dict]:
                 problem = f'stopped after {limit:.0f} s'
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        found = [{'part': part, **json.loads(line)} for line in rows.read_text().splitlines()]
+        found = [json.loads(line) for line in rows.read_text().splitlines()]
         if problem:
             print(log.read_text()[-2000:], file=sys.stderr)
-            found.append({'part': part, 'case': 'not finished', 'said': problem})
+            found.append({'case': 'not finished', 'said': problem})
         return found
 
 
-def table(rows: list[dict]) -> str:
-    """The rows as Markdown."""
+def place(result: dict) -> int:
+    """Of a part among the results."""
+    return list(PARTS).index(result['part'])
+
+
+def table(results: list[dict]) -> str:
+    """The rows of all parts as Markdown."""
+    rows = [{'part': result['part'], **row} for result in results for row in result['rows']]
     formats = {'tokens/s': '{:,.0f}', 'ms': '{:.2f}', 'of the peak': '{:.1%}',
                'of the bandwidth': '{:.1%}', 'ratio': '{:.3f}'}  # fmt: skip
 
@@ -314,15 +327,12 @@ def main() -> None:
 
         PARTS[parts[0]][0](options.tiny, say)
         return
-    until, rows = time.monotonic() + TOTAL_SECONDS, []
+    until, name = time.monotonic() + TOTAL_SECONDS, 'gpu_tiny' if options.tiny else 'gpu'
     for part in parts:
         left = until - time.monotonic()
-        rows += run_part(part, min(PARTS[part][1], max(left, 1)), options.tiny)
-        print(table(rows), flush=True)
-    name = 'gpu_tiny' if options.tiny else 'gpu'
-    measure.write(name, {'rows': rows}, options.results, libraries=('jax', 'flax', 'torch'))
-    (options.results / f'{name}.md').write_text(table(rows) + '\n')
-    print(table(rows))
+        rows = run_part(part, min(PARTS[part][1], max(left, 1)), options.tiny)
+        measure.keep(name, {'part': part, 'rows': rows}, place, table, LIBRARIES, options.results)
+    print((options.results / f'{name}.md').read_text())
 
 
 if __name__ == '__main__':

@@ -1,12 +1,15 @@
 """Runs the training command as a user does, and measures it from outside."""
 
+import collections
 import contextlib
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / 'experiments' / 'results'
-MACHINE = f'{os.cpu_count()} CPU cores, {platform.machine()}'
 
 
 def data_path(name: str = '') -> pathlib.Path:
@@ -137,12 +139,24 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return '\n'.join([header, '| --- ' * len(rows[0]) + '|', *rest])
 
 
+@functools.cache
+def machine() -> str:
+    """Its processors in words, NVIDIA's GPUs first; asks their driver and so takes none of them."""
+    gpus = []
+    if shutil.which('nvidia-smi'):
+        command = ['nvidia-smi', '--query-gpu=name', '--format=csv,noheader']
+        names = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        counts = collections.Counter(names.splitlines())
+        gpus = [f'{count} {name}' for name, count in counts.items()]
+    return ', '.join([*gpus, f'{os.cpu_count()} CPU cores', platform.machine()])
+
+
 def stamp(libraries: Sequence[str]) -> dict:
     """The date, the command, the machine and the versions of libraries."""
     return {
         'date': datetime.date.today().isoformat(),
         'command': f'python {" ".join([os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])}',
-        'machine': MACHINE,
+        'machine': machine(),
         'versions': {name: importlib.metadata.version(name) for name in libraries},
     }
 
@@ -168,6 +182,7 @@ def keep(
     place: Callable[[Mapping], tuple],
     table: Callable[[Sequence[Mapping]], str],
     libraries=('jax', 'flax'),
+    folder: pathlib.Path = RESULTS,
 ) -> None:
     """Writes a result among those measured before, in place of its own last one.
 
@@ -175,15 +190,15 @@ def keep(
       place: of a result: results of the same place are of the same thing, and they are in order.
       table: the results as Markdown, written beside the JSON file.
     """
-    path = RESULTS / f'{name}.json'
+    path = folder / f'{name}.json'
     kept = json.loads(path.read_text())['results'] if path.exists() else []
     results = [other for other in kept if place(other) != place(result)]
     results = sorted([*results, {**result, **stamp(libraries)}], key=place)
-    RESULTS.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     path.write_text(json.dumps({'results': results}, indent=1) + '\n')
     stamps = sorted({(r['date'], r['machine'], *r['versions'].items()) for r in results})
     lines = [
         f'{date}, {machine}: {", ".join(f"{key} {value}" for key, value in installed)}'
         for date, machine, *installed in stamps
     ]
-    (RESULTS / f'{name}.md').write_text('\n'.join([table(results), '', *lines]) + '\n')
+    (folder / f'{name}.md').write_text('\n'.join([table(results), '', *lines]) + '\n')

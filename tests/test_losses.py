@@ -212,3 +212,26 @@ def test_dice_is_that_of_optax_and_leaves_out_pixels_without_weight():
     weights = jnp.zeros((3, 6, 8)).at[:, :4, :5].set(1)
     part = losses.dice(probabilities[:, :4, :5], targets[:, :4, :5], jnp.ones((3, 4, 5)))
     np.testing.assert_allclose(losses.dice(probabilities, targets, weights), part, rtol=1e-6)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_gradients_of_softmax_cross_entropy(dtype):
+    """Against p - onehot, smoothed, plus 2 z log(Z) p, in float64; a class of -inf has none."""
+    logits = (
+        jnp.asarray(np.random.default_rng(0).normal(0, 3, (6, 11)), dtype).at[:, 9].set(-jnp.inf)
+    )
+    targets, weights = np.arange(6), np.linspace(0.5, 2, 6)
+    options = dict(label_smoothing=0.1, z_loss=0.01)
+
+    def total(logits):
+        return (losses.softmax_cross_entropy(logits, targets, **options) * weights).sum()
+
+    given = jax.grad(total)(logits)
+    wide = np.float64(logits)
+    log_z = np.log(np.exp(wide).sum(-1, keepdims=True))
+    p = np.exp(wide - log_z)
+    aimed_at = 0.9 * np.eye(11)[targets] + 0.1 * (wide > -np.inf) / 10
+    expected = weights[:, None] * (p - aimed_at + 0.02 * log_z * p)
+    assert given.dtype == dtype
+    tolerance = 1e-5 if dtype == 'float32' else 1e-2
+    np.testing.assert_allclose(np.float64(given), expected, atol=tolerance)

@@ -68,8 +68,8 @@ class Transformer(nn.Module, Settings):
           return_hidden: the final normalised states [B, L, D] instead; `logits` finishes them.
 
         Returns:
-          float32 [B, L, V], with V = `vocab_rows`; with a cache, that and the cache with these
-          tokens written.
+          [B, L, V] in `logits_dtype`, with V = `vocab_rows`; with a cache, that and the cache with
+          these tokens written.
         """
         if positions is None:
             positions = jnp.arange(inputs.shape[1])[None]
@@ -155,7 +155,7 @@ class Transformer(nn.Module, Settings):
         return sharding.constrain_activations(x, rows=(*sharding.BATCH_AXES, 'stage'))
 
     def logits(self, params: Mapping, hidden: Array) -> Array:
-        """hidden [..., D], as from `return_hidden`, -> float32 logits [..., V]."""
+        """hidden [..., D], as from `return_hidden`, -> logits [..., V]."""
         tied = self.tie_embeddings
         embedding = params['embed']['embedding']
         return logits_of(self, hidden, _transposed(embedding) if tied else params['unembed'])
@@ -188,8 +188,9 @@ def table(settings: Settings, name: str, rows: int) -> nn.Embed:
 
 
 def logits_of(settings: Settings, hidden: Array, kernel: Array | kernels.Kernel) -> Array:
-    """hidden [..., D], kernel [D, V] -> float32 [..., V], -inf where the vocabulary is padded."""
-    logits = layers.soft_cap(layers.matmul(hidden, kernel, jnp.float32), settings.logit_softcap)
+    """hidden [..., D], kernel [D, V] -> [..., V], -inf where the vocabulary is padded."""
+    logits = layers.matmul(hidden, kernel, settings.logits_dtype)
+    logits = layers.soft_cap(logits, settings.logit_softcap)
     if settings.vocab_rows == settings.vocab_size:
         return logits
     # Not a slice: where V is split over devices, it would move the parts' borders.

@@ -13,7 +13,7 @@ PARAMS, BATCH = 'params.npz', 'batch.npz'
 
 
 def serve(side: str, row, dtype: str, shared: pathlib.Path) -> None:
-    """Answers 'start', 'run SECONDS' and 'memory' from standard input until it ends."""
+    """Answers 'start', 'run SECONDS QUEUED' and 'memory' from standard input until it ends."""
     start = {'ours': ours}.get(side, pytorch)
     step = None
     for line in sys.stdin:
@@ -21,21 +21,41 @@ def serve(side: str, row, dtype: str, shared: pathlib.Path) -> None:
         if request == 'start':
             step, answer = start(row, dtype, shared, side == 'compiled')
         elif request == 'run':
-            answer = {'seconds': timed(step, float(arguments[0]))}
+            answer = {'seconds': timed(step, float(arguments[0]), int(arguments[1]))}
         else:
-            answer = {'peak_mb': round(measure.peak_memory('self') / 1e6)}
+            answer = {'peak_mb': round(_peak_memory(side) / 1e6)}
         print(json.dumps(answer), flush=True)
 
 
-def timed(step: Callable, seconds: float) -> list[float]:
-    """The seconds of each step, for about so long; the first one, which warms up, left out."""
-    step()
+def timed(step: Callable, seconds: float, queued: int = 1) -> list[float]:
+    """The seconds of steps, for about so long; the first one, which warms up, left out.
+
+    Args:
+      step: begins a step and returns its loss, which may have to be waited for.
+      queued: so many steps are begun before the last of them is waited for, and their mean counts:
+        an accelerator is never without work, as in training.
+    """
+    float(step())
     times, until = [], time.perf_counter() + seconds
     while time.perf_counter() < until or len(times) < 2:
         began = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - began)
+        losses = [step() for _ in range(queued)]
+        float(losses[-1])
+        times.append((time.perf_counter() - began) / queued)
     return times
+
+
+def _peak_memory(side: str) -> int:
+    """The most bytes held so far: of a GPU where that computes, of the process otherwise."""
+    if side == 'ours':
+        import jax
+
+        on_device = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+    else:
+        import torch
+
+        on_device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    return on_device or measure.peak_memory('self')
 
 
 def ours(row, dtype: str, shared: pathlib.Path, _) -> tuple[Callable, dict]:
@@ -64,11 +84,11 @@ def ours(row, dtype: str, shared: pathlib.Path, _) -> tuple[Callable, dict]:
     compiled = run.compile_train_step('jit')
     placed = sharding.put_batch(batch, mesh)
 
-    def step() -> float:
+    def step():
         carried[0], pairs = compiled(carried[0], placed)
-        return float(metrics.mean(pairs['loss']))
+        return metrics.mean(pairs['loss'])
 
-    loss = step()
+    loss = float(step())
     first = time.perf_counter() - began
     flops = task.flops_per_step(run.state_shapes.params, run.batch_shapes)
     if flops is None:
@@ -127,17 +147,17 @@ def pytorch(row, dtype: str, shared: pathlib.Path, compiles: bool) -> tuple[Call
     loss_of = torch.compile(twin.loss) if compiles else twin.loss
     autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16')
 
-    def step() -> float:
+    def step():
         optimizer.zero_grad(set_to_none=True)
         with autocast:
             loss = loss_of(module, tensors)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), settings.optimizer['clip_norm'])
         optimizer.step()
-        return loss.item()
+        return loss.detach()
 
     began = time.perf_counter()
-    loss = step()
+    loss = float(step())
     return step, {'first_loss': loss, 'first_step_seconds': time.perf_counter() - began}
 
 

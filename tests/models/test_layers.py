@@ -39,6 +39,38 @@ def test_norms(dtype):
     np.testing.assert_allclose(np.float64(given), expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize('centred', [True, False])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_gradients_of_norms(dtype, centred):
+    """Against differentiation of the definition in float64."""
+    x, g = (jnp.asarray(1 + 2 * normal(3, 5, 16), dtype) for _ in range(2))
+    scale, bias = jnp.float32(normal(16)), jnp.float32(normal(16))
+    vectors = (scale, bias) if centred else (scale,)
+    narrow = layers.layer_norm if centred else layers.rms_norm
+    given = jax.vjp(lambda x, *v: narrow(x, *v, 1e-5), x, *vectors)[1](g)
+
+    def definition(x, scale, bias=0.0):
+        x = x - x.mean(-1, keepdims=True) if centred else x
+        return x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * scale + bias
+
+    with jax.enable_x64():
+        wide = [jnp.float64(v) for v in (x, *vectors)]
+        expected = jax.vjp(definition, *wide)[1](jnp.float64(g))
+    tolerance = 1e-5 if dtype == 'float32' else 1e-2
+    assert given[0].dtype == dtype
+    assert all(d.dtype == jnp.float32 for d in given[1:])
+    for d, e in zip(given, expected, strict=True):
+        np.testing.assert_allclose(np.float64(d), e, rtol=tolerance, atol=5 * tolerance)
+
+
+def test_gradients_of_gated_activations():
+    gate, up = jnp.float32(normal(2, 40))
+    for name, inner in {'swiglu': jax.nn.silu, 'geglu': jax.nn.gelu}.items():
+        given = jax.grad(lambda *x, n=name: layers.GATED_ACTIVATIONS[n](*x).sum(), (0, 1))(gate, up)
+        expected = jax.grad(lambda a, b, f=inner: (f(a) * b).sum(), (0, 1))(gate, up)
+        np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_norms_of_large_and_tiny_inputs_stay_finite():
     for size in (1e15, 1e-15):
         x = jnp.float32(size * normal(2, 8))
@@ -215,8 +247,8 @@ def test_activations():
     gated = {'swiglu': 'silu', 'geglu': 'gelu'}
     assert gated.keys() == layers.GATED_ACTIVATIONS.keys()
     for name, inner in gated.items():
-        given = layers.GATED_ACTIVATIONS[name](jnp.float32(x))
-        np.testing.assert_allclose(given, expected[inner], atol=2e-6)
+        given = layers.GATED_ACTIVATIONS[name](jnp.float32(x), jnp.float32(x + 1))
+        np.testing.assert_allclose(given, expected[inner] * (x + 1), rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])

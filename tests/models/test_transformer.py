@@ -263,6 +263,37 @@ def test_remat_changes_nothing(scan_layers, policies):
         _close(results[remat][1], results['none'][1])
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_what_the_backward_pass_keeps(dtype):
+    """Nothing wider than the computation; with `dots` the projections, in every precision."""
+    inputs = jnp.zeros((2, 16), jnp.int32)
+
+    def kept(remat):
+        model = make(dtype=dtype, remat=remat, num_layers=1, activation='swiglu', norm='rms_norm')
+        params = model.init(jax.random.key(0), inputs)['params']
+        run = lambda params: model.apply({'params': params}, inputs, return_hidden=True)
+        pull_back = jax.eval_shape(lambda params: jax.vjp(run, params)[1], params)
+        return [leaf for leaf in jax.tree.leaves(pull_back) if leaf.shape[:1] == (2,)]
+
+    per_token = {remat: sum(a.size for a in kept(remat)) for remat in ('attention', 'dots', 'none')}
+    model = make()
+    projected = 2 * 16 * (2 * model.num_heads * model.dim_per_head + 2 * 4 * model.embed_dim)
+    assert per_token['attention'] + projected <= per_token['dots'] < per_token['none']
+    if dtype == 'bfloat16':  # of float32 only rows' sums and tables of positions
+        wide = [a for a in kept('none') if a.dtype == jnp.float32]
+        assert max(a.size for a in wide) < 2 * 16 * model.embed_dim
+
+
+def test_logits_may_be_rounded():
+    inputs = jnp.arange(12)[None]
+    model = make(dtype='bfloat16')
+    params = model.init(jax.random.key(0), inputs)['params']
+    exact = model.apply({'params': params}, inputs)
+    rounded = model.clone(logits_dtype='bfloat16').apply({'params': params}, inputs)
+    assert rounded.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(rounded, exact.astype(jnp.bfloat16))
+
+
 def test_remat_saves_memory():
     def needed(remat):
         model = make(num_layers=6, remat=remat, scan_layers=True, positions='none')

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from bigmodels import config, errors, sharding
 from bigmodels.models.parts import layers
 from bigmodels.models.parts import moe as moe_lib
-from bigmodels.models.parts.attention import ATTENDED, Implementation, attend
+from bigmodels.models.parts.attention import ATTENDED, Implementation, attend, keeps
 from bigmodels.models.parts.attention.scores import heads_first
 
 Array = jax.Array
@@ -40,8 +40,8 @@ Remat = Literal['none', 'full', 'dots', 'attention']
 # What the backward pass of a block keeps instead of computing it again.
 REMAT_POLICIES = {
     'full': jax.checkpoint_policies.nothing_saveable,
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    'attention': jax.checkpoint_policies.save_only_these_names(ATTENDED),
+    'dots': keeps(layers.PRODUCT, ATTENDED),
+    'attention': keeps(ATTENDED),
 }
 
 # Parameter name -> mesh axes of its trailing dimensions.
@@ -78,7 +78,9 @@ class Settings:
         constant time. `stack_layers` and `unstack_layers` convert.
       remat: 'none' or a key of REMAT_POLICIES.
       microbatches, pipeline_rounds: see `pipeline`; used where the mesh has stages.
-      dtype: of the computation; parameters, norms, softmax and logits are float32.
+      logits_dtype: of the logits, where `dtype` is below float32: 'bfloat16' halves what a large
+        vocabulary costs in memory and time, as PyTorch's autocast does.
+      dtype: of the computation; parameters, norms and softmax are float32.
     """
 
     vocab_size: int
@@ -110,6 +112,7 @@ class Settings:
     sliding_window: int | None = None
     attention_softcap: float | None = None
     logit_softcap: float | None = None
+    logits_dtype: layers.Dtype = 'float32'
     attention: Implementation = 'auto'
     scan_layers: bool = False
     remat: Remat = 'none'
@@ -284,7 +287,7 @@ class FeedForward(nn.Module):
         )
         hidden = project(name='up')(x)
         if c.activation in layers.GATED_ACTIVATIONS:
-            hidden *= layers.GATED_ACTIVATIONS[c.activation](project(name='gate')(x))
+            hidden = layers.GATED_ACTIVATIONS[c.activation](project(name='gate')(x), hidden)
         else:
             hidden = layers.ACTIVATIONS[c.activation](hidden)
         hidden = sharding.constrain_activations(hidden, 'tensor')

@@ -198,7 +198,7 @@ def feed_forward(params: Params, x: Array, activation: str, linear: Callable = l
     """down(activation(up(x))), or with a gate, where linear(params['up'], x) is up(x)."""
     hidden = linear(params['up'], x)
     if activation in layers.GATED_ACTIVATIONS:
-        hidden *= layers.GATED_ACTIVATIONS[activation](linear(params['gate'], x))
+        hidden = layers.GATED_ACTIVATIONS[activation](linear(params['gate'], x), hidden)
     else:
         hidden = layers.ACTIVATIONS[activation](hidden)
     return linear(params['down'], hidden)

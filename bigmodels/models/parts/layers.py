@@ -11,32 +11,39 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from bigmodels import config, sharding
 from bigmodels.models.parts import kernels
 
 Array = jax.Array
+# What remat may keep of a projection, see `jax.checkpoint_policies.save_only_these_names`.
+PRODUCT = 'product'
 Dtype = Literal['float32', 'bfloat16', 'float16']
 
 
 def matmul(x: Array, kernel: Array | kernels.Kernel, out_dtype=None) -> Array:
     """x [..., D] @ kernel [D, F] -> [..., F], accumulated in float32, in out_dtype or x's dtype.
 
-    The product is taken over two-dimensional operands, which XLA's CPU backend multiplies two to
-    three times faster than batched ones; but not where the mesh splits x along two dimensions,
-    which folded would have to be gathered.
+    Remat may keep it by the name PRODUCT.
     """
     if isinstance(kernel, kernels.Kernel):
         product = kernels.multiply(x.reshape(-1, x.shape[-1]), kernel)
         return product.reshape(*x.shape[:-1], -1).astype(out_dtype or x.dtype)
-    fold = sharding.axis_size('sequence') == 1
-    rows = x.reshape(-1, x.shape[-1]) if fold else x
     if x.dtype == jnp.float32:
-        product = rows @ kernel
+        product = (_rows(x) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
     else:
-        product = _low_precision_matmul(rows, kernel, jnp.dtype(out_dtype or x.dtype))
-    return product.reshape(*x.shape[:-1], kernel.shape[-1])
+        product = _low_precision_matmul(x, kernel, jnp.dtype(out_dtype or x.dtype))
+    return checkpoint_name(product, PRODUCT)
+
+
+def _rows(x: Array) -> Array:
+    """x [..., D] -> [B, D], which XLA's CPU backend multiplies two to three times faster.
+
+    But not where the mesh splits x along two dimensions: folded it would have to be gathered.
+    """
+    return x.reshape(-1, x.shape[-1]) if sharding.axis_size('sequence') == 1 else x
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -47,7 +54,8 @@ def _low_precision_matmul(x: Array, kernel: Array, out_dtype) -> Array:
     XLA answers by widening both; here all three products keep narrow operands and wide sums, and
     the kernel's gradient stays in float32.
     """
-    return _wide_dot(x, rows_first(kernel.astype(x.dtype))).astype(out_dtype)
+    product = _dot(_rows(x), rows_first(kernel.astype(x.dtype)), out_dtype)
+    return product.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def _low_precision_forward(x, kernel, out_dtype):
@@ -55,21 +63,23 @@ def _low_precision_forward(x, kernel, out_dtype):
 
 
 def _low_precision_backward(_, residuals, g):
-    x, kernel = residuals
-    g = g.astype(x.dtype)
-    dx = _wide_dot(g, transposed(kernel.astype(x.dtype))).astype(x.dtype)
+    given, kernel = residuals
+    x, g = _rows(given), _rows(g.astype(given.dtype))
+    dx = _dot(g, transposed(kernel.astype(x.dtype)), x.dtype)
     if x.ndim == 2:
-        dkernel = rows_first(_wide_dot(transposed(x), g))
+        dkernel = rows_first(_dot(transposed(x), g, jnp.float32))
     else:
         rows = tuple(range(x.ndim - 1))
         dkernel = jax.lax.dot_general(
             x, g, ((rows, rows), ((), ())), preferred_element_type=jnp.float32
         )
-    return dx, dkernel.astype(kernel.dtype)
+    return dx.reshape(given.shape), dkernel.astype(kernel.dtype)
 
 
-def _wide_dot(a, b):
-    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+def _dot(a, b, out_dtype):
+    """Summed in float32; on GPUs rounded at once, as a rounding apart is one more pass."""
+    wide = out_dtype if sharding.on_gpu() else jnp.float32
+    return jnp.matmul(a, b, preferred_element_type=wide).astype(out_dtype)
 
 
 def transposed(x: Array) -> Array:
@@ -121,18 +131,49 @@ def look_up(embed: nn.Embed, ids: Array, rows: str | None) -> Array:
 
 def layer_norm(x: Array, scale: Array, bias: Array | None, epsilon: float) -> Array:
     """Layer normalisation over the last axis (Ba et al. 2016), in float32, back in x's dtype."""
-    wide = x.astype(jnp.float32)
-    wide -= wide.mean(-1, keepdims=True)
-    wide *= jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + epsilon)
-    wide *= scale
-    return (wide if bias is None else wide + bias).astype(x.dtype)
+    return _normalised(x, scale, bias, epsilon, True)
 
 
 def rms_norm(x: Array, scale: Array | None, epsilon: float) -> Array:
     """Root-mean-square normalisation over the last axis (Zhang and Sennrich 2019), in float32."""
+    return _normalised(x, scale, None, epsilon, False)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _normalised(x, scale, bias, epsilon, centred):
+    """x [..., D], `centred` at 0 or not, at a root mean square of 1, times scale, plus bias.
+
+    Plain differentiation would keep several float32 arrays as large as x for the backward pass;
+    here it keeps x and two numbers of each row.
+    """
+    return _norm_forward(x, scale, bias, epsilon, centred)[0]
+
+
+def _norm_forward(x, scale, bias, epsilon, centred):
     wide = x.astype(jnp.float32)
-    wide *= jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + epsilon)
-    return (wide if scale is None else wide * scale).astype(x.dtype)
+    mean = wide.mean(-1, keepdims=True) if centred else jnp.zeros((), jnp.float32)
+    wide -= mean
+    inverse = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + epsilon)
+    y = wide * inverse
+    y = y if scale is None else y * scale
+    y = y if bias is None else y + bias
+    return y.astype(x.dtype), (x, scale, bias, mean, inverse)
+
+
+def _norm_backward(epsilon, centred, residuals, g):
+    x, scale, bias, mean, inverse = residuals
+    normal = (x.astype(jnp.float32) - mean) * inverse
+    g = g.astype(jnp.float32)
+    rows = tuple(range(x.ndim - 1))
+    d_scale = None if scale is None else (g * normal).sum(rows).astype(scale.dtype)
+    d_bias = None if bias is None else g.sum(rows).astype(bias.dtype)
+    g = g if scale is None else g * scale
+    dx = g - normal * (g * normal).mean(-1, keepdims=True)
+    dx = dx - g.mean(-1, keepdims=True) if centred else dx
+    return (dx * inverse).astype(x.dtype), d_scale, d_bias
+
+
+_normalised.defvjp(_norm_forward, _norm_backward)
 
 
 def rotary_frequencies(
@@ -185,25 +226,30 @@ def rotate(x: Array, positions: Array, frequencies: Array) -> Array:
 
 
 def soft_cap(x: Array, cap: float | None) -> Array:
-    """cap * tanh(x / cap): bounds logits smoothly (Gemma 2); x itself where cap is None."""
-    return x if cap is None else cap * jnp.tanh(x / cap)
+    """cap * tanh(x / cap), in float32: bounds logits smoothly (Gemma 2); x where cap is None."""
+    return x if cap is None else (cap * jnp.tanh(x.astype(jnp.float32) / cap)).astype(x.dtype)
 
 
-def _recomputed(activation: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """The same in float32, of which the backward pass keeps only the input.
+def _recomputed(function: Callable[..., Array]) -> Callable[..., Array]:
+    """The same in float32, in the dtype given, of which the backward pass keeps the arguments only.
 
-    In low precision XLA's CPU backend rounds after every operation, at several times the cost.
+    In low precision XLA's CPU backend rounds after every operation, at several times the cost. On
+    GPUs XLA would undo it: merge what is computed again with the first time, which is then kept in
+    float32, and not round the gradient, which the kernel's and the bias' read in float32.
     """
 
+    def wide(*arguments: Array) -> Array:
+        return function(*(x.astype(jnp.float32) for x in arguments))
+
     @jax.custom_vjp
-    def compute(x: Array) -> Array:
-        return activation(x.astype(jnp.float32)).astype(x.dtype)
+    def compute(*arguments: Array) -> Array:
+        return wide(*arguments).astype(arguments[0].dtype)
 
-    def backward(x, g):
-        _, pull_back = jax.vjp(activation, x.astype(jnp.float32))
-        return (pull_back(g.astype(jnp.float32))[0].astype(x.dtype),)
+    def backward(arguments, g):
+        _, pull_back = jax.vjp(wide, *sharding.apart_on_gpu(arguments))
+        return sharding.apart_on_gpu(pull_back(g.astype(jnp.float32)))
 
-    compute.defvjp(lambda x: (compute(x), x), backward)
+    compute.defvjp(lambda *arguments: (compute(*arguments), arguments), backward)
     return compute
 
 
@@ -214,10 +260,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     'gelu_exact': _recomputed(lambda x: jax.nn.gelu(x, approximate=False)),  # by erf, as in BERT
     'silu': _recomputed(jax.nn.silu),
 }
-# Gated units (Shazeer 2020): the activation of one projection times a second projection.
-GATED_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    'swiglu': ACTIVATIONS['silu'],
-    'geglu': ACTIVATIONS['gelu'],
+# Gated units (Shazeer 2020): the activation of one projection times a second one, (gate, up) -> it.
+GATED_ACTIVATIONS: dict[str, Callable[[Array, Array], Array]] = {
+    'swiglu': _recomputed(lambda gate, up: jax.nn.silu(gate) * up),
+    'geglu': _recomputed(lambda gate, up: jax.nn.gelu(gate) * up),
 }
 
 

@@ -5,6 +5,7 @@ K head_dim.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -100,6 +101,20 @@ def attend(
     return checkpoint_name(out, ATTENDED)
 
 
+def keeps(*names: str) -> Callable[..., bool]:
+    """A policy of `jax.checkpoint`: keeps these names, with ATTENDED all results of its kernel.
+
+    cuDNN's kernel names nothing, and would run again for the sums of its softmax.
+    """
+    named = jax.checkpoint_policies.save_only_these_names(*names)
+
+    def policy(primitive, *arguments, **parameters):
+        fused = ATTENDED in names and primitive.name == 'dot_product_attention_fwd_wrapper'
+        return fused or named(primitive, *arguments, **parameters)
+
+    return policy
+
+
 def choose_implementation(
     requested: Implementation,
     dtype,
@@ -157,7 +172,7 @@ def choose_implementation(
 
 def _cudnn_obstacle(platform: str, dtype, head_dim: int, softcap: float | None) -> str | None:
     """Why cuDNN's kernel cannot run, or None."""
-    if platform not in ('gpu', 'cuda'):
+    if platform not in sharding.GPU:
         return f'it needs an NVIDIA GPU and this is {platform}'
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
         return f'it computes in bfloat16 or float16, not {jnp.dtype(dtype).name}'
