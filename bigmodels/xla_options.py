@@ -24,7 +24,7 @@ _COMBINED_BYTES = 128 * 2**20
 
 # By platform, then by `device_kind`, which adds to its platform's: option -> (value, reason).
 # Sources: [1] JAX documentation, GPU performance tips; [2] NVIDIA JAX-Toolbox, its MaxText
-# scripts; [3] MaxText, benchmarks/xla_flags_library.py. None is measured in this project yet.
+# scripts; [3] MaxText, benchmarks/xla_flags_library.py. None is measured by itself here.
 TABLE: Mapping[str, Mapping[str, tuple[Value, str]]] = {
     'cpu': {},
     'gpu': {

@@ -269,3 +269,12 @@ def test_a_split_sequence_is_attended_in_a_ring():
         pytest.raises(errors.UserError, match=r'"ring" needs a sequence that is split'),
     ):
         choose('ring')
+
+
+def test_remat_keeps_what_the_fused_kernel_says():
+    """It has no name of ours: its primitive is known by the one that JAX gives it."""
+    from jax._src.cudnn.fused_attention_stablehlo import _dot_product_attention_fwd_p_wrapper
+
+    for names, kept in (((attention.ATTENDED,), True), (('product',), False)):
+        assert attention.keeps(*names)(_dot_product_attention_fwd_p_wrapper) == kept
+    assert not attention.keeps(attention.ATTENDED)(jax.lax.dot_general_p)
