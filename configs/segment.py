@@ -8,9 +8,9 @@ test. A set of one's own: folders `images` and `masks` with `name='mask_folder'`
 `name='tfds', dataset='oxford_iiit_pet'` with task.mask_key='segmentation_mask', instances=False,
 channels=3, the size of the largest image as image_size, and model.num_classes=4.
 
-Cost: about 1.5 s of one CPU core a step, so some 6 minutes of it for the 250.
-Result: not measured to the end yet. After 50 steps: Dice 0.871 over all pixels of the test images,
-0.887 as the mean over images, intersection over union 0.771.
+Cost: two CPU cores, partly beside other work, 4.1 min.
+Result: Dice 0.886 over all pixels of the test images, 0.914 as the mean over images, intersection
+over union 0.795.
 """
 
 from configs import common

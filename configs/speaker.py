@@ -22,5 +22,4 @@ def get_config(variant: str = ''):
     config.model.num_classes = 6
     config.task.label_key = 'speaker'
     config.task.augment.speed = (1.0, 1.0)
-    config.total_steps = min(config.total_steps, 600)
     return config.lock()

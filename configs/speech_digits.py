@@ -9,9 +9,8 @@ For 35 words in 100,000 recordings: Speech Commands, a folder of WAV files for e
 --config.data.train.name=wav_folder (then path, sample_rate=16000), the same for the held-out
 folder, --config.task.sound.sample_rate=16000 and --config.model.num_classes=35.
 
-Cost: one CPU core, shared with other work, 6 min for 600 steps.
-Result: 96.3 % of the 300 held-out recordings right, 0.090 nats, with total_steps=600; all 1,000 are
-not measured yet.
+Cost: two CPU cores, partly beside other work, 3.6 min.
+Result: 97.7 % of the 300 held-out recordings right, 0.064 nats.
 """
 
 from configs import common
