@@ -4,11 +4,11 @@
 
 Per core: how many examples, tokens, pixels or seconds of sound one second of processor time
 gives, by calls that are repeated for --seconds. Sources are read as a training run reads them, in
-shuffled batches. Waiting: the shipped configs, trained by the command, shorter; the share of the
-time between two lines of metrics that the loop waited for its next batch. The first interval, in
-which the prefetching starts, is not counted. With --against the same for the tree of a commit, in
-turns. Writes results/data.json and results/data.md. The data sets are those of the configs: in
-$BIGMODELS_DATA, or in shared/data beside the checkout.
+shuffled batches. Waiting: every config that needs no other run, nor files of one's own, trained by
+the command, shorter; the share of the time between two lines of metrics that the loop waited for
+its next batch. The first interval, in which the prefetching starts, is not counted. With --against
+the same for the tree of a commit, in turns. Writes results/data.json and results/data.md. The data
+sets are those of the configs: in $BIGMODELS_DATA, or in shared/data beside the checkout.
 """
 
 import argparse
@@ -32,12 +32,39 @@ from bigmodels.models.parts.log_mel import log_mel
 
 BATCH = 64
 LENGTH = 128  # tokens
-# Config and steps: enough of them for a few intervals, not for a result.
+# Config and steps: enough of them for INTERVALS lines of metrics, not for a result.
+INTERVALS = 5
 CONFIGS = {
-    'configs/digits_mlp.py': 1000,
-    'configs/shakespeare.py': 300,
-    'configs/transformer.py': 200,
-    'configs/transformer.py:moe': 150,
+    'digits_mlp': 1000,
+    'shakespeare': 300,
+    'transformer': 200,
+    'transformer:moe': 150,
+    'mnist_mlp': 1500,
+    'mnist_lenet': 500,
+    'cifar10_cnn': 500,
+    'cifar10_resnet': 50,
+    'cifar10_vit': 50,
+    'alexnet': 25,
+    'vgg': 15,
+    'resnet50': 15,
+    'efficientnet': 15,
+    'diffusion': 50,
+    'segment': 20,
+    'sst2_lstm': 200,
+    'bert': 50,
+    'sst2_bert:scratch': 50,
+    'translate': 25,
+    'speech_digits': 50,
+    'speaker': 50,
+    'speech_ctc': 25,
+    'recommend_sequence': 50,
+    'recommend_retrieval': 300,
+    'recommend_ranking': 500,
+    'adult': 500,
+    'credit_default': 500,
+    'forecast': 50,
+    'forecast:dlinear': 250,
+    'graph': 50,
 }
 Row = tuple[str, float, str]  # what, per second of one core, unit
 
@@ -141,12 +168,16 @@ def text_and_sound_rows(data: pathlib.Path, seconds: float) -> Iterator[Row]:
 
 def waiting(tree: pathlib.Path, name: str, steps: int, data: pathlib.Path) -> dict[str, float]:
     """Trains a config with the code of a tree, and reads how long its loop waited."""
-    spec = name if 'shakespeare' not in name else f'{name}:{data / "tinyshakespeare/input.txt"}'
+    config_name, _, variant = name.partition(':')
+    if name == 'shakespeare':
+        variant = data / 'tinyshakespeare' / 'input.txt'
     with tempfile.TemporaryDirectory() as directory:
         workdir = pathlib.Path(directory, 'run')
         measure.train(
-            spec, workdir, pathlib.Path(directory, 'cache'), f'--config.total_steps={steps}',
-            '--config.eval_every=0', '--config.log_every=50', tree=tree,
+            f'configs/{config_name}.py:{variant}', workdir, pathlib.Path(directory, 'cache'),
+            f'--config.total_steps={steps}', '--config.eval_every=0',
+            f'--config.log_every={steps // INTERVALS}',
+            '--config.optimizer.schedule.warmup_steps=1', tree=tree,
         )  # fmt: skip
         rows = writers.read_metrics(workdir / 'metrics.jsonl')
     rows = [row for row in rows if 'perf/data_wait' in row][1:]
