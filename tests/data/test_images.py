@@ -38,7 +38,7 @@ def test_damaged_files_are_named():
     for data, message in (
         (encoded(image, 'JPEG')[:-200], r'^x\.jpg \(record 3\) is not a whole .*[Tt]runcated'),
         (encoded(image)[:-60], r'^x\.jpg \(record 3\) is not a whole'),
-        (b'', r'^x\.jpg \(record 3\) is neither a JPEG nor a PNG image'),
+        (b'', r'^x\.jpg \(record 3\) is no JPEG or PNG image'),
         (b'GIF89a and more', 'neither'),
         (encoded(image.astype(np.uint16)[..., 0] * 200), 'over 8 bits per channel'),
     ):
