@@ -44,10 +44,10 @@ def get_config(variant: str = ''):
         shrink=2,
         speeds=(1.5, 3.0),
     )
-    config.data.train = source | dict(count=1_000_000)
+    config.data.train = source | dict(count=100_000)
     config.data.evals = dict(test=source | dict(split='test', count=2000, seed=1))
     config.batch_size = 64
-    config.total_steps = 2000
+    config.total_steps = 1000
     config.optimizer.learning_rate = 3e-3
     config.optimizer.schedule = dict(name='linear', warmup_steps=100)
     if variant == 'tiny':

@@ -71,9 +71,9 @@ class MovingDigits:
             raise errors.UserError(
                 f'count = {count} must be at least 1, and num_frames = {num_frames} at least 2.'
             )
-        if not 0 < speeds[0] <= speeds[1] < size / 2:
+        if len(speeds) != 2 or not 0 < speeds[0] <= speeds[1] < size / 2:
             raise errors.UserError(
-                f'speeds = {speeds} must be above 0, the first not above the second, and both '
+                f'speeds = {speeds} must be two above 0, the first not above the second, and both '
                 f'under {size / 2:g}, half of size: beyond it a step looks like one back.'
             )
         self._digits, self._described = shrunk(images, shrink), digits.describe()
