@@ -130,9 +130,7 @@ def on_one_device():
     )
 
 
-@pytest.mark.parametrize(
-    'mesh', [dict(data=2, fsdp=2, tensor=2), dict(data=4, sequence=2)], ids=str
-)
+@pytest.mark.parametrize('mesh', [dict(data=8), dict(data=2, fsdp=2, tensor=2)], ids=str)
 def test_every_placement_computes_the_same(mesh):
     figures, state, _ = on_one_device()
     task = Classification(SMALL['mean'], num_frames=6)
