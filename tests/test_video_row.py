@@ -44,18 +44,18 @@ def loaded():
 
 
 def command(module, capsys, **options):
-    """What a command prints, as JSON."""
+    """What a command prints."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'argv', ['', *(f'--{key}={value}' for key, value in options.items())])
         capsys.readouterr()
         module.main()
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return capsys.readouterr().out
 
 
 def test_it_learns_and_is_evaluated_again(run, capsys):
     workdir, figures, _ = run
     assert figures['test/accuracy'] > 0.5  # of eight directions
-    [again] = command(evaluate, capsys, workdir=workdir)
+    again = json.loads(command(evaluate, capsys, workdir=workdir))
     assert again['test/accuracy'] == pytest.approx(figures['test/accuracy'], abs=1e-6)
 
 
@@ -74,7 +74,8 @@ def test_clips_as_files_are_answered_as_they_were_evaluated(run, tmp_path, capsy
     inputs = opened.task.preprocess(source.take(np.arange(6)))['inputs']
     expected = opened.task.predict(opened.params, opened.model_state, {'inputs': inputs})
     for folder in ('gif', 'frames'):
-        answers = command(predict, capsys, workdir=workdir, input=tmp_path / folder, batch_size=4)
+        options = dict(workdir=workdir, input=tmp_path / folder, batch_size=4)
+        answers = [json.loads(line) for line in command(predict, capsys, **options).splitlines()]
         assert len(answers) == 6
         for answer, probabilities in zip(answers, np.asarray(expected), strict=True):
             assert answer['label'] == probabilities.argmax()
@@ -90,7 +91,8 @@ def test_longer_and_larger_clips_are_cut_to_size(run, tmp_path, capsys):
         (tmp_path / f'{i}.gif').write_bytes(image_files.gif(video))
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter('always')
-        answers = command(predict, capsys, workdir=workdir, input=tmp_path)
+        printed = command(predict, capsys, workdir=workdir, input=tmp_path)
+    answers = [json.loads(line) for line in printed.splitlines()]
     assert any('scaled and cropped to the 32 x 32 pixels' in str(one.message) for one in told)
     opened = runs.open_run(workdir)
     inputs = opened.task.preprocess(source.take(np.arange(20)))['inputs']
