@@ -58,16 +58,21 @@ def predict(
 
 
 def _preprocessed(task: Any, where: str, record: dict, shapes: Mapping) -> dict[str, np.ndarray]:
-    """The example of a record; an image as large as those of training, unless any size will do."""
+    """The example of a record; images and frames as large as those of training, or of any size."""
     try:
         example = task.preprocess(record)
-        if inputs.only_kind(task.record_fields) != 'image' or getattr(task, 'any_size', False):
+        kind = inputs.only_kind(task.record_fields)
+        if kind not in ('image', 'video') or getattr(task, 'any_size', False):
             return example
         trained = shapes['inputs'].shape[1:]
         if example['inputs'].shape == trained:
             return example
         [name] = task.record_fields
-        return task.preprocess({**record, name: _as_trained(record[name], trained)})
+        if kind == 'image':
+            fitting = _as_trained(record[name], trained)
+        else:
+            fitting = np.stack([_as_trained(frame, trained[1:]) for frame in record[name]])
+        return task.preprocess({**record, name: fitting})
     except errors.UserError as error:
         raise errors.UserError(f'{where}: {error}') from error
 

@@ -34,6 +34,9 @@ VARIANTS = {
     'transformer_classifier': [
         dict(num_classes=8, encoder=TRANSFORMER | dict(positions='learned', qk_norm=True)),
     ],
+    'video_vit': [
+        dict(num_classes=8, num_layers=2, embed_dim=16, num_heads=2, patch_size=4),
+    ],
     'vit': [dict(num_classes=8, num_layers=2, embed_dim=16, num_heads=2, patch_size=4)],
 }
 TABLES = {
@@ -49,6 +52,8 @@ def parameters(name: str, fields: dict):
     inputs = [jax.ShapeDtypeStruct((1, 8), jnp.int32)]
     if name in ('convnet', 'efficientnet', 'resnet', 'unet', 'vit'):
         inputs = [jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)]
+    elif name == 'video_vit':
+        inputs = [jax.ShapeDtypeStruct((1, 4, 8, 8, 3), jnp.float32)]
     elif name == 'dit':
         inputs = [
             jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.float32),

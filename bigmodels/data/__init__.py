@@ -25,6 +25,7 @@ from bigmodels.data.sources import (
     speech_sources,
     table_sources,
     tfds_source,
+    video_sources,
 )
 
 SOURCES: dict[str, type] = {
@@ -45,6 +46,7 @@ SOURCES: dict[str, type] = {
     'mnist': image_sources.Mnist,
     'mask_npz': mask_sources.MaskNpz,
     'mask_folder': mask_sources.MaskFolder,
+    'moving_digits': video_sources.MovingDigits,
     'wav_folder': audio_sources.WavFolder,
     'audio_npz': audio_sources.AudioNpz,
     'transcribed': speech_sources.Transcribed,

@@ -1,15 +1,15 @@
 """Images on the host, as pure functions: from a file's bytes to arrays of one size.
 
-An image is uint8 [H, W, C], with C 3 or 1.
+An image is uint8 [H, W, C], with C 3 or 1, and a video [T, H, W, C].
 """
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from bigmodels import errors
 
@@ -33,7 +33,7 @@ def decode(
     Raises:
       UserError: if it is no such file, is cut short, or has over 8 bits per channel.
     """
-    with _opened(data, where) as image:
+    with _opened(data, where, ('JPEG', 'PNG')) as image:
         if image.mode[0] in 'IF':
             raise errors.UserError(
                 f'{where} has over 8 bits per channel (mode {image.mode}): convert it to 8.'
@@ -53,7 +53,7 @@ def decode_mask(data: bytes, where: str) -> np.ndarray:
     Raises:
       UserError: if it is no such file, is cut short, or has colours.
     """
-    with _opened(data, where) as image:
+    with _opened(data, where, ('JPEG', 'PNG')) as image:
         if image.format != 'PNG' or image.mode not in ('1', 'L', 'P', 'I', 'I;16'):
             raise errors.UserError(
                 f'{where} is a {image.format} image of mode {image.mode}: a mask is a PNG image '
@@ -62,16 +62,52 @@ def decode_mask(data: bytes, where: str) -> np.ndarray:
         return np.asarray(image).astype(np.int32)
 
 
+def decode_gif(data: bytes, where: str) -> np.ndarray:
+    """The frames in the bytes of a GIF file, uint8 [T, H, W, 3].
+
+    All are of the size of the first, as a viewer would show them; how long is not looked at.
+
+    Args:
+      where: file and record, for errors.
+
+    Raises:
+      UserError: if it is no such file, or is cut short.
+    """
+    with _opened(data, where, ('GIF',)) as image:
+        if not data.rstrip(b'\0').endswith(b';'):  # Pillow takes it that no frame follows
+            raise EOFError('its end is missing')
+        return np.stack(
+            [np.asarray(frame.convert('RGB')) for frame in ImageSequence.Iterator(image)]
+        )
+
+
 @contextlib.contextmanager
-def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
-    """The JPEG or PNG image in a file's bytes; what goes wrong with it there is a UserError."""
+def _opened(data: bytes, where: str, formats: Sequence[str]) -> Iterator[Image.Image]:
+    """The image in a file's bytes; what goes wrong with it there is a UserError."""
+    wanted = ' or '.join(formats)
     try:
-        with Image.open(io.BytesIO(data), formats=('JPEG', 'PNG')) as image:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
             yield image
     except UnidentifiedImageError as error:
-        raise errors.UserError(f'{where} is neither a JPEG nor a PNG image.') from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise errors.UserError(f'{where} is not a whole JPEG or PNG image: {error}.') from error
+        raise errors.UserError(f'{where} is no {wanted} image.') from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise errors.UserError(f'{where} is not a whole {wanted} image: {error}.') from error
+
+
+def evenly_spaced(video: np.ndarray, count: int) -> np.ndarray:
+    """[..., T, H, W, C] -> [..., count, H, W, C]: frame i is that at (i + 1/2) T / count, cut.
+
+    Raises:
+      UserError: for another shape, or fewer frames.
+    """
+    if video.ndim < 4:
+        raise errors.UserError(f'A video is [T, H, W, C], got {list(video.shape)}.')
+    frames = video.shape[-4]
+    if frames < count:
+        raise errors.UserError(f'A video has {frames} frames, fewer than the {count} wanted.')
+    if frames == count:
+        return video
+    return video[..., (2 * np.arange(count) + 1) * frames // (2 * count), :, :, :]
 
 
 def with_channels(image: np.ndarray, channels: Literal[1, 3]) -> np.ndarray:

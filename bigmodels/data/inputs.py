@@ -3,22 +3,26 @@
 A task's `record_fields` says what it needs: the name of each field, and its kind.
 
     image     a JPEG or PNG file, uint8 [H, W, 3]
+    video     a GIF file, or a folder of JPEG or PNG files, its frames; uint8 [T, H, W, 3]
     audio     a WAV file, float32 [T]
     text      a line of a text file, str
     value     a cell of a table
     series    a whole column of a table, which is then one record
     array     an array of a graph's `.npz` archive, see `graph_sources.read_graph`
 
-A task of one image, recording or text takes files of these. All take tables, CSV or JSON lines, of
-the fields by name; images and recordings are named there by their path, relative to the table's
-folder.
+A task of one image, video, recording or text takes files of these. All take tables, CSV or JSON
+lines, of the fields by name; images, videos and recordings are named there by their path, relative
+to the table's folder. Frames are in the order of their names, numbers in them by their value.
 """
 
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
+
+import numpy as np
 
 from bigmodels import errors
 from bigmodels.data import audio, images
@@ -34,6 +38,7 @@ from bigmodels.data.sources.table_sources import Csv
 
 SUFFIXES = {
     'image': ('.jpg', '.jpeg', '.png'),
+    'video': ('.gif',),
     'audio': ('.wav',),
     'text': ('.txt',),
     'array': ('.npz',),
@@ -65,7 +70,8 @@ def read_inputs(
     if path == '-':
         yield from _lines(stdin or sys.stdin, fields, sample_rate)
     elif os.path.isdir(path):
-        for file in _files(path, fields):
+        found = _videos(path) if only_kind(fields) == 'video' else _files(path, fields)
+        for file in found:
             yield from _read(file, fields, sample_rate)
     else:
         yield from _read(one_file(path), fields, sample_rate)
@@ -73,12 +79,13 @@ def read_inputs(
 
 def _read(path: str, fields: Mapping[str, str], sample_rate: int | None) -> Iterator[Record]:
     kind, suffix = only_kind(fields), _suffix(path)
-    if suffix not in (*SUFFIXES.get(kind, ()), *TABLES):
+    frames = kind == 'video' and os.path.isdir(path)
+    if suffix not in (*SUFFIXES.get(kind, ()), *TABLES) and not frames:
         raise errors.UserError(
             f'{path} is of no use here: the run needs {_described(fields)}, from '
             f'{", ".join((*SUFFIXES.get(kind, ()), *TABLES))} files.'
         )
-    if suffix in TABLES:
+    if suffix in TABLES and not frames:
         yield from _table(path, fields, sample_rate)
     elif kind == 'text':
         [name] = fields
@@ -119,11 +126,11 @@ def _lines(stdin: TextIO, fields: Mapping[str, str], sample_rate: int | None) ->
 
 
 def _filled(record, fields: Mapping[str, str], where: str, folder: str, sample_rate) -> dict:
-    """A table's record, with images and recordings that it names by their path."""
+    """A table's record, with images, videos and recordings that it names by their path."""
     _check_fields(record, fields, where)
     filled = {name: record[name] for name in fields}
     for name, kind in fields.items():
-        if kind in ('image', 'audio') and isinstance(record[name], str):
+        if kind in ('image', 'video', 'audio') and isinstance(record[name], str):
             path = os.path.join(folder, record[name])
             filled |= _decoded(path, name, kind, f'{path} ({where})', sample_rate)
     return filled
@@ -132,9 +139,59 @@ def _filled(record, fields: Mapping[str, str], where: str, folder: str, sample_r
 def _decoded(path: str, name: str, kind: str, where: str, sample_rate: int | None) -> dict:
     if kind == 'image':
         return {name: images.decode(read_bytes(path), where), 'path': path}
+    if kind == 'video':
+        if os.path.isdir(path):
+            return {name: _frames(path), 'path': path}
+        return {name: images.decode_gif(read_bytes(path), where), 'path': path}
     samples, rate = audio.decode_wav(read_bytes(path), where)
     wanted = sample_rate or rate
     return {name: audio.resample(samples, rate, wanted), 'sample_rate': wanted, 'path': path}
+
+
+def _frames(folder: str) -> np.ndarray:
+    """The images in a folder as a video uint8 [T, H, W, 3], in the order of their names."""
+    files = _images_in(folder)
+    if not files:
+        raise errors.UserError(f'{folder} has no {" or ".join(SUFFIXES["image"])} file: no frames.')
+    frames = [images.decode(read_bytes(file), file) for file in files]
+    for file, frame in zip(files, frames, strict=True):
+        if frame.shape != frames[0].shape:
+            raise errors.UserError(
+                f'{file} is of {frame.shape[0]} x {frame.shape[1]} pixels, and {files[0]} of '
+                f'{frames[0].shape[0]} x {frames[0].shape[1]}: frames are of one size.'
+            )
+    return np.stack(frames)
+
+
+def _videos(folder: str) -> list[str]:
+    """The GIF files and the folders of frames, itself perhaps, at any depth below a folder."""
+    places = [folder, *(str(place) for place in pathlib.Path(folder).rglob('*'))]
+    found = [
+        place
+        for place in sorted(places, key=_by_numbers)
+        if not pathlib.Path(place).name.startswith('.')
+        and (bool(_images_in(place)) if os.path.isdir(place) else _suffix(place) == '.gif')
+    ]
+    if not found:
+        raise errors.UserError(
+            f'{folder} has no .gif file, nor a folder of {" or ".join(SUFFIXES["image"])} files.'
+        )
+    return found
+
+
+def _images_in(folder: str) -> list[str]:
+    """The images of a folder itself, sorted by name; hidden ones do not count."""
+    names = [name for name in os.listdir(folder) if not name.startswith('.')]
+    return [
+        os.path.join(folder, name)
+        for name in sorted(names, key=_by_numbers)
+        if _suffix(name) in SUFFIXES['image']
+    ]
+
+
+def _by_numbers(name: str) -> list:
+    """A key that sorts names with frame2 before frame10."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r'([0-9]+)', name))]
 
 
 def _check_fields(record: Mapping, fields: Mapping[str, str], where: str) -> None:

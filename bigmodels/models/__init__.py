@@ -21,6 +21,7 @@ from bigmodels.models.transformer import Transformer
 from bigmodels.models.transformer_classifier import TransformerClassifier
 from bigmodels.models.two_tower import TwoTower
 from bigmodels.models.unet import UNet
+from bigmodels.models.video_vit import VideoViT
 from bigmodels.models.vit import ViT
 
 MODELS = {
@@ -44,5 +45,6 @@ MODELS = {
     'transformer_classifier': TransformerClassifier,
     'two_tower': TwoTower,
     'unet': UNet,
+    'video_vit': VideoViT,
     'vit': ViT,
 }

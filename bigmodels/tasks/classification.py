@@ -21,13 +21,15 @@ AUGMENTATION = 0x41  # folded into a step's key: dropout's are by the names of m
 
 @dataclasses.dataclass(frozen=True)
 class Classification(Defaults):
-    """Images or feature vectors [B, ...] -> one of the model's `num_classes`.
+    """Images, videos or feature vectors [B, ...] -> one of the model's `num_classes`.
 
     Fields:
       model: maps inputs [B, ...] to logits [B, classes].
       input_key, label_key: of the source's records.
       image_size: images are scaled until their shorter side has so many pixels, and cut to a square
-        about the middle; 0 leaves them as they are.
+        about the middle; 0 leaves them as they are. Frames of videos likewise.
+      num_frames: inputs are videos [T, H, W, C], of which so many frames are kept, evenly spaced;
+        0 for other inputs.
       mean, std: inputs are normalised to (x - mean) / std.
       augment: changes of training images, see `augmentation.Augmentation`.
       label_smoothing: in training, see `losses.softmax_cross_entropy`.
@@ -42,6 +44,7 @@ class Classification(Defaults):
     input_key: str = 'image'
     label_key: str = 'label'
     image_size: int = 0
+    num_frames: int = 0
     mean: float = 0.0
     std: float = 1.0
     augment: Mapping[str, Any] | None = None
@@ -67,6 +70,12 @@ class Classification(Defaults):
                 f'config.task.focal_gamma = {self.focal_gamma} must not be negative, and needs '
                 f'label_smoothing = 0: smoothed, no class has a probability to go by.'
             )
+        if self.num_frames < 0:
+            raise errors.UserError(
+                f'config.task.num_frames = {self.num_frames} must not be negative.'
+            )
+        if self.num_frames and self.augment:
+            raise errors.UserError('config.task.augment is for images: leave it out for videos.')
         if not 0 <= self.top_k <= classes:
             raise errors.UserError(
                 f'config.task.top_k = {self.top_k} must be from 0 to {classes}, the classes.'
@@ -81,7 +90,7 @@ class Classification(Defaults):
     @property
     def record_fields(self) -> dict[str, str]:
         """What `preprocess` needs of a record, see `data.inputs`."""
-        return {self.input_key: 'image'}
+        return {self.input_key: 'video' if self.num_frames else 'image'}
 
     def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A record -> {'inputs' float32, and 'targets' int32 where it has a label}.
@@ -89,10 +98,12 @@ class Classification(Defaults):
         Likewise for several records stacked.
 
         Raises:
-          UserError: for a record without the input, a label that is no integer or out of range, or
-            what is to be resized and is no image.
+          UserError: for a record without the input, a label that is no integer or out of range,
+            what is to be resized and is no image, or a video of too few frames.
         """
         inputs = field_of(raw, self.input_key, 'task.input_key')
+        if self.num_frames:
+            inputs = images.evenly_spaced(np.asarray(inputs), self.num_frames)
         if self.image_size:
             several = np.ndim(raw.get(self.label_key, 0)) > 0
             inputs = self._resized(np.asarray(inputs), several)

@@ -49,6 +49,14 @@ def write_npz(path, images: list[np.ndarray], split: str = '') -> None:
     np.savez(path, **{prefix + name: array for name, array in arrays.items()})
 
 
+def gif(video: np.ndarray, **options) -> bytes:
+    """uint8 [T, H, W] or [T, H, W, C] as a GIF file's bytes; grey is kept exactly."""
+    first, *rest = (Image.fromarray(frame) for frame in video)
+    buffer = io.BytesIO()
+    first.save(buffer, 'GIF', save_all=True, append_images=rest, **options)
+    return buffer.getvalue()
+
+
 def idx(array: np.ndarray) -> bytes:
     """An idx file of unsigned bytes."""
     header = bytes([0, 0, 8, array.ndim]) + struct.pack(f'>{array.ndim}I', *array.shape)

@@ -5,6 +5,7 @@ import pytest
 
 from bigmodels import errors
 from bigmodels.data import images
+from tests.data import image_files
 from tests.data.image_files import encoded, smooth
 
 
@@ -38,12 +39,62 @@ def test_damaged_files_are_named():
     for data, message in (
         (encoded(image, 'JPEG')[:-200], r'^x\.jpg \(record 3\) is not a whole .*[Tt]runcated'),
         (encoded(image)[:-60], r'^x\.jpg \(record 3\) is not a whole'),
-        (b'', r'^x\.jpg \(record 3\) is neither a JPEG nor a PNG image'),
-        (b'GIF89a and more', 'neither'),
+        (b'', r'^x\.jpg \(record 3\) is no JPEG or PNG image'),
+        (b'GIF89a and more', 'is no JPEG'),
         (encoded(image.astype(np.uint16)[..., 0] * 200), 'over 8 bits per channel'),
     ):
         with pytest.raises(errors.UserError, match=message):
             images.decode(data, 'x.jpg (record 3)')
+
+
+def grey_video(count=12):
+    """Frames of noise, all different."""
+    return np.random.default_rng(0).integers(0, 256, (count, 9, 7), np.uint8)
+
+
+def test_gif_files_have_their_frames():
+    video = grey_video()
+    decoded = images.decode_gif(image_files.gif(video), 'a.gif')
+    np.testing.assert_array_equal(decoded, np.stack([video] * 3, -1))
+    # Frames that tell only what changes are shown as a viewer would.
+    moving = np.zeros((5, 16, 16), np.uint8)
+    for i in range(5):
+        moving[i, 3 * i : 3 * i + 3, 2:6] = 200
+    decoded = images.decode_gif(image_files.gif(moving), 'a.gif')
+    np.testing.assert_array_equal(decoded, np.stack([moving] * 3, -1))
+
+
+def test_a_gif_cut_anywhere_is_named():
+    data = image_files.gif(grey_video(3))
+    for size in range(len(data)):
+        with pytest.raises(errors.UserError, match=r'^a\.gif is (no GIF|not a whole GIF) image'):
+            images.decode_gif(data[:size], 'a.gif')
+    with pytest.raises(errors.UserError, match='is no GIF image'):
+        images.decode_gif(encoded(smooth(0)), 'a.gif')
+
+
+@pytest.mark.parametrize(
+    ('frames', 'count', 'kept'),
+    [
+        (4, 4, [0, 1, 2, 3]),
+        (8, 4, [1, 3, 5, 7]),
+        (10, 3, [1, 5, 8]),
+        (3, 1, [1]),
+        (5, 4, [0, 1, 3, 4]),
+    ],
+)
+def test_frames_are_kept_evenly(frames, count, kept):
+    video = np.broadcast_to(np.arange(frames)[:, None, None, None], (frames, 2, 2, 1))
+    assert images.evenly_spaced(video, count)[:, 0, 0, 0].tolist() == kept
+    several = images.evenly_spaced(np.stack([video, video]), count)
+    assert several[1, :, 0, 0, 0].tolist() == kept
+
+
+def test_what_has_too_few_frames_or_none_is_refused():
+    with pytest.raises(errors.UserError, match='has 3 frames, fewer than the 4 wanted'):
+        images.evenly_spaced(np.zeros((3, 2, 2, 1)), 4)
+    with pytest.raises(errors.UserError, match=r'A video is \[T, H, W, C\], got \[2, 2, 3\]'):
+        images.evenly_spaced(np.zeros((2, 2, 3)), 2)
 
 
 def triangle_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from bigmodels import errors
 from bigmodels.data import inputs
 from tests.data import image_files
 
+VIDEO = {'clip': 'video'}
 IMAGE, TEXT = {'picture': 'image'}, {'sentence': 'text'}
 TABLE = {'age': 'value', 'town': 'value'}
 
@@ -34,6 +35,50 @@ def test_images_of_a_folder_at_any_depth(tmp_path):
     records = read(tmp_path, IMAGE)
     assert [where for where, _ in records] == [str(tmp_path / name) for name in sorted(written)]
     np.testing.assert_array_equal(records[0][1]['picture'], written['cat/0.png'])
+
+
+def test_videos_are_gif_files_and_folders_of_frames(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (11, 6, 5), np.uint8)
+    (tmp_path / 'b.gif').write_bytes(image_files.gif(frames))
+    for i, frame in enumerate(frames):
+        (tmp_path / 'a' / 'c').mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'a' / 'c' / f'frame{i}.png').write_bytes(image_files.encoded(frame))
+    (tmp_path / 'a' / 'c' / '.hidden.png').write_text('no frame')
+    (tmp_path / 'a' / 'notes.txt').write_text('nor this')
+    (tmp_path / 'a.csv').write_text('clip\na/c\nb.gif\n')
+    expected = np.stack([frames] * 3, -1)  # frame2 is before frame10
+    both = [str(tmp_path / 'a' / 'c'), str(tmp_path / 'b.gif')]
+    for given, names in (
+        ('', both),
+        ('b.gif', both[1:]),
+        ('a/c', both[:1]),
+        ('a.csv', [f'{tmp_path}/a.csv, record {i}' for i in range(2)]),
+    ):
+        records = read(tmp_path / given, VIDEO)
+        assert [where for where, _ in records] == names
+        for _, record in records:
+            np.testing.assert_array_equal(record['clip'], expected)
+    [(_, record)] = read('-', VIDEO, f'{{"clip": "{tmp_path}/b.gif"}}\n')
+    np.testing.assert_array_equal(record['clip'], expected)
+
+
+def test_what_is_no_video_is_named(tmp_path):
+    (tmp_path / 'a').mkdir()
+    for i in range(2):
+        image = image_files.encoded(image_files.smooth(i, 12 + i))
+        (tmp_path / 'a' / f'{i}.png').write_bytes(image)
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'a.txt').write_text('text')
+    (tmp_path / 'a.csv').write_text('clip\nempty\n')
+    for path, message in [
+        ('a', r'a/1\.png is of 13 x 10 pixels, and .*a/0\.png of 12 x 10'),
+        ('empty', r'empty has no \.gif file, nor a folder of \.jpg or \.jpeg or \.png files'),
+        ('a.csv', r'empty has no \.jpg or \.jpeg or \.png file: no frames'),
+        ('a.txt', r'a\.txt is of no use here: the run needs clip \(video\)'),
+        ('nothing', 'There is no file .*nothing'),
+    ]:
+        with pytest.raises(errors.UserError, match=message):
+            read(tmp_path / path, VIDEO)
 
 
 def test_recordings_are_resampled_to_the_rate_of_the_run(tmp_path):

@@ -35,7 +35,7 @@ def write_parts(folder, suffix='.txt'):
 @pytest.fixture(
     params=['stdlib', 'text', 'text_gz', 'jsonl', 'csv', 'npz', 'digits', 'image_folder',
             'jpeg_npz', 'decoded_jpeg_npz', 'mnist', 'mask_npz', 'mask_folder', 'wav_folder',
-            'audio_npz'],
+            'audio_npz', 'moving_digits'],
     ids=lambda name: name,
 )  # fmt: skip
 def any_source(request, tmp_path):
@@ -72,6 +72,9 @@ def any_source(request, tmp_path):
         return build('wav_folder', path=test_audio.write_folder(tmp_path), sample_rate=8000)
     if request.param == 'audio_npz':
         return build('audio_npz', path=test_audio.write_npz(tmp_path / 'a.npz'))
+    if request.param == 'moving_digits':
+        image_files.write_mnist(tmp_path, np.arange(12).reshape(3, 2, 2), np.arange(3))
+        return build('moving_digits', path=str(tmp_path), count=7, size=8, speeds=(1.0, 2.0))
     return build('digits', split='valid')
 
 

@@ -102,6 +102,22 @@ def test_grey_images_without_channels_are_scaled_as_those_with_one(source, stack
         np.testing.assert_array_equal(batch['inputs'][i], alone)
 
 
+def test_videos_have_as_many_frames_and_pixels_as_asked_for():
+    video = np.broadcast_to(10 * np.arange(9, dtype=np.uint8)[:, None, None, None], (9, 8, 12, 1))
+    task = Classification(MLP(num_classes=3), num_frames=3, image_size=4, mean=10.0, std=20.0)
+    assert task.record_fields == {'image': 'video'}
+    assert Classification(MLP(num_classes=3)).record_fields == {'image': 'image'}
+    example = task.preprocess({'image': video, 'label': 2})
+    assert example['inputs'].shape == (3, 4, 4, 1)
+    np.testing.assert_array_equal(example['inputs'][:, 0, 0, 0], np.float32([0.0, 1.5, 3.0]))
+    several = task.preprocess({'image': np.stack([video, video]), 'label': np.array([1, 2])})
+    np.testing.assert_array_equal(several['inputs'], np.stack([example['inputs']] * 2))
+    with pytest.raises(errors.UserError, match='has 2 frames, fewer than the 3 wanted'):
+        task.preprocess({'image': video[:2]})
+    with pytest.raises(errors.UserError, match=r'A video is \[T, H, W, C\]'):
+        task.preprocess({'image': video[..., 0]})
+
+
 @pytest.mark.parametrize(
     ('shape', 'kind'),
     [((4, 4, 4), np.uint8), ((4,), np.uint8), ((2, 4, 4, 2), np.uint8), ((4, 4, 3), np.float32)],
@@ -232,6 +248,8 @@ def test_reported_figures_are_of_the_whole_set(source, devices, tmp_path):
         (dict(focal_gamma=-1.0), 'must not be negative'),
         (dict(focal_gamma=2.0, label_smoothing=0.1), 'needs label_smoothing = 0'),
         (dict(top_k=7), r'top_k = 7 must be from 0 to 6'),
+        (dict(num_frames=-1), 'num_frames = -1 must not be negative'),
+        (dict(num_frames=4, augment=dict(flip=0.5)), 'augment is for images: leave it out'),
         (dict(report=('f2',)), r"figure in config.task.report: 'f2'.*f1"),
     ],
 )
