@@ -15,6 +15,7 @@ from tests.data import box_files
 from tests.test_dense_rows import command
 
 pytest.importorskip('pycocotools')
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope='module')
