@@ -113,7 +113,7 @@ def main() -> None:
     if arguments.pictures and not drawn:
         raise errors.UserError(
             f'The task of {arguments.workdir} has drawn no pictures: its config asks for none. '
-            'Classification draws with task.report, segmentation with task.overlays.'
+            'Classification draws with task.report, segmentation and detection with task.overlays.'
         )
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bigmodels import sharding
+from bigmodels import boxes, sharding
 
 Array = jax.Array
 
@@ -81,6 +81,41 @@ def focal(losses: Array, gamma: float) -> Array:
     """
     # 1 - exp(-x) without cancellation; kept from 0, where the power has no gradient for gamma < 1.
     return jnp.maximum(-jnp.expm1(-losses), 1e-7) ** gamma * losses
+
+
+def centre_focal(logits: Array, heat: Array, alpha: float = 2.0, beta: float = 4.0) -> Array:
+    """-(1 - p)^alpha log p where the heat is 1, -(1 - heat)^beta p^alpha log(1 - p) elsewhere.
+
+    (Zhou et al. 2019, equation 1, before the sum)
+
+    Args:
+      logits: [...]; p is their sigmoid.
+      heat: [...] from 0 to 1, 1 in the cells of objects' centres.
+
+    Returns:
+      [...] float32.
+    """
+    logits = logits.astype(jnp.float32)
+    log_p, log_other = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    centre = -jnp.exp(alpha * log_other) * log_p
+    other = -((1 - heat) ** beta) * jnp.exp(alpha * log_p) * log_other
+    return jnp.where(heat == 1, centre, other)
+
+
+def giou(one: Array, other: Array) -> Array:
+    """1 - generalised intersection over union, from 0 to 2 (Rezatofighi et al. 2019, algorithm 1).
+
+    Args:
+      one, other: boxes [..., 4] of positive area, (left, top, right, bottom).
+
+    Returns:
+      [...].
+    """
+    both, either = boxes.intersection_and_union(one, other)
+    upper = jnp.minimum(one[..., :2], other[..., :2])
+    lower = jnp.maximum(one[..., 2:], other[..., 2:])
+    around = jnp.maximum(boxes.area(jnp.concatenate([upper, lower], axis=-1)), 1e-9)
+    return 1 - both / jnp.maximum(either, 1e-9) + (around - either) / around
 
 
 def dice(probabilities: Array, targets: Array, weights: Array, smooth: float = 1.0) -> Array:

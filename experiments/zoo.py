@@ -46,6 +46,7 @@ ROWS = {
     'efficientnet': Row('test/accuracy', None, 60),
     'video': Row('test/accuracy', 0.95, 15),
     'segment': Row('test/dice', 0.88, 30),
+    'detect': Row('test/map50', 0.70, 90),
     'sst2_lstm': Row('test/accuracy', 0.80, 10),
     'translate': Row('test/bleu', 35, 90),
     'speech_digits': Row('test/accuracy', 0.97, 10),

@@ -15,6 +15,10 @@ VARIANTS = {
     'convnet': [
         dict(num_classes=8, stages=((16, 16), (8,)), dense_widths=(8,), norm='batch_norm'),
     ],
+    'detector': [
+        dict(num_classes=8, backbone=dict(stage_sizes=(1, 1), stage_widths=(8, 16), block=block))
+        for block in ('basic', 'bottleneck')
+    ],
     'dit': [dict(num_classes=7, num_layers=2, embed_dim=16, num_heads=2)],
     'efficientnet': [dict(num_classes=8, strides=(1,) * 7)],
     'encoder_decoder': [
@@ -50,7 +54,7 @@ def parameters(name: str, fields: dict):
     """The shapes of a model's parameters."""
     model = MODELS[name](**fields)
     inputs = [jax.ShapeDtypeStruct((1, 8), jnp.int32)]
-    if name in ('convnet', 'efficientnet', 'resnet', 'unet', 'vit'):
+    if name in ('convnet', 'detector', 'efficientnet', 'resnet', 'unet', 'vit'):
         inputs = [jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)]
     elif name == 'video_vit':
         inputs = [jax.ShapeDtypeStruct((1, 4, 8, 8, 3), jnp.float32)]

@@ -17,6 +17,7 @@ at construction where it can be seen there. A new source is one class and one li
 from bigmodels.data import sources
 from bigmodels.data.sources import (
     audio_sources,
+    box_sources,
     graph_sources,
     image_sources,
     interaction_sources,
@@ -47,6 +48,8 @@ SOURCES: dict[str, type] = {
     'mask_npz': mask_sources.MaskNpz,
     'mask_folder': mask_sources.MaskFolder,
     'moving_digits': video_sources.MovingDigits,
+    'pascal_voc': box_sources.PascalVoc,
+    'coco': box_sources.Coco,
     'wav_folder': audio_sources.WavFolder,
     'audio_npz': audio_sources.AudioNpz,
     'transcribed': speech_sources.Transcribed,

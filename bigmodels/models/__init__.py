@@ -6,6 +6,7 @@ and put its class here, or name it by dotted path in the config (`my_package.my_
 
 from bigmodels.models.conformer import Conformer
 from bigmodels.models.convnet import ConvNet
+from bigmodels.models.detector import Detector
 from bigmodels.models.dit import DiT
 from bigmodels.models.efficientnet import EfficientNet
 from bigmodels.models.encoder_decoder import EncoderDecoder
@@ -28,6 +29,7 @@ MODELS = {
     'conformer': Conformer,
     'convnet': ConvNet,
     'dcn': DCN,
+    'detector': Detector,
     'dit': DiT,
     'dlinear': DLinear,
     'dlrm': DLRM,

@@ -64,7 +64,10 @@ class ResNet(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, inputs: Array, *, train: bool = False) -> Array:
+    def __call__(
+        self, inputs: Array, *, train: bool = False, features: bool = False
+    ) -> Array | list[Array]:
+        """Logits; with `features` what each stage gives, [B, H, W, C], and no head."""
         width = self.stage_widths[0]
         x = inputs.astype(self.dtype)
         if self.stem == 'imagenet':
@@ -74,7 +77,7 @@ class ResNet(nn.Module):
         x = jax.nn.relu(BatchNorm(self.momentum, name='stem_norm')(x, train))
         if self.stem == 'imagenet':
             x = max_pool(x, 3, stride=2)
-        block = BasicBlock if self.block == 'basic' else Bottleneck
+        block, stages = BasicBlock if self.block == 'basic' else Bottleneck, []
         for stage, (size, width) in enumerate(
             zip(self.stage_sizes, self.stage_widths, strict=True)
         ):
@@ -83,6 +86,9 @@ class ResNet(nn.Module):
                 x = block(width, stride, self.zero_init, self.momentum, name=f'stage{stage}_{i}')(
                     x, train
                 )
+            stages.append(x)
+        if features:
+            return stages
         pooled = x.astype(jnp.float32).mean((1, 2)).astype(x.dtype)
         return layers.Linear(self.num_classes, name='head')(pooled).astype(jnp.float32)
 

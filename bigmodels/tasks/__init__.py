@@ -37,6 +37,7 @@ mean. To add a task, put it in a file of its own and its class here.
 """
 
 from bigmodels.tasks.classification import Classification
+from bigmodels.tasks.detection import Detection
 from bigmodels.tasks.diffusion import Diffusion
 from bigmodels.tasks.forecasting import Forecasting
 from bigmodels.tasks.language_modeling import LanguageModeling
@@ -55,6 +56,7 @@ from bigmodels.tasks.transcription import Transcription
 
 TASKS = {
     'classification': Classification,
+    'detection': Detection,
     'diffusion': Diffusion,
     'forecasting': Forecasting,
     'language_modeling': LanguageModeling,

@@ -1,0 +1,283 @@
+"""Objects in images: the class and the box of each."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigmodels import boxes as boxes_lib
+from bigmodels import config, errors, losses, metrics
+from bigmodels.augmentation.with_boxes import BoxAugmentation
+from bigmodels.data import images
+from bigmodels.scores import detection as scores_lib
+from bigmodels.tasks.base import Defaults, Examples, field_of
+from bigmodels.tasks.classification import AUGMENTATION
+
+MOST_DRAWN = 9  # images in a picture
+LEAST_DRAWN = 0.3  # the score of a box that is drawn
+
+
+@dataclasses.dataclass(frozen=True)
+class Detection(Defaults):
+    """Images [B, H, W, 3] -> boxes with classes and scores, by the peaks of a map of centres.
+
+    Images of any size are scaled to fit into `image_size`, and padded at the lower right. Boxes
+    are (left, top, right, bottom), in pixels of the original image wherever they are told.
+
+    Fields:
+      model: maps inputs to heat and codes at every `stride` pixels, as `models.detector` does.
+      classes: the names of the classes, as the source's records have them.
+      image_size: height and width that the model sees, multiples of its stride.
+      max_boxes: room for the boxes of an image.
+      input_key, boxes_key, names_key: of the source's records.
+      mean, std: inputs are normalised to (x - mean) / std.
+      augment: changes of training images, see `augmentation.with_boxes.BoxAugmentation`.
+      box_weight: of the loss of boxes beside that of centres (5 in TTFNet).
+      max_found: peaks that are taken for objects.
+      min_score: answers have none below this; figures of whole sets count all.
+      max_overlap: see `boxes.suppressed`; 1 keeps all.
+      overlays: evaluation keeps images to draw boxes in them with `evaluate --pictures`, and
+        answers have a picture.
+    """
+
+    model: nn.Module
+    classes: Sequence[str]
+    image_size: Sequence[int]
+    max_boxes: int = 100
+    input_key: str = 'image'
+    boxes_key: str = 'boxes'
+    names_key: str = 'names'
+    mean: float = 0.0
+    std: float = 1.0
+    augment: Mapping[str, Any] | None = None
+    box_weight: float = 5.0
+    max_found: int = 100
+    min_score: float = 0.3
+    max_overlap: float = 0.6
+    overlays: bool = False
+
+    sections: ClassVar = {'augment': BoxAugmentation}
+    any_size: ClassVar = True
+    target_keys: ClassVar = ('boxes_key', 'names_key')
+    score_names: ClassVar = scores_lib.FIGURES
+
+    def __post_init__(self):
+        self._augmentation()  # what is wrong with it is said before anything is opened
+        scores_lib.load_pycocotools()  # rather than after training
+        size, stride = tuple(self.image_size), self.model.stride
+        if len(size) != 2 or min(size) < stride or any(side % stride for side in size):
+            raise errors.UserError(
+                f'config.task.image_size = {size} must be a height and a width, both multiples of '
+                f"the {stride} pixels of the model's stride."
+            )
+        if len(set(self.classes)) != self.model.num_classes or (
+            len(self.classes) != self.model.num_classes
+        ):
+            raise errors.UserError(
+                f'config.task.classes = {tuple(self.classes)} must be '
+                f'{self.model.num_classes} different names, as many as config.model.num_classes.'
+            )
+        cells = np.prod(size) // stride**2 * len(self.classes)
+        if not 1 <= self.max_found <= cells or self.max_boxes < 1:
+            raise errors.UserError(
+                f'config.task.max_found = {self.max_found} must be from 1 to the {cells} cells '
+                f'there are, and max_boxes = {self.max_boxes} at least 1.'
+            )
+        if self.box_weight < 0 or not 0 <= self.min_score <= 1 or not 0 <= self.max_overlap <= 1:
+            raise errors.UserError(
+                f'config.task.box_weight = {self.box_weight} must not be negative; min_score = '
+                f'{self.min_score} and max_overlap = {self.max_overlap} must be from 0 to 1.'
+            )
+
+    def _augmentation(self) -> BoxAugmentation:
+        return config.build(BoxAugmentation, self.augment or {}, 'task.augment')
+
+    @property
+    def record_fields(self) -> dict[str, str]:
+        """What `preprocess` needs of a record, see `data.inputs`."""
+        return {self.input_key: 'image'}
+
+    def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """A record -> an example, with its targets where it has boxes.
+
+        'inputs' float32 [H, W, 3], 'extent' and 'original' float32 [2], the width and height of the
+        image within them and as it came; 'boxes' float32 [max_boxes, 4] in pixels of the inputs,
+        and 'labels' int32 [max_boxes], -1 for padding.
+
+        Raises:
+          UserError: for a record without an image, of an unknown class, or of too many boxes.
+        """
+        image = field_of(raw, self.input_key, 'task.input_key')
+        image = np.ascontiguousarray(images.with_channels(np.asarray(image), 3))
+        original = np.array(image.shape[1::-1], np.float32)
+        scale = min(most / side for most, side in zip(self.image_size, image.shape, strict=False))
+        height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+        if (height, width) != image.shape[:2]:
+            image = images.resize(image, height, width)
+        inputs = np.zeros((*self.image_size, 3), np.float32)
+        inputs[:height, :width] = (image.astype(np.float32) - self.mean) / self.std
+        extent = np.array([width, height], np.float32)
+        example = {'inputs': inputs, 'extent': extent, 'original': original}
+        return example | (self._targets(raw, extent / original) if self.boxes_key in raw else {})
+
+    def _targets(self, raw: Mapping[str, Any], scale: np.ndarray) -> dict[str, np.ndarray]:
+        """The boxes of a record in pixels of the inputs, and their classes, both padded."""
+        where = f'{raw["path"]}: ' if 'path' in raw else ''
+        given = np.asarray(raw[self.boxes_key], np.float32).reshape(-1, 4)
+        names = field_of(raw, self.names_key, 'task.names_key')
+        if len(given) > self.max_boxes:
+            raise errors.UserError(
+                f'{where}there are {len(given)} boxes, and config.task.max_boxes = '
+                f'{self.max_boxes} has no room for them: raise it.'
+            )
+        boxes = np.zeros((self.max_boxes, 4), np.float32)
+        labels = np.full(self.max_boxes, -1, np.int32)
+        boxes[: len(given)] = given * np.tile(scale, 2)
+        for i, name in enumerate(map(str, names)):
+            if name not in self.classes:
+                raise errors.unknown(f'class of {where}box {i}, in config.task.classes:', name,
+                                     self.classes)  # fmt: skip
+            labels[i] = tuple(self.classes).index(name)
+        return {'boxes': boxes, 'labels': labels}
+
+    def postprocess(self, prediction: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """One of `predict` -> {'boxes', 'labels', 'scores'}, the best first; with `overlays` also
+        'picture' uint8 [H, W, 3], the image with them drawn in it.
+        """
+        kept = prediction['scores'] >= max(self.min_score, 1e-9)
+        boxes, scores = prediction['boxes'][kept], prediction['scores'][kept]
+        names = [self.classes[label] for label in prediction['labels'][kept]]
+        answer = {
+            'boxes': [[round(float(edge), 2) for edge in box] for box in boxes],
+            'labels': names,
+            'scores': [round(float(score), 4) for score in scores],
+        }
+        if self.overlays:
+            answer['picture'] = self._drawn(prediction, prediction['labels'][kept], boxes)
+        return answer
+
+    def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
+        """One example for each record."""
+        return Examples(source, self, stacked=False)
+
+    def example_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of one of `examples`."""
+        shapes = {
+            'inputs': (*self.image_size, 3),
+            'extent': (2,),
+            'original': (2,),
+            'boxes': (self.max_boxes, 4),
+        }
+        shapes = {k: jax.ShapeDtypeStruct(shape, 'float32') for k, shape in shapes.items()}
+        return shapes | {'labels': jax.ShapeDtypeStruct((self.max_boxes,), 'int32')}
+
+    def init(self, rng: jax.Array, batch: Mapping[str, jax.Array]) -> Mapping:
+        """Variables of the model."""
+        return self.model.init(rng, batch['inputs'])
+
+    def loss_fn(self, params, model_state, batch, rng, train: bool):
+        """The focal loss of centres and the GIoU loss of boxes, each per object of an image."""
+        if train and self.augment:
+            augment_rng = jax.random.fold_in(rng, AUGMENTATION)
+            batch = self._augmentation()(augment_rng, batch, self.mean, self.std)
+        (heat, codes), model_state = self.model.apply(
+            {'params': params, **model_state},
+            batch['inputs'],
+            train=train,
+            rngs={'dropout': rng},
+            mutable=list(model_state) if train else [],
+        )
+        stride, size = self.model.stride, heat.shape[1:3]
+
+        def wanted(boxes, labels):
+            return boxes_lib.targets(boxes, labels, len(self.classes), size, stride)
+
+        peaks, boxes, shares = jax.vmap(wanted)(batch['boxes'], batch['labels'])
+        count = jnp.maximum((batch['labels'] >= 0).sum(1), 1)
+        found = boxes_lib.decode(codes, boxes_lib.centres(*size, stride), stride)
+        centre = losses.centre_focal(heat, peaks).sum((1, 2, 3)) / count
+        away = (jnp.where(shares > 0, losses.giou(found, boxes), 0) * shares).sum((1, 2)) / count
+        weights = batch['weights']
+        pairs = {
+            'loss': metrics.pair(centre + self.box_weight * away, weights),
+            'centre_loss': metrics.pair(centre, weights),
+            'box_loss': metrics.pair(away, weights),
+        }
+        return metrics.mean(pairs['loss']), (pairs, model_state)
+
+    def predict(self, params, model_state, batch) -> dict[str, jax.Array]:
+        """'boxes' [B, max_found, 4], 'labels' and 'scores' [B, max_found], the best first; a score
+        of 0 is no box. With `overlays` also 'images' uint8 [B, H, W, 3] and what maps them back.
+        """
+        heat, codes = self.model.apply({'params': params, **model_state}, batch['inputs'])
+        found = jax.vmap(self._found)(heat, codes, batch['extent'])
+        found['boxes'] *= _to_original(batch)
+        return found | (self._shown(batch) if self.overlays else {})
+
+    def _found(self, heat: jax.Array, codes: jax.Array, extent: jax.Array) -> dict[str, jax.Array]:
+        """The boxes in an image, in pixels of the inputs."""
+        scores, cells, labels = boxes_lib.peaks(jax.nn.sigmoid(heat), self.max_found)
+        grid = boxes_lib.centres(*heat.shape[:2], self.model.stride).reshape(-1, 2)
+        codes = codes.reshape(-1, 4)[cells]
+        boxes = boxes_lib.decode(codes, grid[cells], self.model.stride)
+        boxes = boxes_lib.clipped(boxes, extent)
+        scores = jnp.where(boxes_lib.area(boxes) > 0, scores, 0)
+        if self.max_overlap < 1:
+            scores = boxes_lib.suppressed(boxes, labels, scores, self.max_overlap)
+        order = jnp.argsort(-scores)  # what is no box comes last
+        return {'boxes': boxes[order], 'labels': labels[order], 'scores': scores[order]}
+
+    def _shown(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """What is needed to draw the images of a batch."""
+        pixels = jnp.clip(jnp.round(batch['inputs'] * self.std + self.mean), 0, 255)
+        kept = {name: batch[name] for name in ('extent', 'original')}
+        return {'images': pixels.astype(jnp.uint8), **kept}
+
+    def outcomes(self, params, model_state, batch) -> dict[str, jax.Array]:
+        """What is found, and what there is: 'true_boxes' and 'true_labels'."""
+        found = self.predict(params, model_state, batch)
+        boxes = batch['boxes'] * _to_original(batch)
+        return {**found, 'true_boxes': boxes, 'true_labels': batch['labels']}
+
+    def scores(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Average precision, see `scores.detection.figures`."""
+        found = {name: outcomes[name] for name in ('boxes', 'labels', 'scores')}
+        wanted = {name: outcomes[f'true_{name}'] for name in ('boxes', 'labels')}
+        return scores_lib.figures(found, wanted, len(self.classes))
+
+    def pictures(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Images of a set, evenly spaced, with the boxes found in them; if `overlays` are kept."""
+        from bigmodels.data import pictures  # matplotlib takes long to import
+
+        if not self.overlays:
+            return {}
+        count = len(outcomes['images'])
+        shown = np.linspace(0, count - 1, min(count, MOST_DRAWN)).astype(int)
+        drawn, captions = [], []
+        for i in shown:
+            one = {name: value[i] for name, value in outcomes.items()}
+            kept = one['scores'] >= LEAST_DRAWN
+            picture = self._drawn(one, one['labels'][kept], one['boxes'][kept])
+            drawn.append(images.resize(picture, *self.image_size))
+            captions.append(f'{i}: {kept.sum()} of {(one["true_labels"] >= 0).sum()}')
+        return {'overlays': pictures.image_grid(np.stack(drawn), captions)}
+
+    def _drawn(self, one: Mapping[str, np.ndarray], labels, boxes) -> np.ndarray:
+        """An image in its original size, uint8 [H, W, 3], with boxes in it."""
+        (width, height), (w, h) = (one[name].astype(int) for name in ('original', 'extent'))
+        image = images.resize(one['images'][:h, :w], height, width)
+        return images.with_boxes(image, boxes, labels)
+
+    def facts(self) -> dict[str, str]:
+        """What the start screen says of the model."""
+        return {'model': f'{type(self.model).__name__}, classes {errors.some(list(self.classes))}'}
+
+
+def _to_original(batch: Mapping[str, jax.Array]) -> jax.Array:
+    """[B, 1, 4], by which boxes in pixels of the inputs become those of the original images."""
+    return jnp.tile(batch['original'] / batch['extent'], 2)[:, None]
