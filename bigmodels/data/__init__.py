@@ -17,6 +17,7 @@ at construction where it can be seen there. A new source is one class and one li
 from bigmodels.data import sources
 from bigmodels.data.sources import (
     audio_sources,
+    caption_sources,
     graph_sources,
     image_sources,
     interaction_sources,
@@ -45,6 +46,8 @@ SOURCES: dict[str, type] = {
     'mnist': image_sources.Mnist,
     'mask_npz': mask_sources.MaskNpz,
     'mask_folder': mask_sources.MaskFolder,
+    'captioned': caption_sources.Captioned,
+    'image_text_folder': caption_sources.ImageTextFolder,
     'wav_folder': audio_sources.WavFolder,
     'audio_npz': audio_sources.AudioNpz,
     'transcribed': speech_sources.Transcribed,

@@ -4,6 +4,7 @@ A model's fields are the keys of `config.model`. To add one, write a module in a
 and put its class here, or name it by dotted path in the config (`my_package.my_model.Model`).
 """
 
+from bigmodels.models.clip import CLIP
 from bigmodels.models.conformer import Conformer
 from bigmodels.models.convnet import ConvNet
 from bigmodels.models.dit import DiT
@@ -24,6 +25,7 @@ from bigmodels.models.unet import UNet
 from bigmodels.models.vit import ViT
 
 MODELS = {
+    'clip': CLIP,
     'conformer': Conformer,
     'convnet': ConvNet,
     'dcn': DCN,
