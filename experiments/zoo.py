@@ -44,6 +44,7 @@ ROWS = {
     'vgg': Row('test/accuracy', None, 60),
     'resnet50': Row('test/accuracy', None, 60),
     'efficientnet': Row('test/accuracy', None, 60),
+    'clip': Row('test/zero_shot_accuracy', None, 60),
     'segment': Row('test/dice', 0.88, 30),
     'sst2_lstm': Row('test/accuracy', 0.80, 10),
     'translate': Row('test/bleu', 35, 90),
