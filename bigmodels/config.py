@@ -51,13 +51,18 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
         raise errors.UserError(
             f'{spec}: {type(error).__name__}: {error} ({where.filename}, line {where.lineno}).'
         ) from error
+    set_fields(config, overrides)
+    return config
+
+
+def set_fields(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
+    """Sets fields in place, each as 'model.num_layers=2', see `load`."""
     with config.unlocked():
         for override in overrides:
             key, equals, value = override.partition('=')
             if not equals:
                 raise errors.UserError(f'The override {override!r} is not KEY=VALUE.')
             _set(config, key, value)
-    return config
 
 
 def parse_arguments(

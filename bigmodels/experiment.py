@@ -200,11 +200,24 @@ def resolved(config: Mapping) -> dict[str, Any]:
 
 
 def _named_sources(section: dict, key: str, path: str) -> list[tuple[dict, str, str, Mapping]]:
-    """The (parent, key, path, choices) of a source, or of each source of a mixture."""
-    if section[key].get('name') != 'mixture':
-        return [(section, key, path, SOURCES)]
-    sources = section[key]['sources']
-    return [(sources, name, f'{path}.sources.{name}', SOURCES) for name in sources]
+    """The (parent, key, path, choices) of a source, or of each source of a mixture.
+
+    Before a source come the sections within it that its class variable `wraps` names.
+    """
+    if section[key].get('name') == 'mixture':
+        sources = section[key]['sources']
+        return [
+            named
+            for name in sources
+            for named in _named_sources(sources, name, f'{path}.sources.{name}')
+        ]
+    wraps = getattr(config_lib.chosen(SOURCES, section[key], path), 'wraps', {})
+    within = [
+        (section[key], name, f'{path}.{name}', known)
+        for name, known in wraps.items()
+        if name in section[key]
+    ]
+    return [*within, (section, key, path, SOURCES)]
 
 
 def check_batch(experiment: Experiment, num_shards: int) -> None:

@@ -227,3 +227,43 @@ def bpr(right: Array, wrong: Array) -> Array:
       right, wrong: scores, broadcast against each other.
     """
     return jax.nn.softplus(wrong - right)
+
+
+def contrastive_softmax(scores: Array, positives: Array, weights: Array) -> Array:
+    """Cross-entropy of each image over the batch's texts and of its text over the images, halved.
+
+    (Radford et al. 2021, figure 3) Where a row has several positives the target is spread evenly
+    over them (Yang et al. 2022, equations 2 and 3).
+
+    Args:
+      scores: [B, B], of image `row` and text `column`.
+      positives: bool [B, B], symmetric, True on the diagonal.
+      weights: [B]; examples of weight 0 are nobody's positives or negatives.
+
+    Returns:
+      [B] float32, in nats, each to be weighted by its example's weight.
+    """
+    counted = (weights > 0) | jnp.eye(len(scores), dtype=bool)  # a row of padding stays finite
+    targets = positives & counted
+    scores = scores.astype(jnp.float32)
+
+    def over_columns(scores):
+        log_p = jax.nn.log_softmax(jnp.where(counted, scores, -jnp.inf))
+        return -jnp.where(targets, log_p, 0).sum(1) / targets.sum(1)
+
+    return (over_columns(scores) + over_columns(scores.T)) / 2
+
+
+def contrastive_sigmoid(scores: Array, positives: Array, weights: Array) -> Array:
+    """-log sigmoid(z score) of each image and all texts of the batch, z = 1 at positives, else -1.
+
+    (SigLIP, Zhai et al. 2023, section 3.2: their algorithm 1) Arguments as for
+    `contrastive_softmax`.
+
+    Returns:
+      [B] float32, in nats: the sum over texts of weight above 0.
+    """
+    counted = (weights > 0) | jnp.eye(len(scores), dtype=bool)
+    scores = scores.astype(jnp.float32)
+    each = jax.nn.softplus(jnp.where(positives, -scores, scores))
+    return jnp.where(counted, each, 0).sum(1)

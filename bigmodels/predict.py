@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from bigmodels import errors, rundir, runs
+from bigmodels import config, errors, rundir, runs
 from bigmodels.data import images, inputs, pipeline
 from bigmodels.tasks.language_modeling import LanguageModeling
 
@@ -122,7 +122,12 @@ def as_json(where: str, answer: Any, pictures: pathlib.Path, number: int) -> dic
 
 def main() -> None:
     """The command: one JSON line for each record."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog='Where a task has fields for its answers, such as the names of classes that images '
+        'are compared with, --config.task.FIELD=VALUE gives others.',
+        allow_abbrev=False,
+    )
     runs.add_run(parser)
     parser.add_argument('--input', required=True, help='a file, a folder, or - for standard input')
     parser.add_argument('--output', help='a file for the answers; default standard output')
@@ -133,9 +138,9 @@ def main() -> None:
         help='the folder for answers that are pictures; default predictions',
     )
     parser.add_argument('--batch_size', type=int, default=0, help="default: the training's")
-    a = parser.parse_args()
+    a, overrides = config.parse_arguments(parser, None)
     runs.configure_process()
-    run = runs.open_run(a.workdir, a.step, trust=a.trust)
+    run = runs.open_run(a.workdir, a.step, trust=a.trust, overrides=overrides)
     if not hasattr(run.task, 'record_fields'):
         generates = (
             f'; it goes on with a text: python -m bigmodels.deploy.generate --workdir={a.workdir}.'

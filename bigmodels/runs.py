@@ -16,9 +16,10 @@ import jax
 import ml_collections
 from absl import logging
 
-from bigmodels import checkpoint, experiment, program, rundir, sharding, state
+from bigmodels import checkpoint, errors, experiment, program, rundir, sharding, state
 from bigmodels import config as config_lib
 from bigmodels.data import pipeline
+from bigmodels.tasks import TASKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,7 @@ def open_run(
     step: int | Literal['last', 'best'] = 'last',
     mesh: jax.sharding.Mesh | None = None,
     trust: Sequence[str] = (),
+    overrides: Sequence[str] = (),
 ) -> Run:
     """Opens a run; reads its config as data, which can execute nothing.
 
@@ -74,13 +76,14 @@ def open_run(
       step: a saved step; 'best' is by config.checkpoint.best_metric.
       mesh: where its arrays go, by default the first device alone.
       trust: packages whose code the config may name, as in `model.name = 'my_models.Wide'`.
+      overrides: fields of the task for its answers, each as "task.classes=('cat','dog')".
 
     Raises:
-      UserError: if there is no such run or step, the checkpoint is damaged, or the config names
-        code that is not trusted.
+      UserError: if there is no such run or step, the checkpoint is damaged, the config names code
+        that is not trusted, or an override is of what training has settled.
     """
     directory = pathlib.Path(directory)
-    config, settings, task = open_task(directory, trust)
+    config, settings, task = open_task(directory, trust, overrides)
     mesh = mesh or sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
     step = checkpoint.good_step(directory / rundir.CHECKPOINTS, step, settings.checkpoint)
     params, model_state = _restore_for_evaluation(directory, step, settings, task, mesh)
@@ -88,19 +91,32 @@ def open_run(
 
 
 def open_task(
-    directory: str | os.PathLike, trust: Sequence[str] = ()
+    directory: str | os.PathLike, trust: Sequence[str] = (), overrides: Sequence[str] = ()
 ) -> tuple[ml_collections.ConfigDict, experiment.Experiment, Any]:
     """The config, its experiment and its fitted task, of a run that may have no checkpoint yet.
 
     Raises:
-      UserError: if there is no such run, or its config names code that is not trusted.
+      UserError: if there is no such run, its config names code that is not trusted, or an override
+        is not of the task's `answer_fields`.
     """
     directory = pathlib.Path(directory)
     config = rundir.read_config(directory)
     config_lib.check_trusted(config, trust, str(directory / rundir.CONFIG))
+    _check_overrides(config, overrides)
+    config_lib.set_fields(config, overrides)
     settings = experiment.from_config(config)
     task = experiment.make_task(settings).restored(directory / rundir.PREPROCESSING)
     return config, settings, task
+
+
+def _check_overrides(config: Mapping, overrides: Sequence[str]) -> None:
+    """Raises UserError for one that is not of a field that the task names for its answers."""
+    task = config_lib.chosen(TASKS, config['task'], 'task')
+    allowed = [f'task.{field}' for field in getattr(task, 'answer_fields', ())]
+    for override in overrides:
+        key = override.partition('=')[0]
+        if key not in allowed:
+            raise errors.unknown('field to set of a trained run:', key, allowed)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

@@ -45,6 +45,7 @@ ROWS = {
     'resnet50': Row('test/accuracy', None, 60),
     'efficientnet': Row('test/accuracy', None, 60),
     'video': Row('test/accuracy', 0.95, 15),
+    'clip': Row('test/zero_shot_accuracy', None, 60),
     'segment': Row('test/dice', 0.88, 30),
     'detect': Row('test/map50', 0.70, 90),
     'sst2_lstm': Row('test/accuracy', 0.80, 10),

@@ -163,6 +163,11 @@ def _variants():
 
 # Of tasks that learn the shapes of a batch from its data; any others take an image.
 BATCHES = {
+    'clip': dict(
+        inputs=jnp.zeros((1, 32, 32, 3)),
+        tokens=jnp.zeros((1, 40), int),
+        segment_ids=jnp.ones((1, 40), int),
+    ),
     'graph': dict(inputs=jnp.zeros((1, 8, 5)), edges=jnp.zeros((1, 6, 2), int)),
     'recommend_ranking': dict(inputs=jnp.zeros((1, 4)), categories=jnp.zeros((1, 2), int)),
     'recommend_retrieval': dict(

@@ -235,3 +235,66 @@ def test_gradients_of_softmax_cross_entropy(dtype):
     assert given.dtype == dtype
     tolerance = 1e-5 if dtype == 'float32' else 1e-2
     np.testing.assert_allclose(np.float64(given), expected, atol=tolerance)
+
+
+SAME = np.eye(5, dtype=bool)
+SAME[1, 3] = SAME[3, 1] = True
+WHOLE = np.array([1.0, 1, 1, 1, 0])  # the last example is padding
+
+
+def contrastive_softmax_reference(scores, same, weights):
+    """The mean, by loops: of each real image over real texts, of each text over images."""
+    real = np.flatnonzero(weights)
+    total = 0.0
+    for matrix in (scores, scores.T):
+        for i in real:
+            log_z = np.log(sum(np.exp(matrix[i, j]) for j in real))
+            right = [j for j in real if same[i, j]]
+            total += sum(log_z - matrix[i, j] for j in right) / len(right)
+    return total / (2 * len(real))
+
+
+def contrastive_sigmoid_reference(scores, same, weights):
+    """Algorithm 1 of Zhai et al. 2023 on the real examples."""
+    real = np.flatnonzero(weights)
+    labels = np.where(same, 1.0, -1.0)[np.ix_(real, real)]
+    return -np.log(1 / (1 + np.exp(-labels * scores[np.ix_(real, real)]))).sum() / len(real)
+
+
+@pytest.mark.parametrize('same', [np.eye(5, dtype=bool), SAME], ids=['pairs', 'equal'])
+@pytest.mark.parametrize(
+    ('loss', 'reference'),
+    [
+        (losses.contrastive_softmax, contrastive_softmax_reference),
+        (losses.contrastive_sigmoid, contrastive_sigmoid_reference),
+    ],
+)
+def test_contrastive_losses_are_their_definition_with_its_gradient(loss, reference, same):
+    scores = 2 * np.random.default_rng(1).normal(size=(5, 5))
+
+    def ours(scores):
+        return metrics.mean(metrics.pair(loss(scores, same, WHOLE), WHOLE))
+
+    value, gradient = jax.value_and_grad(ours)(jnp.float32(scores))
+    np.testing.assert_allclose(value, reference(scores, same, WHOLE), rtol=1e-5)
+    expected = np.zeros_like(scores)
+    for place in np.ndindex(5, 5):
+        step = np.zeros_like(scores)
+        step[place] = 1e-6
+        either = [reference(scores + sign * step, same, WHOLE) for sign in (1, -1)]
+        expected[place] = (either[0] - either[1]) / 2e-6
+    np.testing.assert_allclose(gradient, expected, atol=1e-5)
+    assert not gradient[4].any()
+    assert not gradient[:, 4].any()
+
+
+def test_contrastive_losses_without_equal_texts_are_those_of_optax():
+    scores = jnp.float32(2 * np.random.default_rng(2).normal(size=(6, 6)))
+    own, ones = np.eye(6, dtype=bool), np.ones(6)
+    theirs = sum(
+        optax.softmax_cross_entropy_with_integer_labels(s, jnp.arange(6))
+        for s in (scores, scores.T)
+    )
+    np.testing.assert_allclose(losses.contrastive_softmax(scores, own, ones), theirs / 2, rtol=1e-5)
+    theirs = optax.sigmoid_binary_cross_entropy(scores, jnp.float32(own)).sum(1)
+    np.testing.assert_allclose(losses.contrastive_sigmoid(scores, own, ones), theirs, rtol=1e-5)

@@ -12,6 +12,14 @@ RESNET = dict(num_classes=8, stage_sizes=(1, 1), stage_widths=(8, 16))
 TRANSFORMER = dict(vocab_size=32, num_layers=2, embed_dim=16, num_heads=2, max_length=8)
 # Per model with a table: what differs between variants that together have every parameter.
 VARIANTS = {
+    'clip': [
+        dict(
+            embed_dim=8,
+            init_bias=-10.0,
+            image=dict(num_layers=2, embed_dim=16, num_heads=2, patch_size=4),
+            text=TRANSFORMER | dict(positions='learned'),
+        ),
+    ],
     'convnet': [
         dict(num_classes=8, stages=((16, 16), (8,)), dense_widths=(8,), norm='batch_norm'),
     ],
@@ -58,6 +66,9 @@ def parameters(name: str, fields: dict):
         inputs = [jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)]
     elif name == 'video_vit':
         inputs = [jax.ShapeDtypeStruct((1, 4, 8, 8, 3), jnp.float32)]
+    elif name == 'clip':
+        text = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+        inputs = [jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32), text, text]
     elif name == 'dit':
         inputs = [
             jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.float32),

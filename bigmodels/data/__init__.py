@@ -18,6 +18,7 @@ from bigmodels.data import sources
 from bigmodels.data.sources import (
     audio_sources,
     box_sources,
+    caption_sources,
     graph_sources,
     image_sources,
     interaction_sources,
@@ -50,6 +51,8 @@ SOURCES: dict[str, type] = {
     'moving_digits': video_sources.MovingDigits,
     'pascal_voc': box_sources.PascalVoc,
     'coco': box_sources.Coco,
+    'captioned': caption_sources.Captioned,
+    'image_text_folder': caption_sources.ImageTextFolder,
     'wav_folder': audio_sources.WavFolder,
     'audio_npz': audio_sources.AudioNpz,
     'transcribed': speech_sources.Transcribed,

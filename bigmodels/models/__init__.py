@@ -4,6 +4,7 @@ A model's fields are the keys of `config.model`. To add one, write a module in a
 and put its class here, or name it by dotted path in the config (`my_package.my_model.Model`).
 """
 
+from bigmodels.models.clip import CLIP
 from bigmodels.models.conformer import Conformer
 from bigmodels.models.convnet import ConvNet
 from bigmodels.models.detector import Detector
@@ -26,6 +27,7 @@ from bigmodels.models.video_vit import VideoViT
 from bigmodels.models.vit import ViT
 
 MODELS = {
+    'clip': CLIP,
     'conformer': Conformer,
     'convnet': ConvNet,
     'dcn': DCN,

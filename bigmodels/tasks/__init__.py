@@ -19,8 +19,9 @@ A task may also have `example_shapes() -> {name: shape}`, of one example, where 
 without its data: a config is then explained without opening any. One with
 `record_fields -> {name: kind}`, what `preprocess` needs of a record, answers raw input: see
 `data.inputs`; of recordings it also says the `sample_rate`, and with `any_size` it takes images as
-they are, which are else scaled and cropped to the size of training, as frames of videos are. One
-with `compares_examples`, whose loss of an example depends on the others of its batch, is trained on
+they are, which are else scaled and cropped to the size of training, as frames of videos are;
+`answer_fields` names those of its fields that may have another value when it answers. One with
+`compares_examples`, whose loss of an example depends on the others of its batch, is trained on
 whole batches only: its gradient is neither accumulated nor that of each device's part. Of one with
 a `vocabulary` the command that shows batches decodes 'inputs' and 'targets', or what its
 `token_fields` names.
@@ -40,6 +41,7 @@ from bigmodels.tasks.classification import Classification
 from bigmodels.tasks.detection import Detection
 from bigmodels.tasks.diffusion import Diffusion
 from bigmodels.tasks.forecasting import Forecasting
+from bigmodels.tasks.image_text import ImageText
 from bigmodels.tasks.language_modeling import LanguageModeling
 from bigmodels.tasks.masked_language_modeling import MaskedLanguageModeling
 from bigmodels.tasks.next_item import NextItem
@@ -59,6 +61,7 @@ TASKS = {
     'detection': Detection,
     'diffusion': Diffusion,
     'forecasting': Forecasting,
+    'image_text': ImageText,
     'language_modeling': LanguageModeling,
     'masked_language_modeling': MaskedLanguageModeling,
     'next_item': NextItem,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
-Pool = Literal['mean', 'max', 'none']
+Pool = Literal['mean', 'max', 'last', 'none']
 
 
 def within(lengths: Array, count: int) -> Array:
@@ -30,9 +30,20 @@ def maximum(x: Array, real: Array) -> Array:
     return jnp.where(real.any(1, keepdims=True), largest, 0).astype(x.dtype)
 
 
+def last(x: Array, real: Array) -> Array:
+    """x [B, L, D] at the last position where real [B, L]; at the first where none is."""
+    place = jnp.where(real, jnp.arange(real.shape[1]), 0).max(1)
+    return jnp.take_along_axis(x, place[:, None, None], axis=1)[:, 0]
+
+
 def none(x: Array, real: Array) -> Array:
     """x [B, L, D] itself: each token is classified."""
     return x
 
 
-POOLS: dict[str, Callable[[Array, Array], Array]] = {'mean': mean, 'max': maximum, 'none': none}
+POOLS: dict[str, Callable[[Array, Array], Array]] = {
+    'mean': mean,
+    'max': maximum,
+    'last': last,
+    'none': none,
+}
