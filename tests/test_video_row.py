@@ -16,6 +16,9 @@ from tests import commands
 from tests.data import image_files
 
 
+pytestmark = pytest.mark.slow  # of one run, which all of them need
+
+
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     """A run of the tiny variant on digits that are blots, what it reported, and its test clips."""

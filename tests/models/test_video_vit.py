@@ -130,6 +130,7 @@ def on_one_device():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mesh', [dict(data=8), dict(data=2, fsdp=2, tensor=2)], ids=str)
 def test_every_placement_computes_the_same(mesh):
     figures, state, _ = on_one_device()

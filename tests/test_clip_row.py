@@ -1,0 +1,82 @@
+"""The tiny rows of configs/clip.py from pictures to answers, and what they refuse."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from bigmodels import checkpoint, config, errors, predict, rundir, runs, train, trees
+from tests.commands import ROOT
+from tests.data import image_files
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """Pictures of three classes, each of one brightness, where CIFAR-10 would be."""
+    folder = tmp_path_factory.mktemp('data')
+    (folder / 'cifar10').mkdir()
+    rng = np.random.default_rng(0)
+    pictures = [
+        (rng.integers(0, 60, (32, 32, 3)) + 90 * (i % 3)).astype(np.uint8) for i in range(48)
+    ]
+    files = [image_files.encoded(picture) for picture in pictures]
+    arrays = {
+        'jpeg': np.frombuffer(b''.join(files), np.uint8),
+        'offsets': np.cumsum([0, *map(len, files)]),
+        'label': (np.arange(48) % 3).astype(np.uint8),
+    }
+    np.savez(
+        folder / 'cifar10' / 'cifar10_jpeg.npz',
+        **{f'{split}_{name}': x for split in ('train', 'test') for name, x in arrays.items()},
+    )
+    (folder / 'pictures').mkdir()
+    for i in range(3):
+        (folder / 'pictures' / f'{i}.png').write_bytes(files[i])
+    return folder
+
+
+def load(data, *overrides):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('BIGMODELS_DATA', str(data))
+        return config.load(f'{ROOT}/configs/clip.py:tiny', ['checkpoint.every=10', *overrides])
+
+
+def answers(capsys, *options):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', ['predict', *options])
+        capsys.readouterr()
+        predict.main()
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.slow
+def test_the_tiny_row_trains_resumes_evaluates_and_answers(data, tmp_path, capsys):
+    loaded = load(data)
+    figures = train.train(loaded, tmp_path / 'run')
+    assert 0 <= figures['test/zero_shot_accuracy'] <= 1
+    shutil.copytree(tmp_path / 'run', tmp_path / 'stopped')
+    (tmp_path / 'stopped' / 'summary.json').unlink()
+    last = checkpoint.steps(tmp_path / 'stopped' / rundir.CHECKPOINTS)[-1]
+    shutil.rmtree(tmp_path / 'stopped' / rundir.CHECKPOINTS / str(last))
+    assert train.train(loaded, tmp_path / 'stopped') == figures
+    through, stopped = (runs.open_run(tmp_path / name) for name in ('run', 'stopped'))
+    assert trees.first_difference(through.params, stopped.params) is None
+    given = f'--workdir={tmp_path / "run"}', f'--input={data / "pictures"}'
+    found = answers(capsys, *given)
+    assert len(found) == 3
+    for answer in found:
+        assert list(answer['probabilities']) == list(through.task.classes)
+        assert sum(answer['probabilities'].values()) == pytest.approx(1, abs=1e-4)
+        assert answer['probability'] == max(answer['probabilities'].values())
+    found = answers(capsys, *given, "--config.task.classes=('animal','car')")
+    assert [list(answer['probabilities']) for answer in found] == [['animal', 'car']] * 3
+    with pytest.raises(errors.UserError, match=r"'task\.mean'.* Allowed: task\.classes, task\.t"):
+        answers(capsys, *given, '--config.task.mean=0.0')
+
+
+@pytest.mark.parametrize('field', ['accumulate=2', 'parallel=pmap'])
+def test_a_batch_in_parts_is_refused(data, tmp_path, field):
+    with pytest.raises(errors.UserError, match='ImageText compares the examples of a batch'):
+        train.train(load(data, field), tmp_path / 'run')
