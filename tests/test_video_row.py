@@ -15,7 +15,6 @@ from bigmodels.data.sources.video_sources import MovingDigits
 from tests import commands
 from tests.data import image_files
 
-
 pytestmark = pytest.mark.slow  # of one run, which all of them need
 
 
