@@ -69,9 +69,10 @@ def _preprocessed(task: Any, where: str, record: dict, shapes: Mapping) -> dict[
             return example
         [name] = task.record_fields
         if kind == 'image':
-            fitting = _as_trained(record[name], trained)
+            fitting = _as_trained(np.asarray(record[name]), trained)
         else:
-            fitting = np.stack([_as_trained(frame, trained[1:]) for frame in record[name]])
+            frames = images.evenly_spaced(np.asarray(record[name]), trained[0])
+            fitting = np.stack([_as_trained(frame, trained[1:]) for frame in frames])
         return task.preprocess({**record, name: fitting})
     except errors.UserError as error:
         raise errors.UserError(f'{where}: {error}') from error

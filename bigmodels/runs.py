@@ -173,9 +173,6 @@ def configure_process() -> None:
     stdlib_logging.getLogger('asyncio').setLevel(stdlib_logging.CRITICAL)  # the same again
     sys.unraisablehook = _without_closed_loops
     keep_freed_memory()
-    # On GPUs the same random numbers by a kernel: to compile those of a model's parameters took a
-    # minute otherwise.
-    jax.config.update('jax_threefry_gpu_kernel_lowering', True)
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update('jax_compilation_cache_dir', str(pipeline.cache_dir() / 'jax'))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)

@@ -15,8 +15,9 @@ bytes becomes the published one with a tokenizer of that size; then
 
 What a device holds of `8b` in training, per parameter: 4 bytes, its gradient 4, and Adam's moments
 2 each, in bfloat16: 12 bytes, 96 GB for the published 8.03e9, so that one GPU of 141 GB trains it.
-On one H200 `124m` trains on 490,000 tokens/s, `8b` at 51 % of the peak (experiments/results/gpu.md,
-by experiments/benchmark_gpu.py).
+On one H200, with published vocabularies, logits in bfloat16 and other batches, `124m` trains on
+490,000 tokens/s and `8b` at 51 % of the peak: experiments/benchmark_gpu.py has the fields that it
+sets, experiments/results/gpu.md the results.
 """
 
 from configs import common

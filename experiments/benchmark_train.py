@@ -125,7 +125,7 @@ def compare(name: str, dtype: str, sides: list[str], rounds: int, seconds: float
         median = statistics.median(times[side])
         result[side] = {
             'first_step_seconds': round(started[side]['first_step_seconds'], 2),
-            'steps': len(times[side]),
+            'steps': queued * len(times[side]),
             'median_ms': round(1e3 * median, 2),
             'min_ms': round(1e3 * min(times[side]), 2),
             'items_per_second': round(ours['items'] / median, 1),

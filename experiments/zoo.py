@@ -53,6 +53,7 @@ ROWS = {
     'speech_digits': Row('test/accuracy', 0.97, 10),
     'speaker': Row('test/accuracy', 0.97, 10),
     'speech_ctc': Row('test/wer', 0.05, 10, lowest=True),
+    'speech_sentences': Row('learnt/cer', 0.05, 60, lowest=True),
     'forecast:dlinear': Row('test/mse', 0.39, 30, lowest=True),
     'forecast': Row('test/mse', 0.39, 30, lowest=True),
 }

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from bigmodels import config as config_lib
-from bigmodels import errors, experiment, program, sharding, xla_options
+from bigmodels import errors, experiment, losses, program, sharding, xla_options
 from bigmodels.data import tokenizers
 from bigmodels.models import transformer
 from bigmodels.models.parts.attention import choose_implementation
@@ -61,6 +61,33 @@ def test_attention_is_chosen_for_the_devices_of_the_mesh(device, kernel):
     with jax.sharding.use_abstract_mesh(mesh_of(*device)):
         assert choose_implementation('auto', jnp.bfloat16, 64, 1024)[0] == kernel
     assert choose_implementation('auto', jnp.bfloat16, 64, 1024)[0] == 'xla'
+
+
+def test_on_gpus_passes_over_memory_are_spared():
+    """Products are rounded at once, except where a mesh splits what they sum; barriers keep apart
+    what XLA would keep in float32."""
+    model = transformer.Transformer(
+        vocab_size=40, num_layers=1, embed_dim=16, num_heads=2, mlp_dim=32, attention='xla',
+        dtype='bfloat16', logits_dtype='bfloat16',
+    )  # fmt: skip
+    tokens = jnp.zeros((2, 8), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), tokens)['params']
+
+    def loss(params):
+        logits = model.apply({'params': params}, tokens)
+        return losses.softmax_cross_entropy(logits, tokens).mean()
+
+    def traced(mesh) -> str:
+        with jax.sharding.use_abstract_mesh(mesh):
+            return str(jax.make_jaxpr(jax.grad(loss))(params))
+
+    rounded = 'preferred_element_type=bfloat16'
+    alone, split = traced(mesh_of(*H200)), traced(mesh_of(*H200, tensor=2))
+    tpu = traced(mesh_of(*V5E))
+    assert alone.count(rounded) > split.count(rounded) == tpu.count(rounded)
+    # Of the activation the arguments and their gradient, of the loss the logits.
+    assert alone.count('optimization_barrier') == split.count('optimization_barrier') == 3
+    assert 'optimization_barrier' not in tpu
 
 
 def language_model(**fields) -> LanguageModeling:

@@ -53,24 +53,27 @@ class BoxAugmentation:
     ) -> dict[str, Array]:
         """The batch with its 'inputs' [B, H, W, C], 'boxes' [B, M, 4] and 'labels' [B, M] changed.
 
-        A box of which too little is left to see has the label -1.
+        A box of which too little is left to see has the label -1. What is beyond an image's
+        'extent' [B, 2], its width and height within its inputs, is padding and stays 0.
 
         Args:
           rng: of the step.
           mean, std: of the pixels, such that inputs * std + mean is from 0 to 255.
         """
 
-        def one(key, image, boxes, labels):
-            return self._changed(key, image, boxes, labels, mean, std)
+        def one(key, image, boxes, labels, extent):
+            return self._changed(key, image, boxes, labels, extent, mean, std)
 
-        inputs, boxes, labels = _each(one, rng, *(batch[k] for k in ('inputs', 'boxes', 'labels')))
+        names = ('inputs', 'boxes', 'labels', 'extent')
+        inputs, boxes, labels = _each(one, rng, *(batch[name] for name in names))
         return {**batch, 'inputs': inputs, 'boxes': boxes, 'labels': labels}
 
-    def _changed(self, rng, image, boxes, labels, mean, std):
+    def _changed(self, rng, image, boxes, labels, extent, mean, std):
         keys = jax.random.split(rng, 4)
         if any(jitter := (self.brightness, self.contrast, self.saturation, self.hue)):
             pixels = jnp.clip(image * std + mean, 0, 255)
             image = (colour.jitter(keys[0], pixels, *jitter) - mean) / std
+            image = jnp.where(_within(extent, image.shape), image, 0)
         for key, axis, chance in ((keys[1], 1, self.flip), (keys[2], 0, self.flip_vertical)):
             if chance:
                 mirrored = jax.random.bernoulli(key, chance)
@@ -83,6 +86,12 @@ class BoxAugmentation:
         size, *shifts = jax.random.uniform(keys[3], (3,), minval=-1, maxval=1)
         factor = jnp.exp(size * math.log1p(self.scale))
         return moved(image, boxes, labels, factor, self.shift * jnp.stack(shifts))
+
+
+def _within(extent: Array, shape: tuple[int, ...]) -> Array:
+    """Which pixels of an image of `shape` lie within `extent` [2], width and height: [H, W, 1]."""
+    rows, columns = (jnp.arange(size)[:, None] for size in shape[:2])
+    return ((rows < extent[1]) & (columns < extent[0]).T)[..., None]
 
 
 def flipped(image: Array, boxes: Array, axis: int) -> tuple[Array, Array]:

@@ -9,6 +9,8 @@ A source is built from config keys and never changes afterwards. It has
 - `describe() -> str`, one line for the start screen;
 - where records are stacked faster than read one by one, `take(indices) -> dict` of the records of
   int64 [n] indices in [0, len(source)) as new arrays [n, ...];
+- where it is made from another, `wraps`, a class variable {argument: {name: class}}: that argument
+  is a section which chooses one of these by its `name`;
 
 and it can be pickled and read by several threads. Whatever is wrong with the data is a UserError,
 at construction where it can be seen there. A new source is one class and one line in `SOURCES`.

@@ -40,7 +40,8 @@ def packed(
         )
     # On other platforms the matmul takes a kernel as it lies, and a copy would only cost memory.
     transpose = jax.default_backend() == 'cpu'
-    return model.clone(scan_layers=False), _pack(model, params, weights, transpose)
+    decoding = model.clone(scan_layers=False, logits_dtype='float32')  # rounded ones would tie
+    return decoding, _pack(model, params, weights, transpose)
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'weights', 'transpose'))

@@ -5,6 +5,7 @@ et al. 2017), and every cell of the finest says of which class an object is cent
 box it has; see `bigmodels.boxes`.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -26,7 +27,7 @@ SHARDING_RULES = (
     (r'^lateral_\d+/kernel$', ('fsdp', 'tensor')),
     (r'^joined/kernel$', ('tensor', 'fsdp')),
     (r'^(heat|box)_hidden/kernel$', ('fsdp', 'tensor')),
-    (r'^(heat|box)_out/kernel$', ('tensor', None)),
+    (r'^(heat|box)_head/kernel$', ('tensor', None)),
     *(
         (rule.replace('^', '^backbone/'), axes)
         for rule, axes in resnet.SHARDING_RULES
@@ -43,16 +44,13 @@ class Detector(nn.Module):
 
     Fields:
       backbone: the fields of a `ResNet`.
+        Its dtype and momentum are those of all layers.
       width: channels of what the stages are joined to.
-      momentum: of BatchNorm's averages.
-      dtype: of the computation.
     """
 
     num_classes: int
     backbone: Mapping[str, Any]
     width: int = 64
-    momentum: float = 0.9
-    dtype: layers.Dtype = 'float32'
 
     sections: ClassVar = {'backbone': resnet.ResNet}
     sharding_rules: ClassVar = SHARDING_RULES
@@ -74,20 +72,21 @@ class Detector(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool = False) -> tuple[Array, Array]:
         backbone = self._resnet(name='backbone')
-        stages = backbone(inputs.astype(self.dtype), train=train, features=True)
+        norm = functools.partial(BatchNorm, backbone.momentum)
+        stages = backbone(inputs, train=train, features=True)
         x = None
         for level, stage in reversed(list(enumerate(stages))):
             lateral = Conv(self.width, 1, name=f'lateral_{level}')(stage)
-            lateral = BatchNorm(self.momentum, name=f'lateral_{level}_norm')(lateral, train)
+            lateral = norm(name=f'lateral_{level}_norm')(lateral, train)
             x = lateral if x is None else lateral + upsampled(x, *stage.shape[1:3])
             x = jax.nn.relu(x)
         x = Conv(self.width, 3, name='joined')(x)
-        x = jax.nn.relu(BatchNorm(self.momentum, name='joined_norm')(x, train))
+        x = jax.nn.relu(norm(name='joined_norm')(x, train))
         answers = {}
         for name, size in (('heat', self.num_classes), ('box', 4)):
             y = Conv(self.width, 3, name=f'{name}_hidden')(x)
-            y = jax.nn.relu(BatchNorm(self.momentum, name=f'{name}_hidden_norm')(y, train))
-            y = layers.Linear(size, name=f'{name}_out')(y)
+            y = jax.nn.relu(norm(name=f'{name}_hidden_norm')(y, train))
+            y = layers.Linear(size, name=f'{name}_head')(y)
             answers[name] = y.astype(jnp.float32)
         prior = jnp.log(PRIOR / (1 - PRIOR))
         return answers['heat'] + prior, answers['box'] + jnp.array([0, 0, 2.0, 2.0])

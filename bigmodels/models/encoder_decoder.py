@@ -112,7 +112,7 @@ class EncoderDecoder(nn.Module, Settings):
           segment_ids: int [B, L], likewise, of the targets.
 
         Returns:
-          float32 [B, L, V], with V = `vocab_rows`.
+          [B, L, V] in `logits_dtype`, with V = `vocab_rows`.
         """
         context = self.encode(
             inputs, positions=input_positions, segment_ids=input_segment_ids, train=train
@@ -163,7 +163,7 @@ class EncoderDecoder(nn.Module, Settings):
           cache: of `init_cache` or an earlier call; needs scan_layers = False.
 
         Returns:
-          (float32 [B, L, V], cache).
+          ([B, L, V] in `logits_dtype`, cache).
         """
         hidden, cache = self.decoder(
             self._embedded(decoder_inputs), positions, segment_ids, train, cache, context

@@ -18,7 +18,7 @@ def average_precision(
 ) -> np.ndarray:
     """The precision averaged over 101 recalls, of each class at each overlap.
 
-    An image's 100 best boxes count. Boxes are (left, top, right, bottom) in pixels.
+    Of an image the 100 best boxes of a class count. Boxes are (left, top, right, bottom) in pixels.
 
     Args:
       found: 'boxes' [N, K, 4], 'labels' int [N, K], 'scores' [N, K], 0 where there is no box.

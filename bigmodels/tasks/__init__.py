@@ -22,9 +22,9 @@ without its data: a config is then explained without opening any. One with
 they are, which are else scaled and cropped to the size of training, as frames of videos are;
 `answer_fields` names those of its fields that may have another value when it answers. One with
 `compares_examples`, whose loss of an example depends on the others of its batch, is trained on
-whole batches only: its gradient is neither accumulated nor that of each device's part. Of one with
-a `vocabulary` the command that shows batches decodes 'inputs' and 'targets', or what its
-`token_fields` names.
+whole batches only: its gradient is neither accumulated nor that of each device's part; an
+evaluation's loss is then of batches of that size. Of one with a `vocabulary` the command that shows
+batches decodes 'inputs' and 'targets', or what its `token_fields` names.
 
 Figures that are no means of examples, such as an area under a curve or BLEU, are scores:
 

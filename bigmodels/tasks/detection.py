@@ -110,7 +110,8 @@ class Detection(Defaults):
         and 'labels' int32 [max_boxes], -1 for padding.
 
         Raises:
-          UserError: for a record without an image, of an unknown class, or of too many boxes.
+          UserError: for a record without an image, of an unknown class, of too many boxes, of one
+            without area, or of more or fewer names.
         """
         image = field_of(raw, self.input_key, 'task.input_key')
         image = np.ascontiguousarray(images.with_channels(np.asarray(image), 3))
@@ -130,6 +131,14 @@ class Detection(Defaults):
         where = f'{raw["path"]}: ' if 'path' in raw else ''
         given = np.asarray(raw[self.boxes_key], np.float32).reshape(-1, 4)
         names = field_of(raw, self.names_key, 'task.names_key')
+        if len(names) != len(given):
+            raise errors.UserError(f'{where}there are {len(given)} boxes and {len(names)} names.')
+        wrong = ~(given[:, :2] < given[:, 2:]).all(1)  # true of NaN as well
+        if wrong.any():
+            i = np.flatnonzero(wrong)[0]
+            raise errors.UserError(
+                f'{where}box {i}, {given[i].tolist()} (left, top, right, bottom), has no area.'
+            )
         if len(given) > self.max_boxes:
             raise errors.UserError(
                 f'{where}there are {len(given)} boxes, and config.task.max_boxes = '

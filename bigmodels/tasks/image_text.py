@@ -172,7 +172,10 @@ class ImageText(Tokenized):
         return metrics.mean(pairs['loss']), (pairs, model_state)
 
     def class_vectors(self, params) -> jax.Array:
-        """The classes as unit vectors [C, E]: the mean of their prompts' (CLIP, section 3.1.4)."""
+        """The classes as unit vectors [C, E]: the mean of their prompts' (CLIP, section 3.1.4).
+
+        All prompts go through the text tower, those of one class at a time: with each batch.
+        """
         texts = [t.replace('{}', name) for name in self.classes for t in self.templates]
         for prompt in texts:
             if len(self.vocabulary.encode(prompt)) >= self.sequence_length:
@@ -181,10 +184,14 @@ class ImageText(Tokenized):
                     f'{self.sequence_length} tokens with the end of text: choose a shorter name.'
                 )
         prompts = jnp.asarray(np.stack([self._encoded(prompt) for prompt in texts]))
-        vectors = self.model.apply(
-            {'params': params}, prompts[:, 0], prompts[:, 1], method=self.model.texts
-        )
-        means = vectors.reshape(len(self.classes), len(self.templates), -1).mean(1)
+
+        def of_class(prompts):  # [P, 2, L]
+            tokens, segment_ids = prompts[:, 0], prompts[:, 1]
+            method = self.model.texts
+            return self.model.apply({'params': params}, tokens, segment_ids, method=method).mean(0)
+
+        shape = (len(self.classes), len(self.templates), *prompts.shape[1:])
+        means = jax.lax.map(of_class, prompts.reshape(shape))
         return means / jnp.linalg.norm(means, axis=-1, keepdims=True)
 
     def _logits(self, params, batch) -> jax.Array:

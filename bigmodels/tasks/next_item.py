@@ -112,7 +112,8 @@ class NextItem(Recommendation):
     def scores_of_items(self, params, batch) -> jax.Array:
         """The logarithm of each item's probability to be next, [B, V]; -inf for those seen."""
         logits = self._logits(params, _at_last(self._hidden(params, batch), batch))
-        return self.recommendable(jax.nn.log_softmax(logits), batch['inputs'])
+        log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+        return self.recommendable(log_p, batch['inputs'])
 
     def targets_of(self, batch) -> jax.Array:
         """The rows of the held-out items, int [B]."""

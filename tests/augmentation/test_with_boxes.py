@@ -23,7 +23,8 @@ def batch(rows=16, height=48, width=64):
         box[0] = left, top, left + wide, top + tall
         image[top : top + tall, left : left + wide] = 200
     labels = np.tile(np.int32([1, -1]), (rows, 1))
-    return {'inputs': (pixels - MEAN) / STD, 'boxes': boxes, 'labels': labels}
+    extent = np.tile(np.float32([width, height]), (rows, 1))
+    return {'inputs': (pixels - MEAN) / STD, 'boxes': boxes, 'labels': labels, 'extent': extent}
 
 
 def bright(image):
@@ -86,6 +87,16 @@ def test_colours_leave_boxes_as_they_are_and_each_image_has_its_own():
     found = settings(jax.random.key(0), given, MEAN, STD)
     np.testing.assert_array_equal(found['boxes'], given['boxes'])
     assert (jnp.abs(found['inputs'] - given['inputs']).max((1, 2, 3)) > 0.05).sum() >= 12
+
+
+def test_padding_keeps_its_colour():
+    given = batch()
+    given['inputs'][:, 40:], given['inputs'][:, :, 50:] = 0, 0
+    given['extent'][:] = 50, 40
+    found = BoxAugmentation(brightness=0.5, contrast=0.5)(jax.random.key(0), given, MEAN, STD)
+    assert not found['inputs'][:, 40:].any()
+    assert not found['inputs'][:, :, 50:].any()
+    assert found['inputs'][:, :40, :50].any((1, 2, 3)).all()
 
 
 def test_what_cannot_be_is_said():

@@ -31,10 +31,11 @@ def scenes(count: int, height: int = 60, width: int = 80, seed: int = 0) -> list
 
 
 def voc_xml(scene: dict) -> str:
+    """The first and last pixels of boxes, counted from 1."""
     height, width, _ = scene['image'].shape
     objects = ''.join(
-        f'<object><name>{name}</name><difficult>0</difficult><bndbox><xmin>{a}</xmin>'
-        f'<ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax></bndbox></object>'
+        f'<object><name>{name}</name><difficult>0</difficult><bndbox><xmin>{a + 1}</xmin>'
+        f'<ymin>{b + 1}</ymin><xmax>{c}</xmax><ymax>{d}</ymax></bndbox></object>'
         for name, (a, b, c, d) in zip(scene['names'], scene['boxes'], strict=True)
     )
     size = f'<size><width>{width}</width><height>{height}</height></size>'

@@ -39,18 +39,18 @@ def test_folders_archives_and_json_files_hold_the_same(tmp_path):
     assert box_sources.PascalVoc(str(tmp_path / 'voc'), 'test').fingerprint() != prints[0]
 
 
-def test_boxes_without_area_are_an_error_or_left_out_and_counted(tmp_path):
+def test_boxes_of_a_pixel_are_an_error_or_left_out_and_counted(tmp_path):
     [scene] = box_files.scenes(1)
     scene['boxes'].append([5, 5, 5, 9])
     scene['names'].append('WBC')
     box_files.write_voc(tmp_path, {'train': [scene]})
     count = len(scene['boxes'])
-    message = rf'train_0\.xml, box {count - 1} \(WBC\): \[5.0, 5.0, 5.0, 9.0\].* has no area'
+    message = rf'train_0\.xml, box {count - 1} \(WBC\): \[5.0, 5.0, 5.0, 9.0\].* is at most a pixel'
     with pytest.raises(errors.UserError, match=message):
         box_sources.PascalVoc(str(tmp_path), 'train')
     source = box_sources.PascalVoc(str(tmp_path), 'train', drop_empty=True)
     assert len(source[0]['boxes']) == len(source[0]['names']) == count - 1
-    assert '1 without area left out' in source.describe()
+    assert '1 of a pixel left out' in source.describe()
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,8 @@ def test_what_is_wrong_with_a_json_file_is_said(tmp_path):
         ({'categories': []}, r'coco\.json, annotation 0: there is no image 7 or no category'),
         ({'images': good['images'][1:]}, r'annotation 0: there is no image 7'),
         ({'images': [{}]}, r"coco\.json is not a JSON file .*KeyError\('id'\)"),
+        ({'images': 2 * good['images']}, r'coco\.json: several images have the same id'),
+        ({'annotations': [good['annotations'][0] | {'bbox': [1, 2]}]}, 'annotation 0: its bbox'),
     )
     for change, message in cases:
         file.write_text(json.dumps(good | change))
@@ -100,7 +102,7 @@ def test_missing_files_are_named(tmp_path):
     with pytest.raises(errors.UserError, match=r'Main/valid\.txt'):
         box_sources.PascalVoc(str(tmp_path / 'voc'), 'valid')
     (tmp_path / 'bad.zip').write_text('no archive')
-    with pytest.raises(errors.UserError, match=r'bad\.zip is not a whole \.zip file'):
+    with pytest.raises(errors.UserError, match=r'bad\.zip: ImageSets/Main/train\.txt cannot'):
         box_sources.PascalVoc(str(tmp_path / 'bad.zip'), 'train')
 
 
@@ -108,7 +110,7 @@ def test_missing_files_are_named(tmp_path):
 def test_shared_blood_cells(shared_data):
     """Against the counts that the data's own description gives; the two empty boxes are RBC."""
     path = str(shared_data / 'bccd' / 'bccd_voc.zip')
-    with pytest.raises(errors.UserError, match=r'BloodImage_003(38|43)\.xml, box .* has no area'):
+    with pytest.raises(errors.UserError, match=r'BloodImage_003(38|43)\.xml, box .* a pixel'):
         [box_sources.PascalVoc(path, split) for split in ('train', 'val', 'test')]
     expected = {'train': (205, 214, 209), 'val': (87, 87, 83), 'test': (72, 71, 69)}
     red = 0

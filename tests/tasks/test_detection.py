@@ -121,6 +121,9 @@ def test_padding_and_images_without_objects_count_as_they_should(batch, variable
     [
         (dict(names=['RBC', 'RBX']), r"b\.jpg: box 1, in config.task.classes: 'RBX'.*'RBC'"),
         (dict(boxes=[[0, 0, 5, 5]] * 5, names=['RBC'] * 5), r'b\.jpg: there are 5 boxes.*= 4 has'),
+        (dict(names=['RBC']), r'b\.jpg: there are 2 boxes and 1 names'),
+        (dict(boxes=[[0, 0, 5, 5], [4, 1, 4, 4]]), r'b\.jpg: box 1, .* has no area'),
+        (dict(boxes=[[0, 0, 5, 5], [1, np.nan, 4, 4]]), r'b\.jpg: box 1, .* has no area'),
         (dict(image=np.zeros((5, 5, 2), np.uint8)), 'An image is uint8'),
     ],
 )

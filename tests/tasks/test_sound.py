@@ -250,6 +250,23 @@ def test_a_tiny_run_on_texts_of_files(tmp_path):
     assert kept['task']['augment']['shift_seconds'] == 0.0
 
 
+@pytest.mark.slow
+@pytest.mark.shared_data
+def test_a_tiny_run_on_real_sentences(shared_data, tmp_path):
+    """Of 1.5 to 11.7 s at two rates, resampled, whole texts in characters."""
+    path = shared_data / 'speech_sentences' / 'speech_sentences.zip'
+    loaded = config.load(str(ROOT / 'configs/speech_sentences.py:tiny'), [
+        f'data.train.path={path}', f'data.evals.learnt.path={path}', 'total_steps=15',
+    ])  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # that the files are resampled
+        figures = train.train(loaded, tmp_path)
+    assert {'learnt/cer', 'learnt/wer', 'learnt/loss'} <= figures.keys()
+    rows = writers.read_metrics(tmp_path / 'metrics.jsonl')
+    losses = [row['train/loss'] for row in rows if 'train/loss' in row]
+    assert losses[-1] < losses[0]
+
+
 def test_what_it_would_do_is_explained_without_data():
     settings = experiment.from_config(config.load(str(ROOT / 'configs/speech_ctc.py:tiny')))
     task = experiment.make_task(settings)

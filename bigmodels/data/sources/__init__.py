@@ -13,6 +13,7 @@ import operator
 import os
 import pathlib
 import sysconfig
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -298,6 +299,25 @@ def read_bytes(path: str) -> bytes:
         return gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
         raise errors.UserError(f'{path} is not a whole gzip file: {error}.') from error
+
+
+def read_below(path: str, name: str) -> bytes:
+    """The bytes of a file of a folder, or of a `.zip` of one, by its path below it.
+
+    Raises:
+      UserError: if there is none, it cannot be read, or the name leads out of the folder.
+    """
+    if os.path.isabs(name) or '..' in pathlib.PurePath(name).parts:
+        raise errors.UserError(f'{path}: the file {name!r} must lie in it.')
+    if not os.path.isfile(path):
+        return read_bytes(os.path.join(path, name))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(name)
+    except KeyError as error:
+        raise errors.UserError(f'{path} holds no file {name!r}.') from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise errors.UserError(f'{path}: {name} cannot be read: {error}.') from error
 
 
 def read_text(path: str) -> str:

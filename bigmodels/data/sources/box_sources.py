@@ -7,18 +7,15 @@ Record: {'image': uint8 [H, W, 3], 'boxes': float32 [n, 4], 'names': str [n], 'p
 import abc
 import dataclasses
 import json
-import os
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 import numpy as np
 
 from bigmodels import errors
 from bigmodels.data import images
-from bigmodels.data.sources import checked_index, digest, one_file, read_bytes
+from bigmodels.data.sources import checked_index, digest, one_file, read_below, read_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +32,13 @@ class BoxSource(abc.ABC):
     """Images of which a subclass reads the annotations, all at construction, and the files.
 
     Args:
-      path: a folder, or a `.zip` of one, whose files are then held in memory.
-      drop_empty: leave out boxes without area, which are else an error; `describe` counts them.
+      path: a folder, or a `.zip` of one.
+      drop_empty: leave out boxes at most a pixel wide or high, such as slips of annotators make,
+        which are else an error; `describe` counts them.
     """
 
     def __init__(self, path: str, drop_empty: bool = False):
         self._path, self._drop_empty, self._dropped = path, drop_empty, 0
-        self._zipped = _unzipped(path) if os.path.isfile(path) else None
         self._records = tuple(self._annotations())
         if not self._records:
             raise errors.UserError(f'{path} names no image.')
@@ -58,23 +55,20 @@ class BoxSource(abc.ABC):
 
     def _read(self, name: str) -> bytes:
         """A file of the folder, by its path below it."""
-        if self._zipped is None:
-            return read_bytes(os.path.join(self._path, name))
-        if name not in self._zipped:
-            raise errors.UserError(f'{self._path} has no file {name!r}.')
-        return self._zipped[name]
+        return read_below(self._path, name)
 
     def _annotated(
         self, path: str, size: tuple[int, int], boxes: Sequence, names: Sequence[str], where: str
     ) -> Annotated:
-        """A record whose boxes have an area and lie in the image; UserError naming `where` else."""
+        """A record whose boxes are larger than a pixel and lie in the image; else a UserError."""
         edges = np.asarray(boxes, np.float32).reshape(-1, 4)
         if not np.isfinite(edges).all() or min(size) < 1:
             raise errors.UserError(f'{where}: sizes and boxes must be numbers, got {boxes}.')
-        full = (edges[:, :2] < edges[:, 2:]).all(1)
+        full = (edges[:, 2:] - edges[:, :2] > 1).all(1)
         inside = (edges[:, :2] >= 0).all(1) & (edges[:, 2:] <= size).all(1)
         for i in np.flatnonzero(~inside | (~full & (not self._drop_empty))):
-            wrong = 'has no area' if inside[i] else f'is not inside the {size[0]} x {size[1]} image'
+            outside = f'is not inside the {size[0]} x {size[1]} image'
+            wrong = 'is at most a pixel wide or high' if inside[i] else outside
             hint = ', or set drop_empty to leave such boxes out' if inside[i] else ''
             raise errors.UserError(
                 f'{where}, box {i} ({names[i]}): {edges[i].tolist()} (left, top, right, bottom) '
@@ -107,7 +101,7 @@ class BoxSource(abc.ABC):
 
     def describe(self) -> str:
         count = sum(len(record.boxes) for record in self._records)
-        dropped = f', {self._dropped:,} without area left out' if self._dropped else ''
+        dropped = f', {self._dropped:,} of a pixel left out' if self._dropped else ''
         return f'boxes {self._described()}: {len(self):,} images, {count:,} boxes{dropped}'
 
     def _described(self) -> str:
@@ -118,16 +112,23 @@ class PascalVoc(BoxSource):
     """The layout of Pascal VOC (Everingham et al. 2010): `JPEGImages/NAME.jpg`,
     `Annotations/NAME.xml`, and the names of a split in `ImageSets/Main/SPLIT.txt`.
 
-    Edges are taken as they are written. Boxes that are marked difficult are left out.
+    Files there number pixels from 1, and say the first and the last within a box. Boxes that are
+    marked difficult are left out, where VOC's own figures neither count nor punish finding them.
+
+    Args:
+      first_pixel: 0 for files that number pixels from 0.
     """
 
-    def __init__(self, path: str, split: str, drop_empty: bool = False):
-        self._split = split
+    def __init__(
+        self, path: str, split: str, drop_empty: bool = False, first_pixel: Literal[0, 1] = 1
+    ):
+        self._split, self._first_pixel = split, first_pixel
         super().__init__(path, drop_empty)
 
     def _annotations(self) -> Sequence[Annotated]:
-        listed = self._read(f'ImageSets/Main/{self._split}.txt').decode().split()
-        return [self._parsed(name) for name in listed]
+        file = f'ImageSets/Main/{self._split}.txt'
+        listed = [line.strip() for line in self._read(file).decode('utf8', 'replace').splitlines()]
+        return [self._parsed(name) for name in listed if name]
 
     def _parsed(self, name: str) -> Annotated:
         file = f'Annotations/{name}.xml'
@@ -141,6 +142,8 @@ class PascalVoc(BoxSource):
                 for o in objects
             ]
             names = [o.find('name').text for o in objects]
+            first = self._first_pixel
+            boxes = [(a - first, b - first, c - first + 1, d - first + 1) for a, b, c, d in boxes]
         except (ElementTree.ParseError, TypeError, ValueError, AttributeError) as error:
             raise errors.UserError(
                 f'{where} is no annotation of Pascal VOC, with a size and for each object a name '
@@ -155,7 +158,7 @@ class PascalVoc(BoxSource):
 class Coco(BoxSource):
     """The layout of COCO (Lin et al. 2014): a folder of images, and a JSON file of instances.
 
-    Boxes of crowds (`iscrowd`) are left out.
+    Boxes of crowds (`iscrowd`) are left out, where COCO's own figures do not punish finding them.
 
     Args:
       path: the folder, or a `.zip` of it, with the images below.
@@ -172,12 +175,17 @@ class Coco(BoxSource):
             content = json.loads(read_bytes(one_file(self._file)))
             categories = {c['id']: c['name'] for c in content['categories']}
             known = {image['id']: [] for image in content['images']}
+            if len(known) < len(content['images']):
+                raise errors.UserError(f'{self._file}: several images have the same id.')
             for i, one in enumerate(content['annotations']):
-                if one['image_id'] not in known or one['category_id'] not in categories:
+                where = f'{self._file}, annotation {i}'
+                image, category = one.get('image_id'), one.get('category_id')
+                if image not in known or category not in categories:
                     raise errors.UserError(
-                        f'{self._file}, annotation {i}: there is no image {one["image_id"]} or no '
-                        f'category {one["category_id"]}.'
+                        f'{where}: there is no image {image} or no category {category}.'
                     )
+                if len(one.get('bbox', ())) != 4:
+                    raise errors.UserError(f'{where}: its bbox must be four numbers.')
                 if not one.get('iscrowd'):
                     known[one['image_id']].append(one)
             return [self._of_image(image, known, categories) for image in content['images']]
@@ -196,12 +204,3 @@ class Coco(BoxSource):
 
     def _described(self) -> str:
         return f'{self._path} by {self._file}'
-
-
-def _unzipped(path: str) -> dict[str, bytes]:
-    """The files of a `.zip`, by name."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {name: archive.read(name) for name in archive.namelist()}
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise errors.UserError(f'{path} is not a whole .zip file: {error}.') from error

@@ -60,7 +60,8 @@ class Captioned:
         i = checked_index(index, len(self))
         record = self._images[i]
         if self._label_key not in record:
-            raise errors.unknown(f'field: record {i} lacks', self._label_key, record)
+            where = f'field: {self.describe()}, record {i} lacks'
+            raise errors.unknown(where, self._label_key, record)
         label = int(record[self._label_key])
         if not 0 <= label < len(self._classes):
             raise errors.UserError(

@@ -5,14 +5,13 @@ import io
 import os
 import pathlib
 import zipfile
-import zlib
 from typing import Any, Literal
 
 import numpy as np
 
 from bigmodels import errors
 from bigmodels.data import audio
-from bigmodels.data.sources import checked_index, digest, read_bytes
+from bigmodels.data.sources import checked_index, digest, read_below
 from bigmodels.data.sources.audio_sources import AudioNpz
 
 
@@ -91,15 +90,7 @@ class Transcribed:
 
     def _read(self, name: str) -> bytes:
         """The bytes of a file of the folder."""
-        if not self._in_zip:
-            return read_bytes(os.path.join(self._path, name))
-        try:
-            with zipfile.ZipFile(self._path) as archive:
-                return archive.read(name)
-        except KeyError as error:
-            raise errors.UserError(f'{self._path} holds no file {name!r}.') from error
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise errors.UserError(f'{self._path}: {name} cannot be read: {error}.') from error
+        return read_below(self._path, name)
 
     def __len__(self) -> int:
         return len(self._names)

@@ -76,10 +76,11 @@ class Settings:
       attention: see `attention.attend`.
       scan_layers: one compiled block scanned over stacked parameters: compiles large models in
         constant time. `stack_layers` and `unstack_layers` convert.
-      remat: 'none' or a key of REMAT_POLICIES.
+      remat: 'none' or a key of REMAT_POLICIES; 'dots' keeps the results of all projections,
+        experts' included.
       microbatches, pipeline_rounds: see `pipeline`; used where the mesh has stages.
-      logits_dtype: of the logits, where `dtype` is below float32: 'bfloat16' halves what a large
-        vocabulary costs in memory and time, as PyTorch's autocast does.
+      logits_dtype: of the logits in training and evaluation: 'bfloat16' halves what a large
+        vocabulary costs there, as PyTorch's autocast does; generation has float32.
       dtype: of the computation; parameters, norms and softmax are float32.
     """
 

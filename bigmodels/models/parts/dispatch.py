@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from bigmodels import sharding
@@ -139,7 +140,7 @@ def _apply_sorted(
     rows = jnp.where(own, x.reshape(-1, x.shape[-1])[order // num_choices], 0)
 
     def grouped(part, rows):
-        y = grouped_matmul(rows, part['kernel'], sizes)
+        y = checkpoint_name(grouped_matmul(rows, part['kernel'], sizes), layers.PRODUCT)
         if 'bias' in part:
             y += part['bias'].at[group].get(mode='fill', fill_value=0).astype(y.dtype)
         return y

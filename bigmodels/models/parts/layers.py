@@ -28,13 +28,14 @@ def matmul(x: Array, kernel: Array | kernels.Kernel, out_dtype=None) -> Array:
 
     Remat may keep it by the name PRODUCT.
     """
+    out_dtype = jnp.dtype(out_dtype or x.dtype)
     if isinstance(kernel, kernels.Kernel):
         product = kernels.multiply(x.reshape(-1, x.shape[-1]), kernel)
-        return product.reshape(*x.shape[:-1], -1).astype(out_dtype or x.dtype)
+        return product.reshape(*x.shape[:-1], -1).astype(out_dtype)
     if x.dtype == jnp.float32:
-        product = (_rows(x) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+        product = (_rows(x) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1]).astype(out_dtype)
     else:
-        product = _low_precision_matmul(x, kernel, jnp.dtype(out_dtype or x.dtype))
+        product = _low_precision_matmul(x, kernel, out_dtype)
     return checkpoint_name(product, PRODUCT)
 
 
@@ -77,8 +78,12 @@ def _low_precision_backward(_, residuals, g):
 
 
 def _dot(a, b, out_dtype):
-    """Summed in float32; on GPUs rounded at once, as a rounding apart is one more pass."""
-    wide = out_dtype if sharding.on_gpu() else jnp.float32
+    """Summed in float32; on GPUs rounded at once, as a rounding apart is one more pass.
+
+    But not where the mesh splits what is summed: the parts' sums would be added rounded.
+    """
+    at_once = sharding.on_gpu() and sharding.axis_size('tensor') == 1
+    wide = out_dtype if at_once else jnp.float32
     return jnp.matmul(a, b, preferred_element_type=wide).astype(out_dtype)
 
 

@@ -78,14 +78,15 @@ def attend(
         cross=key_segment_ids is not None,
     )
     options = dict(causal=causal, window=window, segment_ids=segment_ids)
-    if chosen == 'splash':  # names more than its output, which its backward pass needs as well
+    # Of these remat keeps more than their output, which their backward pass needs as well.
+    if chosen == 'splash':
         return splash.splash_attend(
             query, key, value, **options, softcap=softcap, residual_name=ATTENDED
         )
+    if chosen == 'cudnn':  # known to `keeps` without a name
+        return _cudnn(query, key, value, **options, key_segment_ids=key_segment_ids)
     if chosen == 'ring':
         out = ring.ring_attend(query, key, value, **options, softcap=softcap)
-    elif chosen == 'cudnn':
-        out = _cudnn(query, key, value, **options, key_segment_ids=key_segment_ids)
     else:
         mask = functools.partial(
             visible, **options, key_segment_ids=key_segment_ids, query_slots=query_slots

@@ -1,0 +1,57 @@
+"""A Conformer learns 44 read sentences by heart, in characters: a check of variable lengths.
+
+    pip install -e '.[speech]' && python -m bigmodels.main --config=configs/speech_sentences.py
+
+Recordings of 1.5 to 11.7 s of LJSpeech, LibriSpeech and LibriVox at 16 and 22 kHz, resampled to
+16 kHz. They are evaluated on themselves: this is no result of speech recognition. For one, the same
+on the whole of LJSpeech or LibriSpeech, in a folder with WAV files and transcripts.csv.
+
+Cost and result: not measured at full length yet.
+"""
+
+from configs import common
+
+VARIANTS = ('tiny',)
+
+
+def get_config(variant: str = ''):
+    """The default, or `tiny` for tests."""
+    common.check_variant(variant, VARIANTS)
+    config = common.get_config()
+    config.model = dict(
+        name='conformer',
+        num_classes=50,
+        num_layers=4,
+        embed_dim=128,
+        num_heads=4,
+        pool='none',
+        taps=15,
+        dropout_rate=0.0,
+    )
+    config.task = dict(
+        name='transcription',
+        tokenizer=dict(name='characters'),
+        max_tokens=192,
+        sound=dict(sample_rate=16_000, max_seconds=11.8, num_mels=64),
+    )
+    sentences = dict(
+        name='transcribed',
+        path=common.data_path('speech_sentences/speech_sentences.zip'),
+        sample_rate=16_000,
+        text_column='normalised_text',
+        keep=True,
+    )
+    config.data.train = sentences
+    config.data.evals = dict(learnt=dict(sentences))
+    config.batch_size = 11
+    config.total_steps = 600
+    config.log_every = 20
+    config.checkpoint.every = 200
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.schedule.warmup_steps = 50
+    config.optimizer.weight_decay = 0.0
+    if variant == 'tiny':
+        config.model.update(num_layers=1, embed_dim=16, num_heads=2, subsampling_channels=4)
+        config.batch_size = 4
+        config = common.tiny(config)
+    return config.lock()
