@@ -173,6 +173,7 @@ BATCHES = {
     'recommend_retrieval': dict(
         inputs=jnp.zeros((1, 4), int), users=jnp.zeros(1, int), targets=jnp.zeros(1, int)
     ),
+    'video': dict(inputs=jnp.zeros((1, 8, 32, 32, 3))),
 }
 
 

@@ -56,7 +56,9 @@ class Detector(nn.Module):
     sharding_rules: ClassVar = SHARDING_RULES
 
     def __post_init__(self):
-        self.backbone = nn.FrozenDict(self.backbone)  # a model is hashable
+        # A model is hashable; a kept config has lists, as JSON knows no tuples.
+        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in self.backbone.items()}
+        self.backbone = nn.FrozenDict(fields)
         self._resnet(parent=None)  # building it checks its fields
         super().__post_init__()
 
