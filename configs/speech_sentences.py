@@ -52,6 +52,6 @@ def get_config(variant: str = ''):
     config.optimizer.weight_decay = 0.0
     if variant == 'tiny':
         config.model.update(num_layers=1, embed_dim=16, num_heads=2, subsampling_channels=4)
-        config.batch_size = 4
+        config.batch_size = 8
         config = common.tiny(config)
     return config.lock()

@@ -15,6 +15,7 @@ def make(**backbone) -> Detector:
     return Detector(num_classes=3, width=8, backbone=BACKBONE | backbone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('stem', 'stride'), [('imagenet', 4), ('cifar', 1)])
 def test_it_answers_for_every_cell_of_any_size(stem, stride):
     """Stages of 9 x 11, 5 x 6 and 3 x 3 cells; at first hardly anything is an object."""
