@@ -19,7 +19,6 @@ from bigmodels.tasks.base import Defaults, Examples, field_of
 from bigmodels.tasks.classification import AUGMENTATION
 
 MOST_DRAWN = 9  # images in a picture
-LEAST_DRAWN = 0.3  # the score of a box that is drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Detection(Defaults):
       augment: changes of training images, see `augmentation.with_boxes.BoxAugmentation`.
       box_weight: of the loss of boxes beside that of centres (5 in TTFNet).
       max_found: peaks that are taken for objects.
-      min_score: answers have none below this; figures of whole sets count all.
+      min_score: answers and pictures have none below this; figures of whole sets count all.
       max_overlap: see `boxes.suppressed`; 1 keeps all.
       overlays: evaluation keeps images to draw boxes in them with `evaluate --pictures`, and
         answers have a picture.
@@ -158,7 +157,7 @@ class Detection(Defaults):
         """One of `predict` -> {'boxes', 'labels', 'scores'}, the best first; with `overlays` also
         'picture' uint8 [H, W, 3], the image with them drawn in it.
         """
-        kept = prediction['scores'] >= max(self.min_score, 1e-9)
+        kept = self._certain(prediction)
         boxes, scores = prediction['boxes'][kept], prediction['scores'][kept]
         names = [self.classes[label] for label in prediction['labels'][kept]]
         answer = {
@@ -169,6 +168,10 @@ class Detection(Defaults):
         if self.overlays:
             answer['picture'] = self._drawn(prediction, prediction['labels'][kept], boxes)
         return answer
+
+    def _certain(self, prediction: Mapping[str, np.ndarray]) -> np.ndarray:
+        """bool [max_found]: which boxes of an image are told and drawn; a score of 0 is no box."""
+        return prediction['scores'] >= max(self.min_score, 1e-9)
 
     def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
         """One example for each record."""
@@ -270,7 +273,7 @@ class Detection(Defaults):
         drawn, captions = [], []
         for i in shown:
             one = {name: value[i] for name, value in outcomes.items()}
-            kept = one['scores'] >= LEAST_DRAWN
+            kept = self._certain(one)
             picture = self._drawn(one, one['labels'][kept], one['boxes'][kept])
             drawn.append(images.resize(picture, *self.image_size))
             captions.append(f'{i}: {kept.sum()} of {(one["true_labels"] >= 0).sum()}')

@@ -9,7 +9,14 @@ import numpy as np
 
 from bigmodels import config, errors
 from bigmodels.data import images as images_lib
-from bigmodels.data.sources import checked_index, digest, image_sources, read_bytes, tfds_source
+from bigmodels.data.sources import (
+    checked_index,
+    digest,
+    digest_of_files,
+    image_sources,
+    read_bytes,
+    tfds_source,
+)
 
 # Sources of labelled images, by the name in the section `images`.
 IMAGES: dict[str, type] = {
@@ -158,13 +165,7 @@ class ImageTextFolder:
 
         Not over all content: there may be very many files.
         """
-        sample = np.linspace(0, len(self) - 1, min(64, len(self))).astype(int)
-        sizes = ([os.path.getsize(path) for path in pair] for pair in self._files)
-        return digest(
-            'image_text_folder',
-            *(f'{name} {size}' for name, size in zip(self._names, sizes, strict=True)),
-            *(read_bytes(path) for i in sample for path in self._files[i]),
-        )
+        return digest_of_files('image_text_folder', self._names, self._files)
 
     def describe(self) -> str:
         return f'images and texts {self._path}: {len(self):,} pairs'

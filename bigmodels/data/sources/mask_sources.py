@@ -7,7 +7,7 @@ import numpy as np
 
 from bigmodels import errors
 from bigmodels.data import images
-from bigmodels.data.sources import checked_index, digest, read_bytes
+from bigmodels.data.sources import checked_index, digest_of_files, read_bytes
 from bigmodels.data.sources.table_sources import Columns, arrays_digest, read_npz
 
 SUFFIXES = ('.jpg', '.jpeg', '.png')
@@ -112,13 +112,7 @@ class MaskFolder:
 
         Not over all content: there may be very many files.
         """
-        sample = np.linspace(0, len(self) - 1, min(64, len(self))).astype(int)
-        sizes = ([os.path.getsize(path) for path in pair] for pair in self._files)
-        return digest(
-            'mask_folder',
-            *(f'{name} {size}' for name, size in zip(self._names, sizes, strict=True)),
-            *(read_bytes(path) for i in sample for path in self._files[i]),
-        )
+        return digest_of_files('mask_folder', self._names, self._files)
 
     def describe(self) -> str:
         return f'masks {self._path}: {len(self):,} images'
