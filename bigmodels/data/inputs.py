@@ -33,6 +33,7 @@ from bigmodels.data.sources import (
     parse_json_line,
     read_bytes,
     read_text,
+    visible_files,
 )
 from bigmodels.data.sources.table_sources import Csv
 
@@ -165,13 +166,9 @@ def _frames(folder: str) -> np.ndarray:
 
 def _videos(folder: str) -> list[str]:
     """The GIF files and the folders of frames, itself perhaps, at any depth below a folder."""
-    places = [folder, *(str(place) for place in pathlib.Path(folder).rglob('*'))]
-    found = [
-        place
-        for place in sorted(places, key=_by_numbers)
-        if not pathlib.Path(place).name.startswith('.')
-        and (bool(_images_in(place)) if os.path.isdir(place) else _suffix(place) == '.gif')
-    ]
+    files = [os.path.join(folder, name) for name in visible_files(folder)]
+    frames = {os.path.dirname(file) for file in files if _suffix(file) in SUFFIXES['image']}
+    found = sorted([*frames, *(f for f in files if _suffix(f) == '.gif')], key=_by_numbers)
     if not found:
         raise errors.UserError(
             f'{folder} has no .gif file, nor a folder of {" or ".join(SUFFIXES["image"])} files.'
@@ -210,11 +207,9 @@ def only_kind(fields: Mapping[str, str]) -> str:
 def _files(folder: str, fields: Mapping[str, str]) -> Iterator[str]:
     """The files at any depth below a folder that are of use, sorted; hidden ones do not count."""
     suffixes = SUFFIXES.get(only_kind(fields), TABLES)
-    found = sorted(
-        str(file)
-        for file in pathlib.Path(folder).rglob('*')
-        if file.is_file() and not file.name.startswith('.') and _suffix(file) in suffixes
-    )
+    found = [
+        os.path.join(folder, name) for name in visible_files(folder) if _suffix(name) in suffixes
+    ]
     if not found:
         raise errors.UserError(
             f'{folder} has no {" or ".join(suffixes)} file: the run needs {_described(fields)}.'

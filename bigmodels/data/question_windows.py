@@ -115,14 +115,18 @@ class QuestionWindows:
     """Every window of every record; its 'record' int32 says of which.
 
     Raises:
-      UserError: see `Windows.of`; it names the record.
+      UserError: see `Windows.of`, and for a record that lacks a field; it names the record.
     """
 
     def __init__(self, source: Sequence, windows: Windows):
         self._examples = []
         for i in range(len(source)):
             try:
-                made = windows.of(source[i])
+                record = source[i]
+                for name in ('question', 'context', 'answers', 'starts'):
+                    if name not in record:
+                        raise errors.unknown('record field', name, record)
+                made = windows.of(record)
             except errors.UserError as error:
                 raise errors.UserError(f'Record {i} of {source.describe()}: {error}') from error
             self._examples += [{**window, 'record': np.int32(i)} for window in made]

@@ -160,11 +160,14 @@ def _stacked(values: Sequence[np.ndarray], name: str) -> np.ndarray:
     return np.stack(values)
 
 
-def checked_labels(labels: Any, num_classes: int, key: str) -> np.ndarray:
+def checked_labels(
+    labels: Any, num_classes: int, key: str, counted: str = 'model.num_classes is'
+) -> np.ndarray:
     """Labels, integers from 0 to under `num_classes` or booleans, as int32 of the same shape.
 
     Args:
       key: what they were read by, for the error, such as "task.label_key = 'label'".
+      counted: what comes before the number of classes in the error.
 
     Raises:
       UserError: for what is no integer, or out of range.
@@ -175,6 +178,6 @@ def checked_labels(labels: Any, num_classes: int, key: str) -> np.ndarray:
     known = (labels >= 0) & (labels < num_classes)
     if not known.all():
         raise errors.UserError(
-            f'Label {labels[~known][0]} is out of range: model.num_classes is {num_classes}.'
+            f'Label {labels[~known][0]} is out of range: {counted} {num_classes}.'
         )
     return labels.astype(np.int32)

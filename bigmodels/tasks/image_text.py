@@ -18,7 +18,7 @@ from bigmodels.augmentation import Augmentation
 from bigmodels.data import images, text, tokenizers
 from bigmodels.data.sources.caption_sources import check_prompts
 from bigmodels.scores import retrieval
-from bigmodels.tasks.base import Examples, field_of
+from bigmodels.tasks.base import Examples, checked_labels, field_of
 from bigmodels.tasks.classification import AUGMENTATION
 from bigmodels.tasks.tokens import Tokenized
 
@@ -118,13 +118,12 @@ class ImageText(Tokenized):
             caption = text.text_of(raw, self.text_field)
             example['tokens'], example['segment_ids'] = self._encoded(caption)
         if self.label_key in raw:
-            label = np.asarray(raw[self.label_key])
-            if label.dtype.kind not in 'iu' or not 0 <= label < len(self.classes):
-                raise errors.UserError(
-                    f'task.label_key = {self.label_key!r} is {label}: labels are integers from 0 '
-                    f'to {len(self.classes) - 1}, as task.classes names {len(self.classes)}.'
-                )
-            example['labels'] = label.astype(np.int32)
+            example['labels'] = checked_labels(
+                raw[self.label_key],
+                len(self.classes),
+                f'task.label_key = {self.label_key!r}',
+                'the number of task.classes is',
+            )
         return example
 
     def _encoded(self, caption: str) -> np.ndarray:

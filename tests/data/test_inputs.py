@@ -32,6 +32,8 @@ def test_images_of_a_folder_at_any_depth(tmp_path):
     written = image_files.write_folder(tmp_path, {'cat': 2, 'dog': 1})
     (tmp_path / 'notes.txt').write_text('not an image')
     (tmp_path / '.hidden.png').write_text('nor this')
+    (tmp_path / '.trash').mkdir()
+    (tmp_path / '.trash' / 'deleted.png').write_text('nor what is in hidden folders')
     records = read(tmp_path, IMAGE)
     assert [where for where, _ in records] == [str(tmp_path / name) for name in sorted(written)]
     np.testing.assert_array_equal(records[0][1]['picture'], written['cat/0.png'])

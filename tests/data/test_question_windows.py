@@ -86,3 +86,6 @@ def test_every_window_says_of_which_record_it_is():
     one = short | {'answers': ['Zürich'], 'starts': np.array([3])}
     with pytest.raises(errors.UserError, match='Record 1 of the records: There are 2 answers'):
         question_windows.QuestionWindows(Records([one, RECORD]), windows(max_references=1))
+    asked = {name: RECORD[name] for name in ('question', 'context')}
+    with pytest.raises(errors.UserError, match="Record 0 of the records: .*'answers'"):
+        question_windows.QuestionWindows(Records([asked]), windows())

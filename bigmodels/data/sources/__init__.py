@@ -279,6 +279,19 @@ def _matching_files(pattern: str) -> list[str]:
     return files
 
 
+def visible_files(folder: str) -> list[str]:
+    """The sorted POSIX paths, relative to a folder, of the files at any depth below it.
+
+    Hidden files do not count, nor what is in hidden folders.
+    """
+    found = []
+    for where, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        relative = pathlib.Path(where).relative_to(folder)
+        found += [(relative / name).as_posix() for name in files if not name.startswith('.')]
+    return sorted(found)
+
+
 def one_file(path: str) -> str:
     """The path, if it is a file; else a UserError."""
     if not os.path.isfile(path):

@@ -1,7 +1,6 @@
 """Random-access sources of images with captions: by the names of classes, or of files in pairs."""
 
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -16,6 +15,7 @@ from bigmodels.data.sources import (
     image_sources,
     read_bytes,
     tfds_source,
+    visible_files,
 )
 
 # Sources of labelled images, by the name in the section `images`.
@@ -122,12 +122,9 @@ class ImageTextFolder:
         if not os.path.isdir(path):
             raise errors.UserError(f'There is no folder {path!r}, seen from {os.getcwd()}.')
         self._names = tuple(
-            sorted(
-                file.relative_to(path).as_posix()
-                for file in pathlib.Path(path).rglob('*')
-                if file.suffix.lower() in image_sources.ImageFolder.suffixes
-                and not file.name.startswith('.')
-            )
+            name
+            for name in visible_files(path)
+            if name.lower().endswith(image_sources.ImageFolder.suffixes)
         )
         if not self._names:
             suffixes = ' or '.join(image_sources.ImageFolder.suffixes)

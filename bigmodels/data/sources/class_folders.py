@@ -3,13 +3,12 @@
 import abc
 import os
 import pathlib
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 
 from bigmodels import errors
-from bigmodels.data.sources import FileSpans, checked_index, digest
+from bigmodels.data.sources import FileSpans, checked_index, digest, visible_files
 
 
 class ClassFolders(abc.ABC):
@@ -31,7 +30,7 @@ class ClassFolders(abc.ABC):
             raise errors.unknown(f'class folder in {path}', unknown[0], self._classes)
         names, labels, self._left_out = [], [], 0
         for name in found:
-            files = sorted(_files(path, name))
+            files = [f'{name}/{file}' for file in visible_files(os.path.join(path, name))]
             kept = [file for file in files if file.lower().endswith(self.suffixes)]
             self._left_out += len(files) - len(kept)
             if not kept:
@@ -89,10 +88,3 @@ def _class_folders(path: str) -> tuple[str, ...]:
     if not found:
         raise errors.UserError(f'{path} holds no folder: one for each class is needed.')
     return tuple(found)
-
-
-def _files(root: str, folder: str) -> Iterator[str]:
-    """The POSIX paths of the files at any depth below a folder of `root`, relative to `root`."""
-    for where, _, files in os.walk(os.path.join(root, folder)):
-        relative = pathlib.Path(where).relative_to(root)
-        yield from ((relative / name).as_posix() for name in files if not name.startswith('.'))
