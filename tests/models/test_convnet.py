@@ -10,6 +10,7 @@ import pytest
 from bigmodels import errors, trees
 from bigmodels.models import convnet, efficientnet
 from bigmodels.models.parts import convolution
+from bigmodels.models.parts.convolution import depthwise
 from bigmodels.tasks import Classification
 from tests import test_sharding
 
@@ -138,8 +139,22 @@ def test_depthwise_convolution_is_one_of_each_channel(size, stride):
     expected = [
         convolution.convolve(x[..., c : c + 1], kernel[..., c : c + 1], stride) for c in range(4)
     ]
-    found = convolution.convolve_each(x, kernel, stride)
+    found = depthwise.convolve(x, kernel[:, :, 0], stride)
     np.testing.assert_allclose(found, np.concatenate(expected, -1), rtol=1e-4, atol=1e-5)
+    weights = rng.normal(size=found.shape).astype(np.float32)
+    for way in (depthwise.convolve, depthwise._convolve):
+        loss = lambda x, kernel, way=way: (way(x, kernel, stride) * weights).sum()
+        gradients = jax.grad(loss, (0, 1))(x, kernel[:, :, 0])
+        wanted = jax.grad(
+            lambda x, kernel: sum(
+                (convolution.convolve(x[..., c : c + 1], kernel[..., c : c + 1], stride)
+                 * weights[..., c : c + 1]).sum()
+                for c in range(4)
+            ),
+            (0, 1),
+        )(x, kernel)  # fmt: skip
+        np.testing.assert_allclose(gradients[0], wanted[0], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(gradients[1], wanted[1][:, :, 0], rtol=1e-4, atol=1e-4)
 
 
 def test_branches_are_dropped_as_a_whole_and_scaled_for_it():

@@ -7,11 +7,12 @@ import functools
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 
 from bigmodels import sharding
 from bigmodels.models.parts import layers
-from bigmodels.models.parts.convolution import columns, winograd
+from bigmodels.models.parts.convolution import columns, depthwise, winograd
 
 Array = jax.Array
 
@@ -30,8 +31,9 @@ def convolve(x: Array, kernel: Array, stride: int = 1, padding: int | None = Non
     padding = len(kernel) // 2 if padding is None else padding
     if kernel.shape[:2] == (1, 1) and not padding:
         return layers.matmul(x[:, ::stride, ::stride], kernel[0, 0])
-    on_one_device = sharding.num_batch_shards() == 1  # blocks of a batch that is split would move
-    if on_one_device and x.shape[-1] >= MIN_CHANNELS and stride < len(kernel):
+    # Blocks of a batch that is split would move, and a batch of any size has none.
+    whole = sharding.num_batch_shards() == 1 and not jax.export.is_symbolic_dim(x.shape[0])
+    if whole and x.shape[-1] >= MIN_CHANNELS and stride < len(kernel):
         return _by_products(x, kernel, stride, padding)
     return _convolve(x, kernel, stride, padding)
 
@@ -85,22 +87,6 @@ def _backward(stride, padding, residuals, g):
 _by_products.defvjp(_forward, _backward)
 
 
-def convolve_each(x: Array, kernel: Array, stride: int = 1) -> Array:
-    """Each channel by a kernel of its own: x [B, H, W, C], kernel [K, K, 1, C] -> [B, ., ., C].
-
-    Zeros as in `convolve`; products and sums in x's dtype.
-    """
-    around = len(kernel) // 2
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel.astype(x.dtype),
-        (stride, stride),
-        [(around, around)] * 2,
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        feature_group_count=x.shape[-1],
-    )
-
-
 def max_pool(x: Array, size: int, stride: int, padding: int | None = None) -> Array:
     """The largest of each window of x [B, H, W, C]; by default size // 2 around the images."""
     around = size // 2 if padding is None else padding
@@ -131,7 +117,7 @@ class Conv(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """x [B, H, W, C] -> [B, H / stride, W / stride, C]; see `convolve_each`."""
+    """x [B, H, W, C] -> [B, H / stride, W / stride, C]; see `depthwise.convolve`."""
 
     size: int
     stride: int = 1
@@ -140,4 +126,4 @@ class DepthwiseConv(nn.Module):
     def __call__(self, x: Array) -> Array:
         shape = (self.size, self.size, 1, x.shape[-1])
         kernel = self.param('kernel', nn.initializers.he_normal(), shape, jnp.float32)
-        return convolve_each(x, kernel, self.stride)
+        return depthwise.convolve(x, kernel[:, :, 0], self.stride)
