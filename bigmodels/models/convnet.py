@@ -94,7 +94,7 @@ class ConvNet(nn.Module):
                     f'Images of {inputs.shape[1]} x {inputs.shape[2]} pixels are used up after '
                     f'stage {stage} of model.stages: take fewer stages, or smaller strides.'
                 )
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         for j, width in enumerate(self.dense_widths):
             init = nn.initializers.he_normal()
             x = activation(layers.Linear(width, kernel_init=init, name=f'dense_{j}')(x))

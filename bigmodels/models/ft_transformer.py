@@ -42,7 +42,7 @@ class FTTransformer(TableModel):
         tokens = self.embed(inputs, categories)
         normal = nn.initializers.normal(self.embed_dim**-0.5)
         extra = self.param('class_token', normal, (1, self.embed_dim)).astype(tokens.dtype)
-        extra = jnp.broadcast_to(extra, (len(tokens), 1, self.embed_dim))
+        extra = jnp.broadcast_to(extra, (tokens.shape[0], 1, self.embed_dim))
         x, _ = blocks.run(self.settings, jnp.concatenate([extra, tokens], axis=1), train=train)
         x = layers.Norm('layer_norm', self.settings.norm_epsilon, name='final_norm')(x[:, 0])
         return layers.Linear(self.num_outputs, name='head')(jax.nn.relu(x)).astype(jnp.float32)

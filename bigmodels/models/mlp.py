@@ -28,7 +28,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
-        x = inputs.reshape(len(inputs), -1).astype(self.dtype)
+        x = inputs.reshape(inputs.shape[0], -1).astype(self.dtype)
         for width in self.hidden_dims:
             x = layers.ACTIVATIONS[self.activation](layers.Linear(width)(x))
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)

@@ -62,7 +62,7 @@ def recur(
       kernel: [H, gates * H]; bias: [gates * H].
       reverse: from the last position to the first.
     """
-    zeros = jnp.zeros((len(projected), len(kernel)), projected.dtype)
+    zeros = jnp.zeros((projected.shape[0], len(kernel)), projected.dtype)
 
     def step(carry, inputs):
         x, seen = inputs

@@ -95,7 +95,7 @@ class Encoder(nn.Module):
         c = self.settings
         if self.pool == 'token':
             token = self.param('class_token', nn.initializers.zeros, (1, c.embed_dim))
-            token = jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, c.embed_dim))
+            token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, c.embed_dim))
             x = jnp.concatenate([token, x], axis=1)
         normal = nn.initializers.normal(0.02)
         x += self.param('position_embed', normal, x.shape[1:]).astype(x.dtype)

@@ -66,7 +66,7 @@ class ViT(nn.Module):
         x = layers.Linear(self.embed_dim, name='patch_embed')(x)
         if self.pool == 'token':
             token = self.param('class_token', nn.initializers.zeros, (1, self.embed_dim))
-            token = jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, self.embed_dim))
+            token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.embed_dim))
             x = jnp.concatenate([token, x], axis=1)
         x += self.param('position_embed', normal, x.shape[1:]).astype(x.dtype)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)

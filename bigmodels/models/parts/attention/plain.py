@@ -14,6 +14,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.export
 import jax.numpy as jnp
 
 from bigmodels.models.parts.attention.scores import (
@@ -50,8 +51,10 @@ def plain_attend(
     """
     length, num_keys = query.shape[3], key.shape[2]
     before, after = band
-    bands = before is not None or after is not None
-    size = max(LEAST_ROWS, -(-length // MOST_BLOCKS)) if bands else length
+    if before is after is None or jax.export.is_symbolic_dim(length):  # no blocks of any length
+        seen = mask(jnp.arange(length), jnp.arange(num_keys))
+        return _attend(query, key, value, seen, softcap)
+    size = max(LEAST_ROWS, -(-length // MOST_BLOCKS))
     blocks = []
     for start in range(0, length, size):
         rows = range(start, min(start + size, length))
