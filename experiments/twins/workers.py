@@ -5,6 +5,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import measure
 import numpy as np
@@ -59,7 +60,13 @@ def _peak_memory(side: str) -> int:
 
 
 def ours(row, dtype: str, shared: pathlib.Path, _) -> tuple[Callable, dict]:
-    """The run's compiled train step on a random batch, which it leaves to the others."""
+    """The run's train step on a random batch, which it leaves to the others."""
+    step, _, figures = compile_ours(row, dtype, shared)
+    return step, figures
+
+
+def compile_ours(row, dtype: str, shared: pathlib.Path) -> tuple[Callable, Any, dict]:
+    """As `ours`, with the compiled program between the step and its figures."""
     import jax
     import jax.numpy as jnp
 
@@ -98,7 +105,7 @@ def ours(row, dtype: str, shared: pathlib.Path, _) -> tuple[Callable, dict]:
         traced = forward.trace(variables, placed['inputs'])
         flops = 3 * traced.lower(lowering_platforms=('cuda',)).cost_analysis()['flops']
     items, unit = task.items(run.batch_shapes)
-    return step, {
+    return step, compiled, {
         'first_loss': loss, 'first_step_seconds': first, 'items': items, 'unit': unit,
         'flops': flops, 'ceiling': measure.matmul_flops(jnp.dtype(dtype)),
     }  # fmt: skip
