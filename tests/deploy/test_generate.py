@@ -12,8 +12,10 @@ import pytest
 from bigmodels import errors, runs
 from bigmodels.data import tokenizers
 from bigmodels.deploy import generate
-from bigmodels.deploy.decoding import generate_text, generate_tokens
+from bigmodels.deploy import text as text_lib
+from bigmodels.deploy.decoding import generate_tokens
 from bigmodels.deploy.sampling import Sampling
+from bigmodels.deploy.text import generate_text
 from bigmodels.models import transformer
 from bigmodels.tasks import LanguageModeling, MaskedLanguageModeling, NextItem
 
@@ -125,15 +127,34 @@ def run_tokens(task, params, stops, count=9):
     )
 
 
+def test_log_probs_are_those_of_the_whole_text():
+    task, params = task_and_params(positions='learned')
+    tokens, _, log_probs = run_tokens(task, params, np.zeros((0, 0)))
+    whole = np.concatenate([[[97, 98, 99]], tokens[:1]], axis=1)
+    logits = forward(task.model)(params, np.pad(whole, ((0, 0), (0, 20))))
+    expected = jax.nn.log_softmax(logits)[0, np.arange(2, 11), tokens[0]]
+    np.testing.assert_allclose(log_probs[0], expected, atol=1e-4)
+
+
+def test_a_penalty_on_repetition_leaves_no_token_twice():
+    task, params = task_and_params(positions='learned')
+    [free] = generate_text(task, params, ['b'], 6, GREEDY, seed=0)
+    far = Sampling(temperature=0, repetition_penalty=1e4)
+    [text] = generate_text(task, params, ['b'], 6, far, seed=0)
+    assert len(set(free)) < 6
+    assert len({*text, 'b'}) == 7
+
+
 def test_stop_sequences_and_counts():
     task, params = task_and_params(positions='learned')
-    free, counts = run_tokens(task, params, np.zeros((0, 0)))
+    free, counts, _ = run_tokens(task, params, np.zeros((0, 0)))
     assert counts.tolist() == [9, 9]
     row = free[0].tolist()
     # A stop of two tokens, which spans two steps, beside one of one token that never comes.
     stop = [[row[3], row[4]], [-1, 255]]
     ends = next(i + 1 for i in range(1, 9) if row[i - 1 : i + 1] == stop[0])
-    tokens, counts = run_tokens(task, params, stop)
+    tokens, counts, log_probs = run_tokens(task, params, stop)
+    assert (log_probs[0, ends:] == 0).all()
     assert counts[0] == ends
     assert tokens[0, :ends].tolist() == row[:ends]
     assert (tokens[0, ends:] == 0).all()
@@ -142,8 +163,7 @@ def test_stop_sequences_and_counts():
     assert counts[1] == expected
     assert tokens[1, :expected].tolist() == other[:expected]
     # The prompt's last token does not count towards a stop.
-    tokens, counts = run_tokens(task, params, [[99, row[0]]])
-    assert counts[0] > 1
+    assert run_tokens(task, params, [[99, row[0]]]).counts[0] > 1
 
 
 def test_stop_strings_are_left_out():
@@ -206,7 +226,7 @@ def test_the_number_of_new_tokens():
 def test_an_empty_prompt_begins_a_document():
     task, params = task_and_params(positions='learned')
     [text] = generate_text(task, params, [''], 9, GREEDY, seed=0)
-    tokens, _ = generate_tokens(
+    tokens, *_ = generate_tokens(
         task.model, params, jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32),
         jnp.zeros((1, 1), jnp.int32), jax.random.key(0), max_new_tokens=9, sampling=GREEDY,
     )  # fmt: skip
@@ -253,3 +273,54 @@ def test_the_context_may_be_filled_but_not_exceeded():
         errors.UserError, match=r'24 tokens and 9 new ones exceed the context of 32'
     ):
         generate_text(task, params, ['b', 'a' * 24], 9, GREEDY, seed=0)
+
+
+def test_the_command_by_every_method(monkeypatch, capsys, tmp_path):
+    """Greedy, a draft and an engine that may say anything are the same; a beam ends the best."""
+    task, params = task_and_params(positions='learned')
+    run = types.SimpleNamespace(task=task, model=task.model, params=params, config={})
+    monkeypatch.setattr(runs, 'open_run', lambda *_, **__: run)
+
+    def said(*options):
+        monkeypatch.setattr(
+            'sys.argv',
+            ['generate', '--workdir=a', '--prompt=ab', '--max_new_tokens=5', '--temperature=0',
+             *options],
+        )  # fmt: skip
+        generate.main()
+        return capsys.readouterr().out
+
+    greedy = said()
+    assert greedy == 'ab' + generate_text(task, params, ['ab'], 5, GREEDY, seed=0)[0] + '\n'
+    assert said('--draft_workdir=b', '--draft_tokens=2') == greedy
+    assert said('--regex=[a-z ]*') == greedy
+    assert said('--beam_size=1') == greedy
+    listed = said('--log_probs').splitlines()
+    assert len(listed) == 6
+    assert ''.join(line[-2] for line in listed[1:]) == greedy[2:7]
+    (tmp_path / 'schema').write_text('{"enum": [7, 8]}')
+    assert said(f'--json_schema={tmp_path / "schema"}') in ('ab7\n', 'ab8\n')
+    assert len({*said('--repetition_penalty=1e4')}) == 8
+    for options, message in (
+        (['--beam_size=2', '--log_probs'], 'leave --log_probs'),
+        (['--beam_size=0'], 'beam_size = 0'),
+        (['--json_schema=absent'], "no file 'absent'"),
+    ):
+        with pytest.raises(errors.UserError, match=message):
+            said(*options)
+
+
+def test_a_draft_must_be_of_the_same_tokenizer_and_context(monkeypatch):
+    task, params = task_and_params(positions='learned')
+    other = dataclasses.replace(task, vocabulary=tokenizers.Characters('abc'))
+    runs_by_name = {
+        name: types.SimpleNamespace(task=of, model=of.model, params=params, config={})
+        for name, of in (('a', task), ('b', other))
+    }
+    monkeypatch.setattr(runs, 'open_run', lambda workdir, *_, **__: runs_by_name[str(workdir)])
+    monkeypatch.setattr('sys.argv', ['generate', '--workdir=a', '--prompt=a', '--draft_workdir=b'])
+    with pytest.raises(errors.UserError, match='b has another tokenizer than a'):
+        generate.main()
+    short = functools.partial(text_lib.drafted, draft=(task.model.clone(max_length=8), params))
+    with pytest.raises(errors.UserError, match='10 tokens exceed the context of the draft, 8'):
+        text_lib.generate(task, params, ['a'], 9, GREEDY, seed=0, method=short)
