@@ -27,6 +27,7 @@ from bigmodels.data.sources import (
     mask_sources,
     pair_sources,
     speech_sources,
+    sum_sources,
     table_sources,
     tfds_source,
     video_sources,
@@ -59,6 +60,7 @@ SOURCES: dict[str, type] = {
     'audio_npz': audio_sources.AudioNpz,
     'transcribed': speech_sources.Transcribed,
     'digit_strings': speech_sources.DigitStrings,
+    'sums': sum_sources.Sums,
     'graph_npz': graph_sources.GraphNpz,
     'tfds': tfds_source.Tfds,
 }

@@ -41,6 +41,7 @@ from bigmodels.tasks.classification import Classification
 from bigmodels.tasks.detection import Detection
 from bigmodels.tasks.diffusion import Diffusion
 from bigmodels.tasks.forecasting import Forecasting
+from bigmodels.tasks.group_policy import GroupPolicy
 from bigmodels.tasks.image_text import ImageText
 from bigmodels.tasks.language_modeling import LanguageModeling
 from bigmodels.tasks.masked_language_modeling import MaskedLanguageModeling
@@ -61,6 +62,7 @@ TASKS = {
     'detection': Detection,
     'diffusion': Diffusion,
     'forecasting': Forecasting,
+    'group_policy': GroupPolicy,
     'image_text': ImageText,
     'language_modeling': LanguageModeling,
     'masked_language_modeling': MaskedLanguageModeling,
