@@ -75,10 +75,11 @@ def program() -> Callable:
     """`generate_tokens` as a jitted function, which can be compiled ahead."""
     options = xla_options.known(CPU_OPTIONS) if jax.default_backend() == 'cpu' else None
     static = ('model', 'max_new_tokens', 'sampling')
-    return jax.jit(_generate_tokens, static_argnames=static, compiler_options=options)
+    return jax.jit(continue_prompts, static_argnames=static, compiler_options=options)
 
 
-def _generate_tokens(model, params, prompts, lengths, stops, rng, *, max_new_tokens, sampling):
+def continue_prompts(model, params, prompts, lengths, stops, rng, *, max_new_tokens, sampling):
+    """`generate_tokens` as a part of another program, without options of its own."""
     batch, width = prompts.shape
     row_keys = jax.vmap(lambda row: jax.random.fold_in(rng, row))(jnp.arange(batch))
 

@@ -51,7 +51,7 @@ def main() -> None:
     texts = generate_text(
         run.task,
         run.params,
-        a.prompt,
+        [run.task.prompt(prompt) for prompt in a.prompt],
         a.max_new_tokens,
         sampling,
         seed=a.seed,
