@@ -155,8 +155,8 @@ def make_program(
     if shapes.frozen is not None:
         whole = trees.count(variables['params'])
         notes.append(
-            f'{whole:,} parameters are frozen or have an adapter, see config.adapter; '
-            f'{trees.size_bytes(shapes.frozen) / 1e6:.1f} MB are kept of them'
+            f'the parameters are adapters of a model of {whole:,}, of which '
+            f'{trees.size_bytes(shapes.frozen) / 1e6:.1f} MB are kept frozen, see config.adapter'
         )
     options, told = xla_options.for_mesh(mesh, settings.xla)
     by_rows = sharding.batch_sharding(mesh)

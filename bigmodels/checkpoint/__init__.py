@@ -256,7 +256,7 @@ class Saver:
             if jax.tree.leaves(state.frozen) and not steps(self.directory):
                 self._save_frozen(state.frozen)
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the latter of what is written at once
             problem = self._failed(error)
         return problem
 

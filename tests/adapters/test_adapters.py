@@ -11,7 +11,7 @@ import pytest
 from bigmodels import adapters, errors, trees
 from bigmodels.models.transformer import Transformer
 from bigmodels.models.vit import ViT
-from tests import test_sharding
+from tests import programs, test_sharding
 
 LORA = adapters.Settings(rank=3, alpha=6.0)
 SIZES = dict(vocab_size=32, num_layers=2, embed_dim=16, num_heads=2, max_length=8)
@@ -35,13 +35,16 @@ def inputs_of(name):
 @functools.cache
 def made(name, settings=EVERYTHING):
     """(params of the model, adapters, frozen); the adapters are not zero."""
-    params = MODELS[name].init(jax.random.key(0), inputs_of(name))['params']
-    trained, frozen = adapters.split(settings, params, jax.random.key(1))
-    moved = trees.map_named(
-        lambda name, leaf: leaf + 0.1 * jax.random.normal(jax.random.key(len(name)), leaf.shape),
-        trained,
-    )
-    return params, trained, moved, frozen
+
+    @jax.jit
+    def make(inputs):
+        params = MODELS[name].init(jax.random.key(0), inputs)['params']
+        trained, frozen = adapters.split(settings, params, jax.random.key(1))
+        noise = lambda name, leaf: jax.random.normal(jax.random.key(len(name)), leaf.shape)
+        moved = trees.map_named(lambda name, leaf: leaf + 0.1 * noise(name, leaf), trained)
+        return params, trained, moved, frozen
+
+    return make(inputs_of(name))
 
 
 def apply(name, params):
@@ -197,3 +200,17 @@ def test_every_mesh_trains_the_same_and_splits_the_base(name, settings):
         assert test_sharding.shard_fraction(part) <= 1 / 2
     for leaf in jax.tree.leaves(mesh_state.frozen):
         assert leaf.sharding.mesh == run.mesh
+
+
+@pytest.mark.parametrize('weights', ['float32', 'int8'])
+def test_a_step_needs_the_memory_of_the_base_and_little_more(weights):
+    """Weights are most of what there is: a gradient or a copy of them all would be seen."""
+    task, batches = test_sharding.language_model(num_layers=4, embed_dim=128, scan_layers=True)
+    settings = adapters.Settings(rank=2, weights=weights)
+    run = test_sharding.make_program(task, batches[0], num_devices=1, adapter=settings)
+    arguments, temporary = programs.memory(run.compile_train_step('jit'))
+    base = trees.size_bytes(run.state_shapes.frozen)
+    whole = 4 * trees.count(run.variable_shapes['params'])
+    assert base <= (whole if weights == 'float32' else 0.4 * whole)
+    assert arguments <= base + 0.15 * whole
+    assert temporary <= 0.7 * whole

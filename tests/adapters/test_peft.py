@@ -1,5 +1,6 @@
 """Adapters in PEFT's files: its documented names and shapes, and back; with PEFT where it is."""
 
+import functools
 import json
 import math
 
@@ -23,15 +24,19 @@ MODELS = {
 INPUTS = np.random.default_rng(0).integers(0, 32, (2, 8))
 
 
+@functools.cache
 def made(model, settings=SETTINGS):
     """(params of the model, adapters that are not zero, frozen)."""
-    params = model.init(jax.random.key(0), INPUTS)['params']
-    trained, frozen = adapters.split(settings, params, jax.random.key(1))
-    moved = trees.map_named(
-        lambda name, leaf: leaf + 0.1 * jax.random.normal(jax.random.key(len(name)), leaf.shape),
-        trained,
-    )
-    return params, moved, frozen
+
+    @jax.jit
+    def make(inputs):
+        params = model.init(jax.random.key(0), inputs)['params']
+        trained, frozen = adapters.split(settings, params, jax.random.key(1))
+        noise = lambda name, leaf: jax.random.normal(jax.random.key(len(name)), leaf.shape)
+        moved = trees.map_named(lambda name, leaf: leaf + 0.1 * noise(name, leaf), trained)
+        return params, moved, frozen
+
+    return make(INPUTS)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +78,7 @@ def test_what_is_written_is_read_back_as_the_same_function(name, tmp_path):
     peft.write(tmp_path, model, moved, SETTINGS)
     read, settings = peft.read(tmp_path, model)
     ours, theirs = (
-        model.apply({'params': adapters.joined(of, params, frozen)}, INPUTS)
+        jax.jit(model.apply)({'params': adapters.joined(of, params, frozen)}, INPUTS)
         for of, params in ((SETTINGS, moved), (settings, read))
     )
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
