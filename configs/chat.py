@@ -6,7 +6,7 @@
     python -m bigmodels.deploy.generate --workdir=runs/chat --prompt='What is 3 + 4?'
 
 Cost: not measured yet.
-Result: not measured yet. The base has read Python alone, so that few final numbers will be right.
+Result: not measured yet. The base has read Python alone.
 
 `full` trains all parameters in the place of adapters (LoRA), `--config.adapter.weights=int4` with
 `--config.adapter.group_size=64` keeps the base in four bits (QLoRA). Conversations of your own, a

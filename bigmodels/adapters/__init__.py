@@ -124,6 +124,8 @@ def joined_by_row(
 ) -> Mapping:
     """The params that give each row of a batch one of several adapters of the same frozen base.
 
+    They are for `model.apply` alone, as no kernel has all of them added.
+
     Args:
       adapters: the trained params of several runs, of adapters alone.
       rows: int [B], which of them each row of the batch has.
@@ -173,7 +175,7 @@ def merged(params: Mapping) -> Mapping:
             return leaf
         kernel = leaf.kernel
         if isinstance(kernel, Kernel):
-            kernel = jax.vmap(widened)(kernel) if leaf.down.ndim == 3 else widened(kernel)
+            kernel = jax.vmap(widened)(kernel) if kernel.values.ndim == 3 else widened(kernel)
         return kernel.astype(jnp.float32) + leaf.scale * (leaf.down @ leaf.up)
 
     return jax.tree.map(merge, params, is_leaf=_is_adapted)

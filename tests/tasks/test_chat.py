@@ -26,6 +26,7 @@ from bigmodels.adapters import peft
 from bigmodels.checkpoint import values
 from bigmodels.data import pipeline, tokenizers
 from bigmodels.data.sources.chat_sources import Chats
+from bigmodels.deploy import multiple_choice
 from bigmodels.deploy.decoding import generate_text
 from bigmodels.deploy.sampling import Sampling
 from bigmodels.models.transformer import Transformer
@@ -138,6 +139,7 @@ OVERRIDES = [
     'ema_decay=0.5',
     'total_steps=8',
     'checkpoint.every=4',
+    'xla.xla_backend_optimization_level=0',
 ]
 
 
@@ -198,7 +200,7 @@ def test_a_resumed_run_with_adapters_is_the_same(tuned, sums, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_merged_run_is_opened_by_everything(tuned, sums, tmp_path):
+def test_a_merged_run_is_opened_by_everything(tuned, sums, tmp_path, monkeypatch, capsys):
     directory, figures = tuned
     merged = tmp_path / 'merged'
     options = [f'--workdir={directory}/run', f'--out={merged}']
@@ -214,6 +216,13 @@ def test_a_merged_run_is_opened_by_everything(tuned, sums, tmp_path):
         for run in (one, other)
     ]
     assert texts[0] == texts[1]
+    file = tmp_path / 'choices.jsonl'
+    file.write_text(json.dumps({'question': '1+1?', 'choices': ['#### 2', 'x'], 'answer': 0}))
+    monkeypatch.setattr('sys.argv', ['', f'--workdir={merged}', f'--input={file}'])
+    multiple_choice.main()
+    chosen = json.loads(capsys.readouterr().out)
+    assert chosen['questions'] == 1
+    assert chosen['perplexity'] < 256
     # It is what another run begins with; a run with adapters is not, nor is a merged one gone on.
     begun = train_lib.train(tiny(sums, f'init_from.workdir={merged}'), tmp_path / 'next')
     assert begun['test/loss'] < figures['test/loss']
