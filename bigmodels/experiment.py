@@ -8,9 +8,9 @@ from typing import Any, Literal
 import flax.linen as nn
 import grain
 
+from bigmodels import adapters, errors, optimizers, sharding
 from bigmodels import checkpoint as checkpoint_lib
 from bigmodels import config as config_lib
-from bigmodels import errors, optimizers, sharding
 from bigmodels import guard as guard_lib
 from bigmodels.data import SOURCES, pipeline, tokenizers
 from bigmodels.models import MODELS
@@ -81,6 +81,7 @@ class Experiment:
       total_steps: updates in the run.
       batch_size: examples per update over all devices and hosts.
       init_from: another run to begin with.
+      adapter: what is trained in the place of the parameters, see `adapters.Settings`.
       accumulate: parts in which a batch's gradient is taken, to save memory.
       ema_decay: of the parameters' moving average, used in evaluation; 0 for none.
       model, task, optimizer: sections with a name and its arguments.
@@ -100,6 +101,7 @@ class Experiment:
     batch_size: int
     seed: int = 0
     init_from: InitFrom = dataclasses.field(default_factory=InitFrom)
+    adapter: adapters.Settings = adapters.NONE
     accumulate: int = 1
     ema_decay: float = 0.0
     mesh: sharding.MeshShape = dataclasses.field(default_factory=sharding.MeshShape)
@@ -118,6 +120,8 @@ MINIMUMS = {
     'log_every': 1,
     'eval_every': 0,
     'seed': 0,
+    'adapter.rank': 0,
+    'adapter.group_size': 0,
     'guard.max_skips': 1,
     'guard.spike_sigma': 0,
     'guard.spike_window': 2,
@@ -132,6 +136,7 @@ MINIMUMS = {
 SECTIONS = {
     'data': Data,
     'init_from': InitFrom,
+    'adapter': adapters.Settings,
     'mesh': sharding.MeshShape,
     'guard': guard_lib.Guard,
     'checkpoint': checkpoint_lib.Settings,

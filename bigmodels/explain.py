@@ -102,6 +102,7 @@ def explain_sharding(settings: Experiment) -> str:
         'optimiser state': state.opt_state,
         'moving average': state.ema_params,
         'model state': state.model_state,
+        **({} if state.frozen is None else {'frozen': state.frozen}),
     }
     parts['all'] = tuple(parts.values())
     totals = [('total', 'bytes', 'bytes per device', '')]

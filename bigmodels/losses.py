@@ -74,6 +74,14 @@ def _normalizer_and_target_backward(residuals, cotangents):
 _normalizer_and_target.defvjp(_normalizer_and_target_forward, _normalizer_and_target_backward)
 
 
+def preference(margins: Array) -> Array:
+    """-log sigmoid of how much more the chosen is rewarded than the rejected, [...] float32.
+
+    (Bradley and Terry 1952; DPO, Rafailov et al. 2023, equation 7)
+    """
+    return -jax.nn.log_sigmoid(margins.astype(jnp.float32))
+
+
 def focal(losses: Array, gamma: float) -> Array:
     """(1 - p)^gamma of each cross-entropy -log p, which leaves less of what is known already.
 

@@ -13,8 +13,17 @@ import jax
 import numpy as np
 import optax
 
+from bigmodels import (
+    adapters,
+    errors,
+    optimizers,
+    sharding,
+    steps,
+    transfer,
+    trees,
+    xla_options,
+)
 from bigmodels import config as config_lib
-from bigmodels import errors, optimizers, sharding, steps, transfer, xla_options
 from bigmodels import guard as guard_lib
 from bigmodels import state as state_lib
 from bigmodels.experiment import Experiment, InitFrom
@@ -27,22 +36,29 @@ class Program:
     """The functions of a run.
 
     Fields:
-      init: key -> TrainState, pure.
+      init_variables: key -> the task's variables, pure.
+      begin: (variables, key) -> the TrainState before the first step, pure.
       train_step: (state, batch) -> (state, metrics), pure; see `steps.train_step`.
       eval_step: (params, model_state, batch) -> (pairs, outcomes), pure.
       schedule: step -> learning rate.
-      state_shapes: of the TrainState, each with its sharding.
+      join: (params, frozen) -> the params that the model takes, see `adapters.joined`.
+      flops: of a train step by the task's formula; None where there is none, or not for adapters.
+      variable_shapes, state_shapes: of these, each with its sharding.
       batch_shapes: of a global batch, each with its sharding.
       compiler_options: of XLA, for the train step.
-      init_from: another run, whose parameters `init_state` puts into what `init` makes.
+      init_from: another run, whose parameters `init_state` puts into the variables.
       notes: what could not be placed as the sharding rules say, options of XLA, the other run.
     """
 
-    init: Callable
+    init_variables: Callable
+    begin: Callable
     train_step: Callable
     eval_step: Callable
     schedule: optax.Schedule
+    join: Callable
+    flops: float | None
     mesh: jax.sharding.Mesh
+    variable_shapes: Mapping[str, Any]
     state_shapes: state_lib.TrainState
     batch_shapes: Shapes
     compiler_options: Mapping[str, xla_options.Value]
@@ -65,16 +81,27 @@ class Program:
 
         What `init_from` asks for is checked now, see `transfer.make_transfer`.
         """
+        key = jax.random.key(seed)
         placed = jax.tree.map(lambda shape: shape.sharding, self.state_shapes)
-        init = functools.partial(jax.jit(self.init, out_shardings=placed), jax.random.key(seed))
         if not self.init_from.workdir:
-            return init
-        put = transfer.make_transfer(self.init_from, self.state_shapes)
-        return lambda: put(init())
+            return functools.partial(jax.jit(self.init, out_shardings=placed), key)
+        put = transfer.make_transfer(self.init_from, self.variable_shapes)
+        among = jax.tree.map(lambda shape: shape.sharding, self.variable_shapes)
+        make = jax.jit(self.init_variables, out_shardings=among)
+        begin = jax.jit(self.begin, out_shardings=placed, donate_argnums=0)
+        return lambda: begin(put(make(key)), key)
+
+    def init(self, rng: jax.Array) -> state_lib.TrainState:
+        """The state before the first step as without another run; pure."""
+        return self.begin(self.init_variables(rng), rng)
 
     def init_state(self, seed: int) -> state_lib.TrainState:
         """The state before the first step."""
         return self.make_init_state(seed)()
+
+    def eval_params(self, state: state_lib.TrainState) -> Any:
+        """The params to evaluate the task with: arrays, or shapes of a state of shapes."""
+        return self.join(state.eval_params, state.frozen)
 
 
 def make_program(
@@ -83,46 +110,62 @@ def make_program(
     """The program of an experiment for batches of these shapes.
 
     Raises:
-      UserError: for a task that compares the examples of a batch, which the experiment splits.
+      UserError: for a task that compares the examples of a batch, which the experiment splits, or
+        itself with a base that is not frozen.
     """
     _check_whole_batches(settings, task, mesh)
+    _check_base(settings, task)
     example = {
         key: jax.ShapeDtypeStruct((1, *shape.shape[1:]), shape.dtype)
         for key, shape in batch_shapes.items()
     }
 
-    def init_variables(rng, batch):
-        with sharding.without_axes(mesh):
-            return task.init(rng, batch)
-
-    def init(rng):
+    def init_variables(rng):
         batch = jax.tree.map(lambda shape: jax.numpy.zeros(shape.shape, shape.dtype), example)
+        with sharding.without_axes(mesh):
+            return dict(task.init(rng, batch))
+
+    def split(params, rng):
+        return adapters.split(settings.adapter, params, jax.random.fold_in(rng, 1))
+
+    def begin(variables, rng):
+        params, frozen = split(variables['params'], rng)
         return state_lib.init_state(
-            rng,
-            batch,
-            init=init_variables,
+            {**variables, 'params': params},
             tx=tx,
             use_ema=settings.ema_decay > 0,
             guard=guard_lib.init_memory(settings.guard),
+            frozen=frozen,
         )
 
-    variables = jax.eval_shape(init_variables, jax.random.key(0), example)
+    key = jax.random.key(0)
+    variables = jax.eval_shape(init_variables, key)
     tx, schedule = config_lib.build(
         optimizers.make_optimizer,
         settings.optimizer,
         'optimizer',
-        params=variables['params'],
+        params=jax.eval_shape(split, variables['params'], key)[0],
         total_steps=settings.total_steps,
     )
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    placed, notes = sharding.state_shardings(shapes, sharding_rules(task), mesh)
+    shapes = jax.eval_shape(begin, variables, key)
+    rules = sharding_rules(task)
+    own_rules = adapters.sharding_rules(settings.adapter, rules, variables['params'])
+    placed, notes = sharding.state_shardings(shapes, own_rules, mesh)
+    join = functools.partial(adapters.joined, settings.adapter)
+    if shapes.frozen is not None:
+        whole = trees.count(variables['params'])
+        notes.append(
+            f'the parameters are adapters of a model of {whole:,}, of which '
+            f'{trees.size_bytes(shapes.frozen) / 1e6:.1f} MB are kept frozen, see config.adapter'
+        )
     options, told = xla_options.for_mesh(mesh, settings.xla)
     by_rows = sharding.batch_sharding(mesh)
     other = settings.init_from.workdir
     if other:
         notes.append(f'the parameters began as those of {other}, see config.init_from')
     return Program(
-        init=init,
+        init_variables=init_variables,
+        begin=begin,
         train_step=functools.partial(
             steps.train_step,
             loss_fn=task.loss_fn,
@@ -132,16 +175,31 @@ def make_program(
             accumulate=settings.accumulate,
             ema_decay=settings.ema_decay,
             guard=settings.guard,
+            join=join,
         ),
         eval_step=evaluation_step(task),
         schedule=schedule,
+        join=join,
+        # The formulas count a gradient of every parameter.
+        flops=None if settings.adapter.rank else task.flops_per_step(shapes.params, batch_shapes),
         mesh=mesh,
+        variable_shapes=_placed_variables(variables, rules, mesh),
         state_shapes=sharding.with_shardings(shapes, placed),
         batch_shapes=sharding.with_shardings(batch_shapes, dict.fromkeys(example, by_rows)),
         compiler_options=options,
         init_from=settings.init_from,
         notes=notes + told,
     )
+
+
+def _placed_variables(variables: Mapping, rules: Sequence, mesh: jax.sharding.Mesh) -> dict:
+    """A task's variables as shapes with their sharding, as if all of them were trained."""
+    rest = dict(variables)
+    number = jax.ShapeDtypeStruct((), 'int32')
+    alone = state_lib.TrainState(number, rest.pop('params'), rest, opt_state=())
+    placed, _ = sharding.state_shardings(alone, rules, mesh)
+    placed = sharding.with_shardings(alone, placed)
+    return {'params': placed.params, **placed.model_state}
 
 
 def _check_whole_batches(settings: Experiment, task: Any, mesh: jax.sharding.Mesh) -> None:
@@ -154,6 +212,16 @@ def _check_whole_batches(settings: Experiment, task: Any, mesh: jax.sharding.Mes
             f'The loss of {type(task).__name__} compares the examples of a batch, and '
             f'config.{found} would compare those of its parts alone: another loss. Set accumulate '
             'to 1 and parallel to "jit".'
+        )
+
+
+def _check_base(settings: Experiment, task: Any) -> None:
+    adapter = settings.adapter
+    if getattr(task, 'compares_with_base', False) and (adapter.trained or not adapter.rank):
+        raise errors.UserError(
+            f'The loss of {type(task).__name__} compares the model with its frozen base, but '
+            f'config.adapter has rank = {adapter.rank} and trained = {tuple(adapter.trained)}: set '
+            f'adapter.rank to at least 1, and adapter.trained to ().'
         )
 
 

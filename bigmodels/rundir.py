@@ -6,6 +6,7 @@ preprocessing/   what preprocessing learnt from the training data, such as a tok
 checkpoints/     see `checkpoint`
 metrics.jsonl    a row per logged step and evaluation; tensorboard/ holds the same
 average.json     in an average of checkpoints only: what it was made of
+merged.json      in a run of merged adapters only, likewise
 curves.png, summary.json, and what the task demonstrates, such as sample.txt
 .lock            held while a run is under way, see `lock`
 """
@@ -14,6 +15,7 @@ import contextlib
 import errno
 import json
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -22,9 +24,10 @@ import ml_collections
 
 from bigmodels import checkpoint, errors, experiment, lock, processes
 from bigmodels import config as config_lib
+from bigmodels.state import TrainState
 
 CONFIG, DATA, SUMMARY = 'config.json', 'data.json', 'summary.json'
-AVERAGE = 'average.json'
+AVERAGE, MERGED = 'average.json', 'merged.json'
 PREPROCESSING, CHECKPOINTS = 'preprocessing', 'checkpoints'
 OPENED_WITH = (CONFIG, DATA, PREPROCESSING)  # beside the checkpoints
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -132,12 +135,13 @@ def read_config(directory: pathlib.Path) -> ml_collections.ConfigDict:
 
 
 def _prepare(workdir: pathlib.Path, config: Mapping, resume: Resume) -> int | None:
-    if (workdir / AVERAGE).exists():
-        raise errors.UserError(
-            f'{workdir} holds an average of checkpoints, which has no optimiser state to go on '
-            f'from. Evaluate it, or generate from it; --resume=restart moves it aside and starts '
-            f'anew; --workdir=... trains elsewhere.'
-        )
+    for name, what in {AVERAGE: 'an average of checkpoints', MERGED: 'merged adapters'}.items():
+        if (workdir / name).exists():
+            raise errors.UserError(
+                f'{workdir} holds {what}, without an optimiser state to go on from. Evaluate it, '
+                f'or generate from it; --resume=restart moves it aside and starts anew; '
+                f'--workdir=... trains elsewhere.'
+            )
     checkpoints = workdir / CHECKPOINTS
     if checkpoint.steps(checkpoints) and resume == 'same':
         changes = experiment.blocking_differences(config_lib.read(workdir / CONFIG), config)
@@ -172,6 +176,52 @@ def record(
     per_example = {key: [shape.shape[1:], str(shape.dtype)] for key, shape in shapes.items()}
     write_json(workdir / DATA, {'sources': list(fingerprints), 'batch': per_example})
     write_json(workdir / CONFIG, config_lib.to_plain(config))
+
+
+def derive(
+    out: pathlib.Path,
+    workdir: pathlib.Path,
+    changes: Mapping[str, Any],
+    state: TrainState,
+    made_of: Mapping[str, Any],
+    name: str,
+) -> None:
+    """Makes a run of a state without an optimiser's, beside the run that it was made from.
+
+    The config is written last, so that what is left half made is no run.
+
+    Args:
+      out: its directory, which does not exist or is empty.
+      changes: of the config of `workdir`.
+      made_of: written to the file `name`, AVERAGE or MERGED, by which `prepare` refuses the run.
+
+    Raises:
+      UserError: if `out` is in use or cannot be written.
+    """
+    check_new(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.UserError(f'{out} cannot be made: {error.strerror}.') from error
+    write_json(out / name, made_of)
+    shutil.copy(workdir / DATA, out / DATA)
+    shutil.copytree(workdir / PREPROCESSING, out / PREPROCESSING)
+    saver = checkpoint.Saver(out / CHECKPOINTS, checkpoint.Settings())
+    for problem in (saver.save(int(state.step), state, {}), saver.close()):
+        if problem is not None:
+            raise errors.UserError(f'Step {int(state.step)} cannot be saved in {out}: {problem}')
+    frozen = workdir / CHECKPOINTS / checkpoint.FROZEN
+    if frozen.is_dir() and 'adapter' not in changes:
+        shutil.copytree(frozen, out / CHECKPOINTS / checkpoint.FROZEN)
+    # It is saved as params; with a decay they would be looked for in ema_params.
+    config = read_config(workdir).to_dict() | {'ema_decay': 0.0, **changes}
+    write_json(out / CONFIG, config)
+
+
+def check_new(out: pathlib.Path) -> None:
+    """Raises UserError for a directory that holds something."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise errors.UserError(f'{out} exists already: choose another --out, or remove it.')
 
 
 def batch_shapes(workdir: pathlib.Path, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:

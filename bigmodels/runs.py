@@ -3,6 +3,7 @@
 import argparse
 import ctypes
 import dataclasses
+import functools
 import logging as stdlib_logging
 import os
 import pathlib
@@ -16,7 +17,7 @@ import jax
 import ml_collections
 from absl import logging
 
-from bigmodels import checkpoint, errors, experiment, program, rundir, sharding, state
+from bigmodels import adapters, checkpoint, errors, experiment, program, rundir, sharding, state
 from bigmodels import config as config_lib
 from bigmodels.data import pipeline
 from bigmodels.tasks import TASKS
@@ -32,7 +33,8 @@ class Run:
       experiment: the same, typed.
       task: with its model and its fitted preprocessing.
       mesh: the devices that hold what follows.
-      params: for evaluation (the moving average where there is one).
+      params: for evaluation (the moving average where there is one). Of a run with adapters they
+        are joined to their kernels; `adapters.merged` makes plain arrays of them.
       model_state: the model's other collections.
       step: of the checkpoint that was opened.
     """
@@ -151,16 +153,22 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 def _restore_for_evaluation(directory, step: int, settings, task, mesh) -> tuple[Any, Any]:
     """Params and model state only: the optimiser's part of a checkpoint is not read."""
-    shapes = rundir.batch_shapes(directory, 1)
-    variables = dict(jax.eval_shape(task.init, jax.random.key(0), shapes))
-    params = variables.pop('params')
-    placed = state.TrainState(jax.ShapeDtypeStruct((), 'int32'), params, variables, ())
-    shardings, _ = sharding.state_shardings(placed, program.sharding_rules(task), mesh)
+    variables = dict(
+        jax.eval_shape(task.init, jax.random.key(0), rundir.batch_shapes(directory, 1))
+    )
+    whole = variables.pop('params')
+    split = functools.partial(adapters.split, settings.adapter)
+    params, frozen = jax.eval_shape(split, whole, jax.random.key(0))
+    rules = adapters.sharding_rules(settings.adapter, program.sharding_rules(task), whole)
+    number = jax.ShapeDtypeStruct((), 'int32')
+    placed = state.TrainState(number, params, variables, opt_state=(), frozen=frozen)
+    shardings, _ = sharding.state_shardings(placed, rules, mesh)
     wanted = sharding.with_shardings(placed, shardings)
     if settings.ema_decay > 0:
         wanted = wanted.replace(params={}, ema_params=wanted.params)
     restored = checkpoint.restore(directory / rundir.CHECKPOINTS, step, wanted)
-    return restored.eval_params, restored.model_state
+    joined = adapters.joined(settings.adapter, restored.eval_params, restored.frozen)
+    return joined, restored.model_state
 
 
 # Of glibc's malloc.h: M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, in bytes.

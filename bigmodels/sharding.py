@@ -289,18 +289,20 @@ def state_shardings(
 ) -> tuple[Any, list[str]]:
     """The placement of every leaf of a TrainState, and notes as in `param_specs`.
 
-    Optimiser moments and averages lie where their parameter lies; they are recognised by name
-    and shape. Whatever else there is is small, and replicated.
+    What is frozen is placed by the same rules. Optimiser moments and averages lie where their
+    parameter lies; they are recognised by name and shape. Whatever else there is is small, and
+    replicated.
     """
-    specs, notes = param_specs(abstract_state.params, rules, mesh)
-    by_name = {
-        name: (leaf.shape, spec)
-        for (name, leaf), spec in zip(
-            trees.flatten_named(abstract_state.params).items(),
-            jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, PartitionSpec)),
-            strict=True,
-        )
-    }
+    by_name, notes = {}, []
+    for params in (abstract_state.params, abstract_state.frozen):
+        specs, told = param_specs(params, rules, mesh)
+        specs = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+        leaves = trees.flatten_named(params)
+        by_name |= {
+            name: (leaf.shape, spec)
+            for (name, leaf), spec in zip(leaves.items(), specs, strict=True)
+        }
+        notes += [note for note in told if note not in notes]
 
     def place(name: str, leaf: Any) -> NamedSharding:
         parts = name.split('/')

@@ -1,6 +1,6 @@
 """The state of a run: everything that the next step needs, and nothing else."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -19,6 +19,7 @@ class TrainState(flax.struct.PyTreeNode):
       opt_state: of the optax chain.
       ema_params: moving average of params, used in evaluation; None where it is off.
       guard: a `guard.Memory`, or None where the guard needs none.
+      frozen: what no step changes, in types of its own, see `adapters`; None where all is trained.
     """
 
     step: jax.Array
@@ -27,36 +28,38 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: Any
     ema_params: Any = None
     guard: Any = None
+    frozen: Any = None
 
     @property
     def eval_params(self) -> Any:
-        """The parameters to evaluate and to deploy."""
+        """The parameters to evaluate and to deploy; `frozen` is joined to them."""
         return self.params if self.ema_params is None else self.ema_params
 
 
 def init_state(
-    rng: jax.Array,
-    batch: Any,
+    variables: Mapping[str, Any],
     *,
-    init: Callable[[jax.Array, Any], Any],
     tx: optax.GradientTransformation,
     use_ema: bool,
     guard: Any = None,
+    frozen: Any = None,
 ) -> TrainState:
     """The state before the first step. Pure, so `jax.eval_shape` gives its shapes.
 
     Args:
-      init: (rng, batch) -> variables, a dict with 'params'.
+      variables: 'params', those that are trained, and the model's other collections.
       tx: the optimiser.
       guard: the memory before the first step, see `guard.init_memory`.
+      frozen: see `TrainState`.
     """
-    variables = dict(init(rng, batch))
-    params = variables.pop('params')
+    model_state = dict(variables)
+    params = model_state.pop('params')
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        model_state=variables,
+        model_state=model_state,
         opt_state=tx.init(params),
         ema_params=jax.tree.map(jnp.copy, params) if use_ema else None,
         guard=guard,
+        frozen=frozen,
     )

@@ -31,6 +31,7 @@ def train_step(
     accumulate: int = 1,
     ema_decay: float = 0.0,
     guard: guard_lib.Guard = guard_lib.STOP,
+    join: Callable = lambda params, frozen: params,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Mapping[str, Any]]:
     """One update, or at a bad step none: then only `step` and the guard's memory change.
@@ -43,6 +44,7 @@ def train_step(
         it equals the gradient of the whole.
       ema_decay: of the parameters' moving average; smaller in the first steps.
       guard: what makes a step bad, and how `state.guard` remembers.
+      join: (params, state.frozen) -> the params that `loss_fn` takes; see `adapters.joined`.
       axis_name: under pmap, the mapped axis.
 
     Returns:
@@ -53,8 +55,10 @@ def train_step(
     rng = step_rng(seed, state.step)
     if axis_name is not None:
         rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
+    frozen, state = state.frozen, state.replace(frozen=None)  # which the update does not touch
+    of_trained = lambda params, *rest, **options: loss_fn(join(params, frozen), *rest, **options)
     grads, metrics, model_state = accumulated_gradients(
-        state.params, state.model_state, batch, rng, loss_fn, accumulate
+        state.params, state.model_state, batch, rng, of_trained, accumulate
     )
     if axis_name is not None:
         share = metrics['loss'][1] / jnp.maximum(jax.lax.psum(metrics['loss'][1], axis_name), 1e-9)
@@ -76,7 +80,7 @@ def train_step(
         'grad_squares': jnp.stack(squares),
         'param_norm': optax.tree.norm(kept.params),
     }
-    return kept.replace(step=state.step + 1, guard=memory), metrics
+    return kept.replace(step=state.step + 1, guard=memory, frozen=frozen), metrics
 
 
 def _updated(

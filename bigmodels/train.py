@@ -80,9 +80,7 @@ def _train(settings, mesh, task, resolved, workdir: pathlib.Path, resume, signal
     watch.lap('data')
     run = program.make_program(settings, data.task, mesh, data.shapes)
     speed = writers.Speed(
-        *task.items(run.batch_shapes),
-        flops=task.flops_per_step(run.state_shapes.params, run.batch_shapes),
-        peak=hardware.peak_flops(mesh),
+        *task.items(run.batch_shapes), flops=run.flops, peak=hardware.peak_flops(mesh)
     )
     reporter = writers.Reporter(
         workdir, start or 0, settings.total_steps, settings.log_every, speed,
@@ -106,7 +104,8 @@ def _train(settings, mesh, task, resolved, workdir: pathlib.Path, resume, signal
     if signals.requested:
         raise signals.stopped(int(state.step))
     _check_saved(workdir, settings.total_steps)
-    _finish(workdir, data.task, state, figures, reporter.seconds, watch)
+    shown = data.task.demonstrate(run.eval_params(state), state.model_state)
+    _finish(workdir, shown, state, figures, reporter.seconds, watch)
     return figures
 
 
@@ -177,7 +176,7 @@ def _loop(
     eval_step = jax.jit(run.eval_step)
 
     def evaluate_now(state):
-        params, model_state = state.eval_params, state.model_state
+        params, model_state = run.eval_params(state), state.model_state
         return evaluate.evaluate(
             eval_step, data.task, params, model_state, data.eval_sets, run.mesh,
             stop=lambda: signals.requested,
@@ -262,7 +261,8 @@ def _facts(settings, run: program.Program, workdir, start, data: _Data, speed) -
 def _check_best_metric(metric: str, run: program.Program, data: _Data) -> None:
     """Raises UserError if no evaluation will have the figure; computes shapes only."""
     state = run.state_shapes
-    pairs, _ = jax.eval_shape(run.eval_step, state.params, state.model_state, run.batch_shapes)
+    params = run.eval_params(state)
+    pairs, _ = jax.eval_shape(run.eval_step, params, state.model_state, run.batch_shapes)
     keys = [*data.task.summary(dict.fromkeys(pairs, 0.0)), *getattr(data.task, 'score_names', ())]
     figures = [f'{name}/{key}' for name in data.eval_sets for key in keys]
     if metric and metric not in figures:
@@ -285,9 +285,8 @@ def _say_complete(workdir: pathlib.Path, step: int, figures: Mapping[str, float]
         print(f'The run in {workdir} is complete at step {step}: {listed}.')
 
 
-def _finish(workdir: pathlib.Path, task, state, figures: Mapping, seconds: float, watch) -> None:
+def _finish(workdir, shown: Mapping, state, figures: Mapping, seconds: float, watch) -> None:
     """Writes the summary, the plot and what the task has to show."""
-    shown = task.demonstrate(state.eval_params, state.model_state)
     if jax.process_index() != 0:
         return
     writers.plot_curves(workdir)

@@ -1,8 +1,7 @@
 """Beginning a run with what another one has learnt: config.init_from."""
 
 import pathlib
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,33 +13,41 @@ from bigmodels.checkpoint import values
 from bigmodels.experiment import InitFrom
 from bigmodels.state import TrainState
 
+Variables = Mapping[str, Any]  # collections of a model, 'params' among them
 
-def make_transfer(settings: InitFrom, shapes: TrainState) -> Callable[[TrainState], TrainState]:
-    """A function that puts another run's arrays into a state that was just initialised.
+
+def make_transfer(settings: InitFrom, shapes: Variables) -> Callable[[Variables], Variables]:
+    """A function that puts another run's arrays into variables that were just initialised.
 
     They are those that the other run is evaluated with, its model state among them, bit for bit.
     Names and shapes are checked here; values are read when the function is called.
 
     Args:
-      shapes: of the new run's state, each with its sharding.
+      shapes: of the new run's variables, 'params' and other collections, each with its sharding.
 
     Raises:
-      UserError: if there is no such run or step, and as `sources` does.
+      UserError: if there is no such run or step, it holds adapters, and as `sources` does.
     """
     workdir = pathlib.Path(settings.workdir)
     directory = workdir / rundir.CHECKPOINTS
     config = rundir.read_config(workdir)
     kept = config_lib.build(checkpoint.Settings, config['checkpoint'], 'checkpoint')
     step = processes.on_first(lambda: checkpoint.good_step(directory, settings.step, kept))
+    if (directory / checkpoint.FROZEN).is_dir():
+        raise errors.UserError(
+            f'config.init_from: the run {workdir} holds adapters of a frozen base. Merge them '
+            f'first: python -m bigmodels.adapters merge --workdir={workdir} --out=MERGED.'
+        )
     part = values.evaluation_part(directory, step)
     saved = {
         'params': values.shapes(directory, step, part),
         **values.shapes(directory, step, 'model_state'),
     }
-    wanted = trees.flatten_named(_variables(shapes))
+    wanted = trees.flatten_named(shapes)
     names = sources(settings, wanted, trees.flatten_named(saved))
     # What is not wanted is read too, and thrown away; orbax reads whole trees.
-    whole = NamedSharding(shapes.step.sharding.mesh, PartitionSpec())
+    mesh = jax.tree.leaves(shapes)[0].sharding.mesh
+    whole = NamedSharding(mesh, PartitionSpec())
     placed = {there: wanted[name].sharding for name, there in names.items()}
     saved = trees.map_named(
         lambda name, leaf: jax.ShapeDtypeStruct(
@@ -49,11 +56,13 @@ def make_transfer(settings: InitFrom, shapes: TrainState) -> Callable[[TrainStat
         saved,
     )
     params = saved.pop('params')
-    abstract = TrainState(shapes.step, params={}, model_state=saved, opt_state=())
+    number = jax.ShapeDtypeStruct((), 'int32', sharding=whole)
+    abstract = TrainState(number, params={}, model_state=saved, opt_state=())
     abstract = abstract.replace(**{part: params})
 
-    def transfer(state: TrainState) -> TrainState:
-        given = trees.flatten_named(_variables(checkpoint.restore(directory, step, abstract)))
+    def transfer(variables: Variables) -> Variables:
+        state = checkpoint.restore(directory, step, abstract)
+        given = trees.flatten_named({'params': state.eval_params, **state.model_state})
 
         def copied(name: str, leaf: jax.Array) -> jax.Array:
             if name not in names:
@@ -61,17 +70,9 @@ def make_transfer(settings: InitFrom, shapes: TrainState) -> Callable[[TrainStat
             # Never the same array twice: a step donates each.
             return jax.device_put(given[names[name]], leaf.sharding, may_alias=False)
 
-        params = trees.map_named(copied, {'params': state.params})['params']
-        if state.ema_params is not None:
-            state = state.replace(ema_params=jax.tree.map(jax.numpy.copy, params))
-        return state.replace(params=params, model_state=trees.map_named(copied, state.model_state))
+        return trees.map_named(copied, variables)
 
     return transfer
-
-
-def _variables(state: TrainState) -> dict[str, Any]:
-    """What a model is evaluated with, by collection."""
-    return {'params': state.eval_params, **state.model_state}
 
 
 def sources(
@@ -90,7 +91,7 @@ def sources(
     unused = {*settings.new, *(own for own, _ in settings.prefixes)}
     for name, leaf in wanted.items():
         collection, _, below = name.partition('/')
-        if found := _found(settings.new, below):
+        if found := trees.found(settings.new, below, 'config.init_from.new'):
             unused -= found
             continue
         own, other = next(
@@ -116,20 +117,6 @@ def sources(
             f'init_from.prefixes.'
         )
     return names
-
-
-def _found(patterns: Sequence[str], name: str) -> set[str]:
-    """The regexes that are found in a name."""
-    found = set()
-    for pattern in patterns:
-        try:
-            if re.search(pattern, name):
-                found.add(pattern)
-        except re.error as error:
-            raise errors.UserError(
-                f'config.init_from.new: {pattern!r} is no regular expression: {error}.'
-            ) from error
-    return found
 
 
 def _folder(prefix: str) -> str:

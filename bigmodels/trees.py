@@ -55,6 +55,20 @@ def match_rules(rules: Sequence[tuple[str, Any]], tree: Any, what: str) -> Any:
     return matched
 
 
+def found(patterns: Sequence[str], name: str, what: str) -> set[str]:
+    """The regexes that are found in a name; UserError for one that is none, `what` says whose."""
+    matching = set()
+    for pattern in patterns:
+        try:
+            if re.search(pattern, name):
+                matching.add(pattern)
+        except re.error as error:
+            raise errors.UserError(
+                f'{what}: {pattern!r} is no regular expression: {error}.'
+            ) from error
+    return matching
+
+
 def count(tree: Any) -> int:
     """The number of elements in all leaves."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

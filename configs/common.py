@@ -26,6 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh = dict(replica=1, data=-1, stage=1, fsdp=1, expert=1, sequence=1, tensor=1)
     config.parallel = 'jit'
     config.xla = dict()
+    config.adapter = dict(rank=0)
     config.guard = dict(policy='stop', max_skips=10, spike_sigma=0.0, spike_window=128)
     config.eval_every = 0
     config.log_every = 50

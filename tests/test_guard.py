@@ -55,9 +55,7 @@ def make_step(parallel, mesh_shape, accumulate=1, guard=SKIP):
     def init():
         params = {'w': jnp.ones((4, 8)) / 3, 'only_gradient': jnp.ones(1)}
         return state_lib.init_state(
-            jax.random.key(0),
-            BATCH,
-            init=lambda *_: {'params': params, 'mean': jnp.ones(4)},
+            {'params': params, 'mean': jnp.ones(4)},
             tx=tx,
             use_ema=True,
             guard=guard_lib.init_memory(guard),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from bigmodels import errors, experiment, metrics, program, sharding, trees
+from bigmodels import adapters, errors, experiment, metrics, program, sharding, trees
 from bigmodels.data import tokenizers
 from bigmodels.models import transformer
 from bigmodels.models.mlp import MLP
@@ -60,7 +60,9 @@ class SplitMLP(MLP):
     sharding_rules = ((r'kernel$', ('fsdp', 'tensor')), (r'bias$', ()))
 
 
-def make_program(task, batch, num_devices=8, ema_decay=0.0, accumulate=1, **mesh):
+def make_program(
+    task, batch, num_devices=8, ema_decay=0.0, accumulate=1, adapter=adapters.NONE, **mesh
+):
     settings = experiment.Experiment(
         model={},
         task={},
@@ -77,6 +79,7 @@ def make_program(task, batch, num_devices=8, ema_decay=0.0, accumulate=1, **mesh
         batch_size=ROWS,
         ema_decay=ema_decay,
         accumulate=accumulate,
+        adapter=adapter,
     )
     mesh = sharding.make_mesh(sharding.MeshShape(**{'data': 1} | mesh), jax.devices()[:num_devices])
     return program.make_program(settings, task, mesh, program.shapes_of_batch(batch, ROWS))

@@ -25,6 +25,8 @@ MANIFEST = 'manifest.json'
 UNSEALED = (MANIFEST, '_CHECKPOINT_METADATA')  # orbax stamps times in the latter after the rename
 PARTS = ('params', 'model_state', 'opt_state', 'ema_params', 'guard')  # one orbax item each
 EVALUATION_PARTS = ('params', 'model_state', 'ema_params')  # what a model is used with
+# The part that no step changes lies beside the steps, once: what they need to be of use.
+FROZEN = 'frozen'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,15 +62,21 @@ def steps(directory: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
 
 
-def _manifest(directory: pathlib.Path, step: int) -> dict[str, Any]:
+def _manifest(directory: pathlib.Path, step: int | str) -> dict[str, Any]:
     return json.loads((directory / str(step) / MANIFEST).read_text())
 
 
 def damage(directory: pathlib.Path, step: int, parts: Sequence[str] = PARTS) -> str | None:
     """What is wrong with a saved step, in words, or None if every file is as it was written.
 
-    Files of parts other than `parts` are not looked at.
+    Files of parts other than `parts` are not looked at; those of the part `FROZEN` are.
     """
+    frozen = _damage(directory, FROZEN) if (directory / FROZEN).is_dir() else None
+    return _damage(directory, step, parts) or (frozen and f'{FROZEN}: {frozen}')
+
+
+def _damage(directory: pathlib.Path, step: int | str, parts: Sequence[str] = PARTS) -> str | None:
+    """`damage` of one directory alone."""
     try:
         sums = _manifest(directory, step)['files']
     except (OSError, ValueError, KeyError) as error:
@@ -184,6 +192,10 @@ def restore(directory: pathlib.Path, step: int, abstract: TrainState) -> TrainSt
         try:
             restored = {name: checkpointer.restore(root / name, tree)
                         for name, tree in wanted.items()}  # fmt: skip
+            if jax.tree.leaves(abstract.frozen):
+                restored[FROZEN] = checkpointer.restore(
+                    directory.absolute() / FROZEN / FROZEN, abstract.frozen
+                )
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
             raise errors.UserError(
                 f'The checkpoint {root} does not fit the config: {" ".join(str(error).split())}'
@@ -226,7 +238,7 @@ class Saver:
         )
 
         if settings.copy_to and jax.process_index() == 0:
-            self._copier = copies.Copier(self.directory, settings.copy_to, beside, MANIFEST)
+            self._copier = copies.Copier(self.directory, settings.copy_to, beside, MANIFEST, FROZEN)
             for step in steps(self.directory)[-1:]:  # an earlier process may not have come to it
                 self._copier.start(step)
 
@@ -241,10 +253,22 @@ class Saver:
             if jax.tree.leaves(tree := getattr(state, name))
         }
         try:
+            if jax.tree.leaves(state.frozen) and not steps(self.directory):
+                self._save_frozen(state.frozen)
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the latter of what is written at once
             problem = self._failed(error)
         return problem
+
+    def _save_frozen(self, frozen: Any) -> None:
+        """Writes and seals it before the first step that needs it."""
+        root = self.directory / FROZEN
+        if jax.process_index() == 0:
+            shutil.rmtree(root, ignore_errors=True)  # of a run that had not come to a step
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(root / FROZEN, frozen, force=True)
+        if jax.process_index() == 0:
+            (root / MANIFEST).write_text(json.dumps({'files': _sums(root)}, indent=1))
 
     def poll(self) -> str | None:
         """What went wrong with a save or copy since the last call, or None; never waits."""
@@ -307,11 +331,7 @@ class Saver:
             for path in self.directory.iterdir()
             if path.name.split('.')[0] == str(step) and not path.name.endswith('.damaged')
         ]
-        sums = {
-            path.relative_to(root).as_posix(): _sha256(path)
-            for path in sorted(root.rglob('*'))
-            if path.is_file() and path.name not in UNSEALED
-        }
+        sums = _sums(root)
         manifest = {'step': step, 'metrics': metrics, 'files': sums}
         (root / MANIFEST).write_text(json.dumps(manifest, indent=1))
         megabytes = sum((root / name).stat().st_size for name in sums) / 1e6
@@ -331,6 +351,15 @@ class Saver:
                 except OSError as error:
                     return f'step {step} could not be deleted to make room: {error}'
         return None
+
+
+def _sums(root: pathlib.Path) -> dict[str, str]:
+    """The SHA-256 of every file below a directory that is sealed."""
+    return {
+        path.relative_to(root).as_posix(): _sha256(path)
+        for path in sorted(root.rglob('*'))
+        if path.is_file() and path.name not in UNSEALED
+    }
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -5,7 +5,6 @@ Averages of the weights along a run often do better than its last ones (Izmailov
 
 import math
 import pathlib
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +26,7 @@ def average(
 
     Each step gives its moving average where it has one. Sums are taken in float64. The model
     state, such as BatchNorm's statistics, is that of the last of the steps, and belongs to that
-    step's params rather than to the average.
+    step's params rather than to the average. Of adapters each matrix is averaged by itself.
 
     `out` holds no optimiser state and is not trained on: `rundir.prepare` refuses it by its
     average.json, which says what it was made of.
@@ -44,8 +43,7 @@ def average(
     """
     weights = [1.0] * len(steps) if weights is None else list(weights)
     _check(steps, weights, out)
-    config = rundir.read_config(workdir)
-    settings = experiment.from_config(config).checkpoint
+    settings = experiment.from_config(rundir.read_config(workdir)).checkpoint
     directory = workdir / rundir.CHECKPOINTS
     for step in steps:
         checkpoint.good_step(directory, step, settings)
@@ -65,7 +63,7 @@ def average(
         'parts': [values.evaluation_part(directory, step) for step in steps],
         'weights': weights,
     }
-    _make_run(out, workdir, config.to_dict(), made_of, state)
+    rundir.derive(out, workdir, {}, state, made_of, rundir.AVERAGE)
 
 
 def _check(steps: Sequence[int], weights: Sequence[float], out: pathlib.Path) -> None:
@@ -77,8 +75,7 @@ def _check(steps: Sequence[int], weights: Sequence[float], out: pathlib.Path) ->
         )
     if not all(weight > 0 and math.isfinite(weight) for weight in weights):
         raise errors.UserError(f'The weights {_listed(weights)} must be positive numbers.')
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise errors.UserError(f'{out} exists already: choose another --out, or remove it.')
+    rundir.check_new(out)
 
 
 def _check_shapes(directory: pathlib.Path, steps: Sequence[int]) -> None:
@@ -102,25 +99,6 @@ def _weighted_mean(directory: pathlib.Path, steps: Sequence[int], shares: Sequen
         for sums, leaf in zip(jax.tree.leaves(mean), jax.tree.leaves(params), strict=True):
             sums += share * leaf.astype(np.float64)
     return jax.tree.map(lambda sums, leaf: sums.astype(leaf.dtype), mean, saved)
-
-
-def _make_run(
-    out: pathlib.Path, workdir: pathlib.Path, config: dict, made_of: dict, state: TrainState
-) -> None:
-    """Writes the run's directory; the config last, so that what is left half made is no run."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise errors.UserError(f'{out} cannot be made: {error.strerror}.') from error
-    rundir.write_json(out / rundir.AVERAGE, made_of)
-    shutil.copy(workdir / rundir.DATA, out / rundir.DATA)
-    shutil.copytree(workdir / rundir.PREPROCESSING, out / rundir.PREPROCESSING)
-    saver = checkpoint.Saver(out / rundir.CHECKPOINTS, checkpoint.Settings())
-    for problem in (saver.save(int(state.step), state, {}), saver.close()):
-        if problem is not None:
-            raise errors.UserError(f'The average cannot be saved in {out}: {problem}')
-    # An average is saved as params; with a decay they would be looked for in ema_params.
-    rundir.write_json(out / rundir.CONFIG, config | {'ema_decay': 0.0})
 
 
 def _listed(numbers: Sequence[float]) -> str:

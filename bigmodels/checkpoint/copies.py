@@ -24,15 +24,22 @@ class Copier:
       target: the directory of the copy of the run.
       beside: names of the run's other files and directories to copy.
       marker: the file of a step that is copied last.
+      once: the name of what lies beside the steps, if it is there: copied likewise, before them.
 
     Raises:
       UserError: if the target cannot be made.
     """
 
     def __init__(
-        self, checkpoints: pathlib.Path, target: str, beside: Sequence[str], marker: str
-    ):  # fmt: skip
+        self,
+        checkpoints: pathlib.Path,
+        target: str,
+        beside: Sequence[str],
+        marker: str,
+        once: str,
+    ):
         self._checkpoints, self._beside, self._marker = checkpoints, beside, marker
+        self._once = once
         self._target = epath.Path(target)
         try:
             self._target.mkdir(parents=True, exist_ok=True)
@@ -79,22 +86,30 @@ class Copier:
                 self._problems.put(f'step {step} was not copied to {self._target}: {why}')
 
     def _copy_step(self, step: int) -> None:
-        source = self._checkpoints / str(step)
-        copies = self._target / self._checkpoints.name
-        marker = copies / str(step) / self._marker
-        if marker.exists() and marker.read_bytes() == (source / self._marker).read_bytes():
+        copies, once = self._target / self._checkpoints.name, self._checkpoints / self._once
+        if self._is_copied(self._checkpoints / str(step), copies / str(step)):
             return
         for name in self._beside:
             _copy(self._checkpoints.parent / name, self._target / name)
-        self._delete(copies / str(step))
-        for file in source.iterdir():
-            if file.name != self._marker:
-                _copy(file, copies / str(step) / file.name)
-        _copy(source / self._marker, marker)
+        if once.is_dir() and not self._is_copied(once, copies / self._once):
+            self._copy_sealed(once, copies / self._once)
+        self._copy_sealed(self._checkpoints / str(step), copies / str(step))
         for old in copies.iterdir():
             ours = old.name.isdigit() and int(old.name) in self._known
             if ours and not (self._checkpoints / old.name).is_dir():
                 self._delete(old)
+
+    def _is_copied(self, source: pathlib.Path, target: epath.Path) -> bool:
+        marker = target / self._marker
+        return marker.exists() and marker.read_bytes() == (source / self._marker).read_bytes()
+
+    def _copy_sealed(self, source: pathlib.Path, target: epath.Path) -> None:
+        """Copies a directory, its marker last."""
+        self._delete(target)
+        for file in source.iterdir():
+            if file.name != self._marker:
+                _copy(file, target / file.name)
+        _copy(source / self._marker, target / self._marker)
 
     def _delete(self, copy: epath.Path) -> None:
         if copy.exists():

@@ -12,6 +12,7 @@ import os
 import pathlib
 import shutil
 import uuid
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,15 @@ from bigmodels.data.sources import checked_index, digest
 from bigmodels.data.tokenizers import Tokenizer
 
 _FORMAT = 1  # part of every cache key: raise it when the files or their meaning change
-_DESCRIPTION = 'corpus.json'
+_DESCRIPTION, _LEARNT = 'corpus.json', 'learnt.bin'
 
 
 class TokenCorpus:
     """The tokens of all documents, one after another, mapped from the files in `directory`.
 
     tokens: uint16 or int32 [num_tokens]; offsets: int64 [num_documents + 1], document i is
-    tokens[offsets[i]:offsets[i + 1]]. Raises UserError if a file is absent or of a wrong size.
+    tokens[offsets[i]:offsets[i + 1]]; learnt: bool [num_tokens], whether a token is to be learnt,
+    None where all are. Raises UserError if a file is absent or of a wrong size.
     """
 
     def __init__(self, directory):
@@ -42,6 +44,9 @@ class TokenCorpus:
         self.tokens = np.memmap(
             pathlib.Path(directory, 'tokens.bin'), description['dtype'], mode='r'
         )
+        self.learnt = None
+        if _LEARNT in description['sizes']:
+            self.learnt = np.memmap(pathlib.Path(directory, _LEARNT), np.bool_, mode='r')
         self.offsets = np.load(
             pathlib.Path(directory, 'offsets.npy'), mmap_mode='r', allow_pickle=False
         )
@@ -75,7 +80,31 @@ def tokenize_corpus(
     damaged later is made again. One document is held in memory at a time. Without
     `append_end_of_text` documents follow one another directly, as a corpus of one file should.
     """
-    settings = json.dumps([_FORMAT, field, append_end_of_text])
+    ending = np.array([tokenizer.end_of_text] if append_end_of_text else [], np.int32)
+
+    def encode(record):
+        return np.append(tokenizer.encode(text_of(record, field)), ending), None
+
+    settings = [field, append_end_of_text]
+    return cached_corpus(source, tokenizer, cache_dir, settings, encode, f'the field {field!r}')
+
+
+def cached_corpus(
+    source,
+    tokenizer: Tokenizer,
+    cache_dir,
+    settings: Sequence[Any],
+    encode: Callable[[Mapping], tuple[np.ndarray, np.ndarray | None]],
+    what: str,
+) -> TokenCorpus:
+    """A `TokenCorpus` of every record, see `tokenize_corpus`.
+
+    Args:
+      settings: all that decides what `encode` makes of a record, beside the tokenizer.
+      encode: record -> (its tokens, which of them are to be learnt: bool, or None for all).
+      what: is encoded, for the error where it is empty.
+    """
+    settings = json.dumps([_FORMAT, *settings])
     fingerprint = digest(source.fingerprint(), tokenizer.fingerprint(), settings)
     cache_dir = pathlib.Path(cache_dir)
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -85,7 +114,7 @@ def tokenize_corpus(
     scratch = cache_dir / f'.writing-{uuid.uuid4().hex}'
     scratch.mkdir()
     try:
-        _write_corpus(scratch, fingerprint, source, tokenizer, field, append_end_of_text)
+        _write_corpus(scratch, fingerprint, source, tokenizer.vocab_size, encode, what)
         _publish(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -93,28 +122,36 @@ def tokenize_corpus(
 
 
 def _write_corpus(
-    directory: pathlib.Path, fingerprint: str, source, tokenizer: Tokenizer, field: str, end: bool
+    directory: pathlib.Path,
+    fingerprint: str,
+    source,
+    vocab_size: int,
+    encode: Callable,
+    what: str,
 ) -> None:
     """Writes tokens.bin, offsets.npy and, last, the description that has their sizes."""
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32)
+    dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.int32)
     offsets = np.zeros(len(source) + 1, np.int64)
-    ending = np.array([tokenizer.end_of_text] if end else [], dtype)
-    with open(directory / 'tokens.bin', 'wb') as stream:
+    with open(directory / 'tokens.bin', 'wb') as stream, open(directory / _LEARNT, 'wb') as beside:
         for i in range(len(source)):
             try:
-                tokens = tokenizer.encode(text_of(source[i], field)).astype(dtype)
+                tokens, learnt = encode(source[i])
             except errors.UserError as error:
                 raise errors.UserError(f'Record {i} of {source.describe()}: {error}') from error
-            stream.write(tokens.tobytes())
-            stream.write(ending.tobytes())
-            offsets[i + 1] = offsets[i] + len(tokens) + len(ending)
+            stream.write(tokens.astype(dtype).tobytes())
+            if learnt is not None:
+                beside.write(learnt.tobytes())
+            offsets[i + 1] = offsets[i] + len(tokens)
     if not offsets[-1]:
-        raise errors.UserError(f'{source.describe()}: no text in the field {field!r}.')
+        raise errors.UserError(f'{source.describe()}: no text in {what}.')
     np.save(directory / 'offsets.npy', offsets)
-    sizes = {name: (directory / name).stat().st_size for name in ('tokens.bin', 'offsets.npy')}
+    files = ['tokens.bin', 'offsets.npy']
+    if (directory / _LEARNT).stat().st_size:
+        files.append(_LEARNT)
+    sizes = {name: (directory / name).stat().st_size for name in files}
     description = {
         'fingerprint': fingerprint,
-        'vocab_size': tokenizer.vocab_size,
+        'vocab_size': vocab_size,
         'dtype': dtype.name,
         'sizes': sizes,
     }
@@ -208,7 +245,8 @@ class Packed:
     best-fit decreasing. Example i is {'inputs', 'targets', 'positions', 'segment_ids' int32 [L],
     'weights' float32 [L]}: positions count from 0 in each piece, segment_ids from 1 in each row
     (0 is padding). Every token of the corpus is an input once; its target is the next token of
-    its document, even in another piece, and the last one of a document has weight 0.
+    its document, even in another piece, and the last one of a document has weight 0, as has a
+    target that is not to be learnt.
     """
 
     def __init__(self, corpus: TokenCorpus, length: int):
@@ -246,7 +284,10 @@ class Packed:
             targets = self._corpus.tokens[start + 1 : min(start + size + 1, self._stops[piece])]
             example['inputs'][at : at + size] = self._corpus.tokens[start : start + size]
             example['targets'][at : at + len(targets)] = targets
-            example['weights'][at : at + len(targets)] = 1
+            learnt = self._corpus.learnt
+            example['weights'][at : at + len(targets)] = (
+                1 if learnt is None else learnt[start + 1 : start + 1 + len(targets)]
+            )
             example['positions'][at : at + size] = np.arange(size)
             example['segment_ids'][at : at + size] = segment
             at += size

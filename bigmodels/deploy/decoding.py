@@ -85,7 +85,7 @@ def program() -> Callable:
     It takes the settings of sampling as `Sampling.rows` gives them.
     """
     static = ('model', 'max_new_tokens')
-    return jax.jit(_generate_tokens, static_argnames=static, compiler_options=compiler_options())
+    return jax.jit(continue_prompts, static_argnames=static, compiler_options=compiler_options())
 
 
 def compiler_options() -> dict | None:
@@ -93,9 +93,10 @@ def compiler_options() -> dict | None:
     return xla_options.known(CPU_OPTIONS) if jax.default_backend() == 'cpu' else None
 
 
-def _generate_tokens(
+def continue_prompts(
     model, params, prompts, lengths, stops, rng, sampling, *, max_new_tokens
 ) -> Generated:
+    """`generate_tokens` as a part of another program, with the settings of `Sampling.rows`."""
     batch, width = prompts.shape
     rows = jnp.arange(batch)
     row_keys = jax.vmap(functools.partial(jax.random.fold_in, rng))(rows)

@@ -31,7 +31,7 @@ def main() -> None:
     answers = text.generate(
         run.task,
         run.params,
-        a.prompt,
+        [run.task.prompt(prompt) for prompt in a.prompt],
         a.max_new_tokens,
         sampling,
         seed=a.seed,

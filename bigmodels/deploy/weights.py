@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from bigmodels import errors, trees
+from bigmodels import adapters, errors, trees
 from bigmodels.compress import quantize
 from bigmodels.models import transformer
 from bigmodels.models.parts.kernels import Kernel
@@ -28,7 +28,8 @@ def packed(
 
     Args:
       weights: how kernels are kept, one of WEIGHTS; by default in the dtype of the computation,
-        to which they would be rounded anyway. What is already packed stays as it is.
+        to which they would be rounded anyway. What is already packed stays as it is; adapters
+        are merged.
 
     Raises:
       UserError: if there is no such way.
@@ -56,4 +57,5 @@ def _pack(model, params: Mapping, weights: str, transpose: bool) -> Mapping:
             return quantize.quantize(rows, quantize.Format(weights))
         return Kernel(rows.astype(weights)) if transpose else leaf.astype(weights)
 
+    params = adapters.merged(params)
     return trees.map_named(pack, transformer.unscanned(model, params)[1])

@@ -158,7 +158,7 @@ def make_plan(settings: Experiment, topology: Topology) -> Plan:
         memory=held,
         refused=refused,
         cost=cost,
-        model_flops=task.flops_per_step(run.state_shapes.params, run.batch_shapes),
+        model_flops=run.flops,
         items=items,
         unit=unit,
         compile_seconds=time.perf_counter() - began,

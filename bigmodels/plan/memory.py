@@ -22,7 +22,8 @@ class Memory:
     """Bytes on one device.
 
     Fields:
-      params, optimiser, average, other: of the state, exactly as sharded; `other` is what its
+      params, optimiser, average, other: of the state, exactly as sharded; what is frozen counts
+        among the params, and `other` is what its
         layout adds to the arrays, the model's state and the batch.
       gradients, activations: of what lies in memory at the worst moment, what has the dtype and
         shape of a parameter and comes from the backward pass, and what the forward pass keeps for
@@ -55,7 +56,8 @@ def of_compiled(compiled: Any, program: hlo.Program, state: TrainState) -> Memor
     """
     sizes = compiled.memory_analysis()
     params, optimiser, average = (
-        device_bytes(tree) for tree in (state.params, state.opt_state, state.ema_params)
+        device_bytes(tree)
+        for tree in ((state.params, state.frozen), state.opt_state, state.ema_params)
     )
     # What is written to the memory of a donated argument needs none of its own.
     temporaries = sizes.temp_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes

@@ -55,6 +55,19 @@ def token_f1(answers: Sequence[str], references: References) -> float:
     return _mean_of_best(of_words, answers, references)
 
 
+def final_number(answers: Sequence[str], references: References) -> float:
+    """The share of answers whose last number is that of a reference (GSM8K; Cobbe et al. 2021)."""
+
+    def number(text: str) -> float | None:
+        found = re.findall(r'-?\d[\d,]*(?:\.\d+)?', text)
+        return float(found[-1].replace(',', '')) if found else None
+
+    def same(one: str, other: str) -> float:
+        return float(number(one) is not None and number(one) == number(other))
+
+    return _mean_of_best(same, answers, references)
+
+
 def rouge_n(answer: str, reference: str, n: int) -> float:
     """F1 of the n-grams that two texts share, with their counts (Lin 2004, section 2): 0 to 1."""
     answer, reference = words(answer), words(reference)
@@ -130,6 +143,7 @@ SCORES: dict[str, Callable[[Sequence[str], References], float]] = {
     'rouge2': rouge2,
     'rouge_l': rouge_l,
     'exact_match': exact_match,
+    'final_number': final_number,
     'token_f1': token_f1,
 }
 

@@ -16,15 +16,17 @@ evaluation and the server know nothing else about it. Its methods are pure:
     facts() -> {name: text}           what the start screen says of the model
 
 A task may also have `example_shapes() -> {name: shape}`, of one example, where they are known
-without its data: a config is then explained without opening any. One with
-`record_fields -> {name: kind}`, what `preprocess` needs of a record, answers raw input: see
-`data.inputs`; of recordings it also says the `sample_rate`, and with `any_size` it takes images as
-they are, which are else scaled and cropped to the size of training, as frames of videos are;
-`answer_fields` names those of its fields that may have another value when it answers. One with
-`compares_examples`, whose loss of an example depends on the others of its batch, is trained on
-whole batches only: its gradient is neither accumulated nor that of each device's part; an
-evaluation's loss is then of batches of that size. Of one with a `vocabulary` the command that shows
-batches decodes 'inputs' and 'targets', or what its `token_fields` names.
+without its data: a config is then explained without opening any. One with `record_fields -> {name:
+kind}`, what `preprocess` needs of a record, answers raw input: see `data.inputs`; of recordings it
+also says the `sample_rate`, and with `any_size` it takes images as they are, which are else scaled
+and cropped to the size of training, as frames of videos are; `answer_fields` names those of its
+fields that may have another value when it answers. One with `compares_examples`, whose loss of an
+example depends on the others of its batch, is trained on whole batches only: its gradient is
+neither accumulated nor that of each device's part; an evaluation's loss is then of batches of that
+size. One with `compares_with_base` needs `config.adapter`: its loss compares the params with those
+of the frozen base, `adapters.without`. One that goes on with texts has `prompt(text)`, what its
+model is to continue for a user's text. Of one with a `vocabulary` the command that shows batches
+decodes 'inputs' and 'targets', or what its `token_fields` names.
 
 Figures that are no means of examples, such as an area under a curve or BLEU, are scores:
 
@@ -37,6 +39,7 @@ Figures that are no means of examples, such as an area under a curve or BLEU, ar
 mean. To add a task, put it in a file of its own and its class here.
 """
 
+from bigmodels.tasks.chat import Chat
 from bigmodels.tasks.classification import Classification
 from bigmodels.tasks.detection import Detection
 from bigmodels.tasks.diffusion import Diffusion
@@ -47,6 +50,7 @@ from bigmodels.tasks.language_modeling import LanguageModeling
 from bigmodels.tasks.masked_language_modeling import MaskedLanguageModeling
 from bigmodels.tasks.next_item import NextItem
 from bigmodels.tasks.node_classification import NodeClassification
+from bigmodels.tasks.preference import Preference
 from bigmodels.tasks.ranking import Ranking
 from bigmodels.tasks.retrieval import Retrieval
 from bigmodels.tasks.segmentation import Segmentation
@@ -58,6 +62,7 @@ from bigmodels.tasks.text_to_text import TextToText
 from bigmodels.tasks.transcription import Transcription
 
 TASKS = {
+    'chat': Chat,
     'classification': Classification,
     'detection': Detection,
     'diffusion': Diffusion,
@@ -68,6 +73,7 @@ TASKS = {
     'masked_language_modeling': MaskedLanguageModeling,
     'next_item': NextItem,
     'node_classification': NodeClassification,
+    'preference': Preference,
     'ranking': Ranking,
     'retrieval': Retrieval,
     'segmentation': Segmentation,

@@ -14,7 +14,7 @@ import numpy as np
 
 from bigmodels import errors, losses, metrics
 from bigmodels.data import text, tokenizers
-from bigmodels.deploy import decoding
+from bigmodels.deploy import decoding, weights
 from bigmodels.deploy.sampling import Sampling
 from bigmodels.models import transformer
 from bigmodels.tasks.base import Examples
@@ -114,25 +114,25 @@ class GroupPolicy(Tokenized):
         """Variables of the model."""
         return self.model.init(rng, batch['inputs'][:1])
 
-    def answers(self, params, batch, rng: jax.Array, sampling: Sampling) -> tuple[Any, Any]:
-        """Tokens int32 [R, A] and their counts [R], the end included, of prompts [R, P]."""
+    def answers(self, params, batch, rng: jax.Array, sampling: Sampling) -> decoding.Generated:
+        """What follows prompts [R, P]: up to A tokens each, the end included."""
         end = jnp.full((1, 1), self.vocabulary.end_of_text)
-        model, params = transformer.unscanned(self.model, params)
+        model, params = weights.packed(self.model, params)
         return decoding.continue_prompts(
-            model.clone(logits_dtype='float32'),
+            model,
             params,
             batch['inputs'],
             batch['lengths'],
             end,
             rng,
+            sampling.rows(len(batch['inputs']), only_used=True),
             max_new_tokens=self.answer_length,
-            sampling=sampling,
         )
 
     def loss_fn(self, params, model_state, batch, rng, train: bool):
         """The policy's loss; 'reward' is the share of right answers, sampled or the likeliest."""
         if not train:
-            tokens, counts = self.answers(params, batch, rng, Sampling(temperature=0))
+            tokens, counts, _ = self.answers(params, batch, rng, Sampling(temperature=0))
             reward = rewards(tokens, counts, batch['targets'])
             figures = {'loss': 1 - reward, 'reward': reward, 'answer_tokens': counts}
             pairs = {name: metrics.pair(f, batch['weights']) for name, f in figures.items()}
@@ -140,7 +140,9 @@ class GroupPolicy(Tokenized):
         sample_rng, dropout_rng = jax.random.split(rng)
         repeated = {key: jnp.repeat(value, self.group_size, axis=0) for key, value in batch.items()}
         sampling = Sampling(temperature=self.temperature)
-        tokens, counts = self.answers(jax.lax.stop_gradient(params), repeated, sample_rng, sampling)
+        tokens, counts, _ = self.answers(
+            jax.lax.stop_gradient(params), repeated, sample_rng, sampling
+        )
         reward = rewards(tokens, counts, repeated['targets']).reshape(-1, self.group_size)
         log_probs = self.log_probs(params, repeated, tokens, dropout_rng)
         chosen = jnp.arange(self.answer_length) < counts[:, None]
@@ -167,7 +169,7 @@ class GroupPolicy(Tokenized):
     def predict(self, params, model_state, batch) -> jax.Array:
         """The likeliest answers: int32 [B, A], NO_TOKEN from their end on."""
         greedy = Sampling(temperature=0)
-        tokens, counts = self.answers(params, batch, jax.random.key(0), greedy)
+        tokens, counts, _ = self.answers(params, batch, jax.random.key(0), greedy)
         ended = tokens == self.vocabulary.end_of_text
         real = (jnp.arange(self.answer_length) < counts[:, None]) & ~ended
         return jnp.where(real, tokens, NO_TOKEN)

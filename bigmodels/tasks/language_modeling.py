@@ -55,8 +55,12 @@ class LanguageModeling(tokens.TokenSequences):
         """Token ids -> text."""
         return self.vocabulary.decode(prediction)
 
-    def loss_fn(self, params, model_state, batch, rng, train: bool):
-        """Cross-entropy in nats per token, see `tokens.pairs_of_tokens`; bits per byte of text."""
+    def prompt(self, text: str) -> str:
+        """What the model is to continue for a user's text: the text."""
+        return text
+
+    def token_losses(self, params, batch, rng, train: bool) -> tuple[jax.Array, Mapping]:
+        """Cross-entropy in nats of every token [B, L], and what the model sows."""
         hidden, sown = self.model.apply(
             {'params': params},
             batch['inputs'],
@@ -78,9 +82,13 @@ class LanguageModeling(tokens.TokenSequences):
             )
 
         if self.loss_chunk:
-            loss = losses.chunked_over_tokens(of_hidden, hidden, batch['targets'], self.loss_chunk)
-        else:
-            loss = of_hidden(hidden, batch['targets'])
+            chunk = self.loss_chunk
+            return losses.chunked_over_tokens(of_hidden, hidden, batch['targets'], chunk), sown
+        return of_hidden(hidden, batch['targets']), sown
+
+    def loss_fn(self, params, model_state, batch, rng, train: bool):
+        """Cross-entropy in nats per token, see `tokens.pairs_of_tokens`; bits per byte of text."""
+        loss, sown = self.token_losses(params, batch, rng, train)
         pairs = tokens.pairs_of_tokens(loss, batch['weights'], sown, train)
         loss = pairs['loss']
         if not train:
@@ -105,10 +113,11 @@ class LanguageModeling(tokens.TokenSequences):
 
     def demonstrate(self, params, model_state) -> dict[str, str]:
         """A sampled continuation of `sample_prompt`."""
-        room = self.model.max_length - max(len(self.vocabulary.encode(self.sample_prompt)), 1)
+        prompt = self.prompt(self.sample_prompt)
+        room = self.model.max_length - max(len(self.vocabulary.encode(prompt)), 1)
         count = min(self.sample_tokens, room)
         if count < 1:
             return {}
         settings = Sampling(temperature=0.8, top_k=50)
-        [continuation] = generate_text(self, params, [self.sample_prompt], count, settings, seed=0)
-        return {'sample.txt': self.sample_prompt + continuation}
+        [continuation] = generate_text(self, params, [prompt], count, settings, seed=0)
+        return {'sample.txt': prompt + continuation}

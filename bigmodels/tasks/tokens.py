@@ -28,10 +28,13 @@ class Tokenized(Defaults):
 
         def texts():
             for i in range(len(source)):
-                record = source[i]
-                yield from (text.text_of(record, field) for field in self._text_fields())
+                yield from self._texts(source[i])
 
         return self._with(tokenizers.fit(self.tokenizer, texts, 'task.tokenizer'))
+
+    def _texts(self, record: Mapping[str, Any]) -> Sequence[str]:
+        """The texts of a record that a tokenizer is trained on."""
+        return [text.text_of(record, field) for field in self._text_fields()]
 
     def _text_fields(self) -> Sequence[str]:
         """The fields of a record whose texts a tokenizer is trained on."""

@@ -79,7 +79,9 @@ def test_loss_is_the_advantage_weighted_likelihood_of_what_was_answered(monkeypa
             length = int(batch['lengths'][prompt])
             whole = np.concatenate([batch['inputs'][prompt][:length], ids[:count]])
             logits = task.model.apply({'params': params}, whole[None])[0] / 0.7
-            log_probs = jax.nn.log_softmax(logits)[np.arange(length - 1, len(whole) - 1), ids[:count]]
+            log_probs = jax.nn.log_softmax(logits)[
+                np.arange(length - 1, len(whole) - 1), ids[:count]
+            ]
             losses.append(-gained[answer] * float(log_probs.mean()))
     expected = np.reshape(losses, (3, 3)).mean(1)
     loss, (pairs, _) = task.loss_fn(params, {}, batch, rng, train=True)

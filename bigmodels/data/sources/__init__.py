@@ -221,7 +221,7 @@ class JsonLines:
             for number, line in enumerate(lines_of(name), 1):
                 contents.update(line)
                 if line.strip():
-                    parse_json_line(line, f'{name}:{number}')
+                    self._record(line, f'{name}:{number}')
                     lines.append((file, start, start + len(line)))
                 start += len(line)
         if not lines:
@@ -234,7 +234,10 @@ class JsonLines:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         i = checked_index(index, len(self))
-        return parse_json_line(self._spans.read(i), f'{self._spans.path(i)}, record {i}')
+        return self._record(self._spans.read(i), f'{self._spans.path(i)}, record {i}')
+
+    def _record(self, line: bytes, where: str) -> dict[str, Any]:
+        return parse_json_line(line, where)
 
     def fingerprint(self) -> str:
         return self._fingerprint

@@ -1,4 +1,4 @@
-"""Kernels as they are kept for decoding: transposed, narrow, read once a token.
+"""What may stand in the place of a kernel: a narrow copy for decoding, an adapted one.
 
 Axes: B rows, D input features, F output features, G groups of D with a scale of their own.
 """
@@ -38,9 +38,29 @@ class Kernel:
         return (_grouped(rows, self.scales) * scales[..., None]).reshape(rows.shape)
 
 
+@flax.struct.dataclass
+class Adapted:
+    """kernel + scale * down @ up, which is never added up (LoRA; Hu et al. 2021, section 4.1).
+
+    Fields:
+      kernel: [D, F], an array or a `Kernel`.
+      down, up: [D, R] and [R, F], the paper's A and B transposed; or [B, D, R] and [B, R, F], for
+        each row of a batch its own.
+      scale: alpha / R of the paper.
+    """
+
+    kernel: Array | Kernel
+    down: Array
+    up: Array
+    scale: float = flax.struct.field(pytree_node=False)
+
+
 def widened(kernel: Kernel) -> Array:
     """The matrix itself: float32 [D, F]."""
-    return kernel.rows(jnp.arange(len(kernel.values))).T
+    values = kernel.values.astype(jnp.float32)
+    if kernel.scales is None:
+        return values.T
+    return (_grouped(values, kernel.scales) * kernel.scales[..., None]).reshape(values.shape).T
 
 
 def multiply(x: Array, kernel: Kernel) -> Array:

@@ -23,12 +23,18 @@ PRODUCT = 'product'
 Dtype = Literal['float32', 'bfloat16', 'float16']
 
 
-def matmul(x: Array, kernel: Array | kernels.Kernel, out_dtype=None) -> Array:
+# A float32 parameter [D, F], or what is put in its place.
+AnyKernel = Array | kernels.Kernel | kernels.Adapted
+
+
+def matmul(x: Array, kernel: AnyKernel, out_dtype=None) -> Array:
     """x [..., D] @ kernel [D, F] -> [..., F], accumulated in float32, in out_dtype or x's dtype.
 
     Remat may keep it by the name PRODUCT.
     """
     out_dtype = jnp.dtype(out_dtype or x.dtype)
+    if isinstance(kernel, kernels.Adapted):
+        return _adapted_matmul(x, kernel, out_dtype)
     if isinstance(kernel, kernels.Kernel):
         product = kernels.multiply(x.reshape(-1, x.shape[-1]), kernel)
         return product.reshape(*x.shape[:-1], -1).astype(out_dtype)
@@ -37,6 +43,26 @@ def matmul(x: Array, kernel: Array | kernels.Kernel, out_dtype=None) -> Array:
     else:
         product = _low_precision_matmul(x, kernel, out_dtype)
     return checkpoint_name(product, PRODUCT)
+
+
+def _adapted_matmul(x: Array, adapted: kernels.Adapted, out_dtype) -> Array:
+    """x [..., D] by an adapted kernel -> [..., F]: two thin products beside that of the kernel.
+
+    So the kernel has no gradient, and its sum with the adapter is never in memory.
+    """
+    kernel = adapted.kernel
+    if isinstance(kernel, kernels.Kernel):
+        # The backward pass widens it again: what is kept of a quantised kernel is the kernel.
+        product = jax.checkpoint(lambda x: matmul(x, kernels.widened(kernel), out_dtype))(x)
+    else:
+        product = matmul(x, kernel, out_dtype)
+    if adapted.down.ndim == 2:
+        added = matmul(matmul(x, adapted.down), adapted.up, jnp.float32)
+    else:
+        rows = x.reshape(len(x), -1, x.shape[-1])
+        added = rows @ adapted.down.astype(x.dtype) @ adapted.up.astype(x.dtype)
+        added = added.reshape(product.shape).astype(jnp.float32)
+    return (product.astype(jnp.float32) + adapted.scale * added).astype(out_dtype)
 
 
 def _rows(x: Array) -> Array:
@@ -272,13 +298,11 @@ GATED_ACTIVATIONS: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
-def kernel_of(
-    module: nn.Module, name: str, init: Callable, shape: tuple[int, int]
-) -> Array | kernels.Kernel:
-    """A module's float32 parameter [D, F], or the `Kernel` that decoding puts in its place."""
+def kernel_of(module: nn.Module, name: str, init: Callable, shape: tuple[int, int]) -> AnyKernel:
+    """A module's float32 parameter [D, F], or what is put in its place."""
     kernel = module.get_variable('params', name)
     # Not by `param`, which compares the shape: a `Kernel` lies transposed.
-    if isinstance(kernel, kernels.Kernel):
+    if isinstance(kernel, kernels.Kernel | kernels.Adapted):
         return kernel
     return module.param(name, init, shape, jnp.float32)
 
