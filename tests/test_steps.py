@@ -152,13 +152,8 @@ def test_the_initial_state():
     tx = optax.adam(0.1)
 
     def make_state(rng):
-        return init_state(
-            rng,
-            BATCH,
-            init=lambda rng, _: {'params': {'w': jax.random.normal(rng, 3)}, 'stats': {'n': 0.0}},
-            tx=tx,
-            use_ema=True,
-        )
+        variables = {'params': {'w': jax.random.normal(rng, 3)}, 'stats': {'n': 0.0}}
+        return init_state(variables, tx=tx, use_ema=True)
 
     state = make_state(jax.random.key(0))
     assert state.step == 0

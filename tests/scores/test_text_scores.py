@@ -94,3 +94,18 @@ def test_an_unknown_score_is_named():
     with pytest.raises(errors.UserError, match="Unknown score 'blue'. Did you mean 'bleu'"):
         text.check(['rouge1', 'blue'])
     text.check(tuple(SCORES))
+
+
+@pytest.mark.parametrize(
+    ('answer', 'expected'),
+    [
+        ('So 3 * 400 = <<3*400=1200>>1,200.\n#### 1,200', 100),
+        ('It is 1200.0 in all.', 100),
+        ('1200 of 1300', 0),
+        ('-1200', 0),
+        ('no number', 0),
+        ('', 0),
+    ],
+)
+def test_the_last_number_is_the_answer(answer, expected):
+    assert score('final_number', answer, 'Half of 2400.\n#### 1200') == expected
