@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from bigmodels import config, errors, rundir, runs
-from bigmodels.data import images, inputs, pipeline
+from bigmodels.data import audio, images, inputs, pipeline
 from bigmodels.tasks.language_modeling import LanguageModeling
 
 
@@ -103,19 +103,23 @@ def _shapes(example: Mapping[str, np.ndarray]) -> tuple:
 
 
 def as_json(where: str, answer: Any, pictures: pathlib.Path, number: int) -> dict[str, Any]:
-    """An answer as plain data; a picture, uint8 [H, W] or [H, W, 3], is written and named.
+    """An answer as plain data; a picture, uint8 [H, W] or [H, W, 3], or sound is written and named.
 
     Args:
       pictures: the folder for them, made when there is one.
-      number: of the answer, for the names of its pictures.
+      number: of the answer, for the names of its files.
     """
     answer = answer if isinstance(answer, Mapping) else {'answer': answer}
     plain = {'input': where}
     for name, value in answer.items():
-        if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim >= 2:
+        is_picture = isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim >= 2
+        if is_picture or isinstance(value, audio.Sound):
             pictures.mkdir(parents=True, exist_ok=True)
-            file = pictures / f'{number:06d}_{name}.png'
-            Image.fromarray(value).save(file)
+            file = pictures / f'{number:06d}_{name}.{"png" if is_picture else "wav"}'
+            if is_picture:
+                Image.fromarray(value).save(file)
+            else:
+                file.write_bytes(audio.encode_wav(value))
             value = str(file)
         plain[name] = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
     return plain
@@ -136,7 +140,7 @@ def main() -> None:
         '--pictures',
         type=pathlib.Path,
         default=pathlib.Path('predictions'),
-        help='the folder for answers that are pictures; default predictions',
+        help='the folder for answers that are pictures or sound; default predictions',
     )
     parser.add_argument('--batch_size', type=int, default=0, help="default: the training's")
     a, overrides = config.parse_arguments(parser, None)

@@ -49,7 +49,17 @@ VARIANTS = {
     'video_vit': [
         dict(num_classes=8, num_layers=2, embed_dim=16, num_heads=2, patch_size=4),
     ],
+    'vision_language': [
+        dict(
+            image=dict(num_layers=2, embed_dim=16, num_heads=2, patch_size=4, pool='none'),
+            text=TRANSFORMER | text,
+        )
+        for text in (dict(positions='learned'), dict(tie_embeddings=False))
+    ],
     'vit': [dict(num_classes=8, num_layers=2, embed_dim=16, num_heads=2, patch_size=4)],
+    'wavenet': [
+        dict(num_classes=8, num_speakers=2, num_layers=2, cycle=2, embed_dim=16, skip_dim=8),
+    ],
 }
 TABLES = {
     name: model.sharding_rules
@@ -82,6 +92,12 @@ def parameters(name: str, fields: dict):
             jax.ShapeDtypeStruct((1, 16, 8), jnp.float32),
             jax.ShapeDtypeStruct((1,), jnp.int32),
         ]
+    elif name == 'vision_language':
+        image = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+        inputs = [image, *inputs, jax.ShapeDtypeStruct((1,), jnp.int32)]
+    elif name == 'wavenet':
+        row = jax.ShapeDtypeStruct((1,), jnp.int32)
+        inputs = [*inputs, row, row, jax.ShapeDtypeStruct((1, 8), jnp.float32)]
     return jax.eval_shape(model.init, jax.random.key(0), *inputs)['params']
 
 

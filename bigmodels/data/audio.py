@@ -1,4 +1,4 @@
-"""Sound on the host, as pure functions: from a WAV file's bytes to samples at one rate.
+"""Sound on the host, as pure functions: from a WAV file's bytes to samples at one rate, and back.
 
 Samples are float32 [T] from -1 to 1, of one channel.
 """
@@ -8,6 +8,7 @@ import io
 import math
 import warnings
 import wave
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,23 @@ from bigmodels import errors
 _ZERO_CROSSINGS = 32  # of the sinc on each side
 _BETA = 9.0  # of the Kaiser window
 _ROLLOFF = 0.92  # of the lower Nyquist frequency: where the filter is at half
+
+
+class Sound(NamedTuple):
+    """Samples and their rate in Hz."""
+
+    samples: np.ndarray
+    rate: int
+
+
+def encode_wav(sound: Sound) -> bytes:
+    """A WAV file of 16 bits per sample; what is beyond full scale is cut off."""
+    values = np.clip(np.rint(sound.samples * 2.0**15), -(2**15), 2**15 - 1).astype('<i2')
+    buffer = io.BytesIO()
+    with wave.open(buffer, 'wb') as file:
+        file.setparams((1, 2, sound.rate, len(values), 'NONE', ''))
+        file.writeframes(values.tobytes())
+    return buffer.getvalue()
 
 
 def decode_wav(data: bytes, where: str) -> tuple[np.ndarray, int]:

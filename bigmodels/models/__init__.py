@@ -24,7 +24,9 @@ from bigmodels.models.transformer_classifier import TransformerClassifier
 from bigmodels.models.two_tower import TwoTower
 from bigmodels.models.unet import UNet
 from bigmodels.models.video_vit import VideoViT
+from bigmodels.models.vision_language import VisionLanguage
 from bigmodels.models.vit import ViT
+from bigmodels.models.wavenet import WaveNet
 
 MODELS = {
     'clip': CLIP,
@@ -50,5 +52,7 @@ MODELS = {
     'two_tower': TwoTower,
     'unet': UNet,
     'video_vit': VideoViT,
+    'vision_language': VisionLanguage,
     'vit': ViT,
+    'wavenet': WaveNet,
 }

@@ -6,7 +6,7 @@ V vocab.
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -36,6 +36,21 @@ SHARDING_RULES = (
 )
 
 
+class Prefix(NamedTuple):
+    """What comes before the tokens, and how much of them it goes on in.
+
+    All of it sees all of it, as in the prefix language model of T5 (Raffel et al. 2020, section
+    3.2.1); the tokens after it are causal.
+
+    Fields:
+      states: [B, P, D], in the place of embeddings.
+      lengths: int [B], so many tokens at the beginning of each row belong to it.
+    """
+
+    states: Array
+    lengths: Array
+
+
 class Transformer(nn.Module, Settings):
     """A stack of blocks between an embedding and logits; its fields are those of `Settings`."""
 
@@ -54,6 +69,7 @@ class Transformer(nn.Module, Settings):
         positions: Array | None = None,
         segment_ids: Array | None = None,
         cache: Cache | None = None,
+        prefix: Prefix | None = None,
         train: bool = False,
         return_hidden: bool = False,
     ) -> Array | tuple[Array, Cache]:
@@ -65,14 +81,17 @@ class Transformer(nn.Module, Settings):
             which must be consecutive in each row.
           segment_ids: int [B, L]; tokens attend within their own segment.
           cache: of `init_cache`; needs scan_layers = False.
+          prefix: comes before the inputs, which then have the positions P..P+L-1, in one segment;
+            nothing is returned of its states.
           return_hidden: the final normalised states [B, L, D] instead; `logits` finishes them.
 
         Returns:
           [B, L, V] in `logits_dtype`, with V = `vocab_rows`; with a cache, that and the cache with
           these tokens written.
         """
+        before = 0 if prefix is None else prefix.states.shape[1]
         if positions is None:
-            positions = jnp.arange(inputs.shape[1])[None]
+            positions = jnp.arange(before + inputs.shape[1])[None]
         split = cache is None and sharding.axis_size('sequence') > 1
         if split and train and self.dropout_rate:
             raise errors.UserError(
@@ -87,12 +106,18 @@ class Transformer(nn.Module, Settings):
         x = layers.look_up(embed, inputs, 'tensor')
         if self.scale_embeddings:
             x *= math.sqrt(self.embed_dim)
+        slots = None
+        if prefix is not None:
+            _check_prefix(self)
+            x = jnp.concatenate([prefix.states, x], axis=1)
+            slots = jnp.maximum(positions, before + prefix.lengths[:, None] - 1)
         if self.positions == 'learned':
             x += layers.look_up(table(self, 'position_embed', self.max_length), positions, None)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x.astype(self.dtype))
         x, cache = self._run_blocks(
-            sharding.constrain_activations(x), positions, segment_ids, cache, train
+            sharding.constrain_activations(x), positions, segment_ids, cache, train, slots
         )
+        x = x if prefix is None else x[:, before:]
         x = layers.Norm(self.norm, self.norm_epsilon, self.use_bias, name='final_norm')(x)
         if split:
             x = balanced.from_balanced(x)
@@ -108,12 +133,12 @@ class Transformer(nn.Module, Settings):
         out = x if return_hidden else logits_of(self, x, kernel)
         return out if cache is None else (out, cache)
 
-    def _run_blocks(self, x, positions, segment_ids, cache, train):
+    def _run_blocks(self, x, positions, segment_ids, cache, train, slots):
         """Applies every block, scanned or unrolled; called inside the compact `__call__`."""
         settings = blocks.settings_of(self)
         if sharding.axis_size('stage') > 1:
             return self._run_stages(settings, x, positions, segment_ids, train), None
-        return blocks.run(settings, x, positions, segment_ids, cache, train)
+        return blocks.run(settings, x, positions, segment_ids, cache, train, slots=slots)
 
     def _run_stages(self, settings, x, positions, segment_ids, train):
         """The scanned layers on the devices of the mesh axis `stage`."""
@@ -180,6 +205,18 @@ class Transformer(nn.Module, Settings):
             multiplied -= moe_lib.num_idle(params, self.experts)
         attended = min(length, 2 * (self.sliding_window or length))
         return 6 * multiplied + 6 * self.num_layers * self.num_heads * self.dim_per_head * attended
+
+
+def _check_prefix(settings: Settings) -> None:
+    """Raises UserError where attention does not see a prefix as it should."""
+    for axis in ('sequence', 'stage'):
+        if sharding.axis_size(axis) > 1:
+            raise errors.UserError(
+                f'config.mesh.{axis} = {sharding.axis_size(axis)} does not go with a prefix: leave '
+                'it at 1.'
+            )
+    if not settings.causal or settings.sliding_window:
+        raise errors.UserError('A prefix needs model.causal = True and no model.sliding_window.')
 
 
 def table(settings: Settings, name: str, rows: int) -> nn.Embed:

@@ -26,14 +26,15 @@ SHARDING_RULES = (
 
 
 class ViT(nn.Module):
-    """inputs [B, H, W, C] -> logits [B, num_classes] in float32.
+    """inputs [B, H, W, C] -> logits [B, num_classes] in float32, or [B, L, num_classes].
 
     ViT-Ti/16 is `num_layers=12, embed_dim=192, num_heads=3`, ViT-B/16 has 12, 768 and 12.
 
     Fields:
       patch_size: the sides of a patch; H and W must be multiples of it. The number of patches
         at initialisation is the number of learned positions.
-      pool: what is classified: the state of an extra 'token', or the 'mean' over patches.
+      pool: what is classified: the state of an extra 'token', the 'mean' over patches, or with
+        'none' each patch.
       num_heads and the rest: see `blocks.Settings`.
     """
 
@@ -43,7 +44,7 @@ class ViT(nn.Module):
     num_heads: int
     mlp_dim: int | None = None
     patch_size: int = 16
-    pool: Literal['token', 'mean'] = 'token'
+    pool: Literal['token', 'mean', 'none'] = 'token'
     norm_epsilon: float = 1e-6
     activation: Literal['gelu', 'gelu_exact', 'swiglu', 'geglu'] = 'gelu'
     dropout_rate: float = 0.0
@@ -72,8 +73,9 @@ class ViT(nn.Module):
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         x, _ = blocks.run(self.settings, sharding.constrain_activations(x), train=train)
         x = layers.Norm('layer_norm', self.norm_epsilon, name='final_norm')(x)
-        pooled = x[:, 0] if self.pool == 'token' else x.mean(1)
-        return layers.Linear(self.num_classes, name='head')(pooled).astype(jnp.float32)
+        if self.pool != 'none':
+            x = x[:, 0] if self.pool == 'token' else x.mean(1)
+        return layers.Linear(self.num_classes, name='head')(x).astype(jnp.float32)
 
 
 def patches(images: Array, size: int) -> Array:

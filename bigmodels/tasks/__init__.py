@@ -55,11 +55,13 @@ from bigmodels.tasks.ranking import Ranking
 from bigmodels.tasks.retrieval import Retrieval
 from bigmodels.tasks.segmentation import Segmentation
 from bigmodels.tasks.sound_classification import SoundClassification
+from bigmodels.tasks.sound_generation import SoundGeneration
 from bigmodels.tasks.span_extraction import SpanExtraction
 from bigmodels.tasks.tables import TableClassification, TableRegression
 from bigmodels.tasks.text_classification import TextClassification
 from bigmodels.tasks.text_to_text import TextToText
 from bigmodels.tasks.transcription import Transcription
+from bigmodels.tasks.visual_questions import VisualQuestions
 
 TASKS = {
     'chat': Chat,
@@ -78,10 +80,12 @@ TASKS = {
     'retrieval': Retrieval,
     'segmentation': Segmentation,
     'sound_classification': SoundClassification,
+    'sound_generation': SoundGeneration,
     'span_extraction': SpanExtraction,
     'table_classification': TableClassification,
     'table_regression': TableRegression,
     'text_classification': TextClassification,
     'text_to_text': TextToText,
     'transcription': Transcription,
+    'visual_questions': VisualQuestions,
 }

@@ -161,13 +161,13 @@ def _stacked(values: Sequence[np.ndarray], name: str) -> np.ndarray:
 
 
 def checked_labels(
-    labels: Any, num_classes: int, key: str, counted: str = 'model.num_classes is'
+    labels: Any, num_classes: int, key: str, limit: str = 'model.num_classes'
 ) -> np.ndarray:
     """Labels, integers from 0 to under `num_classes` or booleans, as int32 of the same shape.
 
     Args:
       key: what they were read by, for the error, such as "task.label_key = 'label'".
-      counted: what comes before the number of classes in the error.
+      limit: the key of the config that `num_classes` is from, for the error.
 
     Raises:
       UserError: for what is no integer, or out of range.
@@ -178,6 +178,18 @@ def checked_labels(
     known = (labels >= 0) & (labels < num_classes)
     if not known.all():
         raise errors.UserError(
-            f'Label {labels[~known][0]} is out of range: {counted} {num_classes}.'
+            f'Label {labels[~known][0]} is out of range: {limit} is {num_classes}.'
         )
     return labels.astype(np.int32)
+
+
+def checked_seeds(seeds: Any) -> np.ndarray:
+    """Seeds, integers from 0 to 2**32 - 1, as uint32 of the same shape.
+
+    Raises:
+      UserError: for what is no integer, or out of range.
+    """
+    found = np.asarray(seeds)
+    if found.dtype.kind not in 'iu' or (found < 0).any() or (found >= 2**32).any():
+        raise errors.UserError(f'The seed {seeds!r} must be an integer from 0 to 2**32 - 1.')
+    return found.astype(np.uint32)

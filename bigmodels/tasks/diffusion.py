@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigmodels import errors, metrics
-from bigmodels.tasks.base import Defaults, Examples, checked_labels, field_of
+from bigmodels.tasks.base import Defaults, Examples, checked_labels, checked_seeds, field_of
 
 GOLDEN_RATIO = np.uint32(2_654_435_769)  # its fractional part, of 2**32
 
@@ -86,12 +86,7 @@ class Diffusion(Defaults):
                 np.float32
             )
         if 'seed' in raw:
-            seed = np.asarray(raw['seed'])
-            if seed.dtype.kind not in 'iu' or (seed < 0).any() or (seed >= 2**32).any():
-                raise errors.UserError(
-                    f'The seed {raw["seed"]!r} must be an integer from 0 to 2**32 - 1.'
-                )
-            example['seeds'] = seed.astype(np.uint32)
+            example['seeds'] = checked_seeds(raw['seed'])
         return example
 
     def postprocess(self, prediction: np.ndarray) -> dict[str, np.ndarray]:

@@ -122,7 +122,7 @@ class ImageText(Tokenized):
                 raw[self.label_key],
                 len(self.classes),
                 f'task.label_key = {self.label_key!r}',
-                'the number of task.classes is',
+                'the number of task.classes',
             )
         return example
 

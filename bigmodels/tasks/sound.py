@@ -18,37 +18,28 @@ from bigmodels.tasks.base import Defaults, Examples, field_of
 
 
 @dataclasses.dataclass(frozen=True)
-class FrontEnd:
-    """Recordings to normalised log-mel features, on the device and differentiable.
+class Waveforms:
+    """Recordings of different lengths as vectors of one length.
 
     Fields:
       sample_rate: Hz, which records must have.
       max_seconds: the length that all recordings of a batch are filled up to with zeros.
-      num_mels, floor: see `log_mel.log_mel`.
-      window_seconds, hop_seconds: of a frame, and from one to the next.
     """
 
     sample_rate: int
     max_seconds: float
-    num_mels: int = 40
-    window_seconds: float = 0.025
-    hop_seconds: float = 0.01
-    floor: float = 1e-6
 
     def __post_init__(self):
-        if not 0 < self.hop <= self.window <= self.most:
+        if self.most < 1:
             raise errors.UserError(
-                f'task.sound: a hop of {self.hop}, a window of {self.window} and max_seconds of '
-                f'{self.most} samples must be at least 1 and ascend.'
+                f'task.sound: max_seconds = {self.max_seconds} at {self.sample_rate} Hz has no '
+                'sample.'
             )
 
     @property
-    def window(self) -> int:
-        return round(self.window_seconds * self.sample_rate)
-
-    @property
-    def hop(self) -> int:
-        return round(self.hop_seconds * self.sample_rate)
+    def least(self) -> int:
+        """Samples that a recording has at least."""
+        return 1
 
     @property
     def most(self) -> int:
@@ -62,7 +53,7 @@ class FrontEnd:
           cut: longer recordings end at `most`, which a warning says, instead of being an error.
 
         Raises:
-          UserError: naming the record, for one of another sample rate, shorter than a window, or
+          UserError: naming the record, for one of another sample rate, shorter than `least`, or
             too long.
         """
         samples = np.asarray(field_of(raw, key, 'task.input_key'), np.float32)
@@ -73,10 +64,10 @@ class FrontEnd:
                 f'{where} has {rate:,} Hz, task.sound.sample_rate is {self.sample_rate:,}: set '
                 'the sample_rate of its source to the same.'
             )
-        if samples.ndim != 1 or len(samples) < self.window:
+        if samples.ndim != 1 or len(samples) < self.least:
             raise errors.UserError(
                 f'{where} has the shape {samples.shape}: a recording is a vector of at least '
-                f'{self.window} samples, one window.'
+                f'{self.least} samples.'
             )
         if not np.isfinite(samples).all():
             raise errors.UserError(f'{where} has samples that are not finite.')
@@ -102,6 +93,42 @@ class FrontEnd:
             'lengths': jax.ShapeDtypeStruct((), 'int32'),
             'weights': jax.ShapeDtypeStruct((), 'float32'),
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class FrontEnd(Waveforms):
+    """Recordings to normalised log-mel features, on the device and differentiable.
+
+    Fields:
+      num_mels, floor: see `log_mel.log_mel`.
+      window_seconds, hop_seconds: of a frame, and from one to the next; the least recording is one
+        window.
+    """
+
+    num_mels: int = 40
+    window_seconds: float = 0.025
+    hop_seconds: float = 0.01
+    floor: float = 1e-6
+
+    def __post_init__(self):
+        if not 0 < self.hop <= self.window <= self.most:
+            raise errors.UserError(
+                f'task.sound: a hop of {self.hop}, a window of {self.window} and max_seconds of '
+                f'{self.most} samples must be at least 1 and ascend.'
+            )
+
+    @property
+    def window(self) -> int:
+        return round(self.window_seconds * self.sample_rate)
+
+    @property
+    def hop(self) -> int:
+        return round(self.hop_seconds * self.sample_rate)
+
+    @property
+    def least(self) -> int:
+        """Samples that a recording has at least: one window."""
+        return self.window
 
     def num_frames(self, lengths):
         """The frames of so many samples, an int or an array of them."""

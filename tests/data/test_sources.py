@@ -35,7 +35,7 @@ def write_parts(folder, suffix='.txt'):
 @pytest.fixture(
     params=['stdlib', 'text', 'text_gz', 'jsonl', 'csv', 'npz', 'digits', 'image_folder',
             'jpeg_npz', 'decoded_jpeg_npz', 'mnist', 'mask_npz', 'mask_folder', 'wav_folder',
-            'audio_npz', 'moving_digits'],
+            'audio_npz', 'moving_digits', 'digit_scenes'],
     ids=lambda name: name,
 )  # fmt: skip
 def any_source(request, tmp_path):
@@ -75,6 +75,9 @@ def any_source(request, tmp_path):
     if request.param == 'moving_digits':
         image_files.write_mnist(tmp_path, np.arange(12).reshape(3, 2, 2), np.arange(3))
         return build('moving_digits', path=str(tmp_path), count=7, size=8, speeds=(1.0, 2.0))
+    if request.param == 'digit_scenes':
+        image_files.write_mnist(tmp_path, np.arange(12).reshape(3, 2, 2), np.arange(3))
+        return build('digit_scenes', path=str(tmp_path), count=7, size=8)
     return build('digits', split='valid')
 
 

@@ -178,12 +178,15 @@ def settings_of(module: nn.Module, **given) -> Settings:
 
 
 class Attention(nn.Module):
-    """Self-attention of x [B, L, D]; with a cache, over all slots written so far."""
+    """Self-attention of x [B, L, D]; with a cache, over all slots written so far.
+
+    `slots`, int [B, L], are the last ones that causal attention sees, by default a token's own.
+    """
 
     settings: Settings
 
     @nn.compact
-    def __call__(self, x, positions, segment_ids, cache):
+    def __call__(self, x, positions, segment_ids, cache, slots=None):
         c = self.settings
         query = _heads(c, x, c.num_heads, 'query')
         key, value = (_heads(c, x, c.kv_heads, name) for name in ('key', 'value'))
@@ -194,6 +197,7 @@ class Attention(nn.Module):
             query = layers.rotate(query, positions, frequencies)
             key = layers.rotate(key, positions, frequencies)
         if cache is not None:
+            slots = positions if slots is None else slots
             cache = {
                 'key': _write(cache['key'], key, positions),
                 'value': _write(cache['value'], value, positions),
@@ -209,7 +213,7 @@ class Attention(nn.Module):
             window=c.sliding_window,
             segment_ids=segment_ids,
             softcap=c.attention_softcap,
-            query_slots=None if cache is None else positions,
+            query_slots=slots,
             implementation=c.attention,
         )
         return _attention_output(c, attended, x.shape), cache
@@ -309,7 +313,9 @@ class Block(nn.Module):
     train: bool = False
 
     @nn.compact
-    def __call__(self, x, positions, segment_ids, cache, context: Context | None = None):
+    def __call__(
+        self, x, positions, segment_ids, cache, context: Context | None = None, slots=None
+    ):
         c = self.settings
         norm = functools.partial(layers.Norm, c.norm, c.norm_epsilon, c.use_bias)
         dropout = nn.Dropout(c.dropout_rate, deterministic=not self.train)
@@ -324,7 +330,7 @@ class Block(nn.Module):
             return x + (norm(name=f'{name}_post_norm')(y) if c.norm_placement == 'both' else y)
 
         y, new_cache = Attention(c, name='attention')(
-            before('attention', x), positions, segment_ids, cache
+            before('attention', x), positions, segment_ids, cache, slots
         )
         x = added('attention', x, y)
         if context is not None:
@@ -354,12 +360,14 @@ def run(
     cache: Cache | None = None,
     train: bool = False,
     context: Context | None = None,
+    slots: Array | None = None,
 ) -> tuple[Array, Cache | None]:
     """x [B, L, D] through every block, scanned or unrolled; for use in a compact `__call__`.
 
     Args:
       positions: int [B, L] or [1, L]; needed by rotary positions and by a cache.
       context: gives every block cross-attention.
+      slots: see `Attention`.
 
     Raises:
       UserError: for a cache with scanned layers.
@@ -380,11 +388,13 @@ def run(
             in_axes=nn.broadcast,
             length=settings.num_layers,
         )
-        return scanned(settings, train, name='layers')(x, positions, segment_ids, None, context)
+        return scanned(settings, train, name='layers')(
+            x, positions, segment_ids, None, context, slots
+        )
     caches = []
     for i in range(settings.num_layers):
         x, layer_cache = block(settings, train, name=f'layers_{i}')(
-            x, positions, segment_ids, None if cache is None else cache[i], context
+            x, positions, segment_ids, None if cache is None else cache[i], context, slots
         )
         caches.append(layer_cache)
     return x, None if cache is None else tuple(caches)

@@ -61,7 +61,8 @@ def attend(
       segment_ids: [B, L]: a query sees keys of its own segment only.
       key_segment_ids: [B, S] of the keys, where these are of another sequence than the queries;
         by default L = S and they are the queries' own.
-      query_slots: [B, L] key slot of each query; default 0..L-1. Used with a cache.
+      query_slots: [B, L] key slot of each query, or the last one that it sees; default 0..L-1.
+        Used with a cache, and where a prefix is seen whole by itself.
       softcap: bounds the scores by `layers.soft_cap`.
       implementation: an explicit one that cannot run raises UserError.
 

@@ -1,0 +1,55 @@
+"""A WaveNet that says the digits it is asked for, in the voice asked for: spoken digits at 8 kHz.
+
+    python -m bigmodels.main --config=configs/wavenet.py
+    echo '{"label": 3, "speaker": 1, "seed": 0}' | \\
+        python -m bigmodels.predict --workdir=runs/wavenet --input=- --pictures=said
+    python experiments/sample_speech.py --workdir=runs/wavenet --judge=runs/speech_digits
+
+Recordings and split are those of configs/speech_digits.py; `speaker` is from 0 to 5: george,
+jackson, lucas, nicolas, theo, yweweler. An answer is a WAV file in the folder `said`, of 0.45 s,
+near what the speakers take. `test/bits` is of whole recordings, in bits per sample.
+
+Cost and result: not measured at full length yet.
+"""
+
+from configs import common
+
+VARIANTS = ('tiny',)
+
+
+def get_config(variant: str = ''):
+    """The default, or `tiny` for tests."""
+    common.check_variant(variant, VARIANTS)
+    config = common.get_config()
+    config.model = dict(
+        name='wavenet',
+        num_classes=10,
+        num_speakers=6,
+        num_layers=16,
+        cycle=8,
+        embed_dim=32,
+        skip_dim=64,
+        dtype='bfloat16',
+    )
+    config.task = dict(
+        name='sound_generation',
+        sound=dict(sample_rate=8000, max_seconds=2.3),
+        crop_samples=2048,
+        seconds=0.45,
+    )
+    path = common.data_path('fsdd/fsdd_8khz.npz')
+    config.data.train = dict(name='audio_npz', path=path)
+    config.data.evals = dict(test=dict(name='audio_npz', path=path, split='test'))
+    config.batch_size = 8
+    config.total_steps = 10_000
+    config.ema_decay = 0.998
+    config.optimizer.learning_rate = 1e-2
+    config.optimizer.algorithm = dict(name='muon', ns_steps=3)
+    config.optimizer.schedule = dict(name='linear', warmup_steps=50)
+    if variant == 'tiny':
+        config.model.update(num_layers=4, cycle=3, embed_dim=8, skip_dim=8, dtype='float32')
+        config.task.sound.max_seconds = 0.25
+        config.task.update(crop_samples=1000, seconds=0.1)
+        config.ema_decay = 0.9
+        config = common.tiny(config)
+    return config.lock()

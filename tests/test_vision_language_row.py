@@ -1,0 +1,85 @@
+"""`configs/vision_language.py` from end to end on digits made here, and its answers to files."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from bigmodels import checkpoint, errors, evaluate, predict, rundir, runs, trees
+from bigmodels import config as config_lib
+from bigmodels import train as train_lib
+from bigmodels.data.sources.scene_sources import DigitScenes
+from tests import commands
+from tests.data import image_files
+
+pytestmark = pytest.mark.slow  # of one run, which all of them need
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """A run of the tiny variant on digits of one grey each, what it reported, and its test."""
+    folder = tmp_path_factory.mktemp('scenes')
+    (folder / 'mnist').mkdir()
+    images = np.broadcast_to(25 * (np.arange(10)[:, None, None] + 1), (10, 28, 28))
+    for stem in ('train', 't10k'):
+        image_files.write_mnist(folder / 'mnist', images, np.arange(10), stem)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('BIGMODELS_DATA', str(folder))
+        config = loaded()
+        figures = train_lib.train(config, folder / 'run')
+        section = {key: value for key, value in config.data.evals.test.items() if key != 'name'}
+        yield folder / 'run', figures, DigitScenes(**section)
+
+
+def loaded():
+    overrides = ['total_steps=60', 'checkpoint.every=30', 'data.evals.test.count=100']
+    return config_lib.load(str(commands.ROOT / 'configs/vision_language.py:tiny'), overrides)
+
+
+def command(module, capsys, **options):
+    """What a command prints."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', ['', *(f'--{key}={value}' for key, value in options.items())])
+        capsys.readouterr()
+        module.main()
+    return capsys.readouterr().out
+
+
+def test_it_learns_and_is_evaluated_again(run, capsys):
+    workdir, figures, _ = run
+    assert figures['test/loss'] < 4.5  # log(256) before
+    again = json.loads(command(evaluate, capsys, workdir=workdir))
+    for name in ('loss', 'exact', 'exact_count', 'exact_largest', 'exact_sum'):
+        assert again[f'test/{name}'] == pytest.approx(figures[f'test/{name}'], abs=1e-5)
+
+
+def test_questions_about_files_are_answered_as_they_were_evaluated(run, tmp_path, capsys):
+    workdir, figures, source = run
+    records = [source[i] for i in range(100)]
+    lines = []
+    for i, record in enumerate(records):
+        (tmp_path / f'{i}.png').write_bytes(image_files.encoded(record['image'][..., 0]))
+        lines.append(json.dumps({'image': f'{i}.png', 'question': record['question']}))
+    asked = tmp_path / 'asked.jsonl'
+    asked.write_text('\n'.join(lines))
+    out = command(predict, capsys, workdir=workdir, input=asked, batch_size=40)
+    answers = [json.loads(line)['answer'] for line in out.splitlines()]
+    right = [a == record['answer'] for a, record in zip(answers, records, strict=True)]
+    assert np.mean(right) == pytest.approx(figures['test/exact'])
+    assert any(right)
+    asked.write_text(lines[0] + '\n{"image": "1.png", "question": "' + 'why? ' * 9 + '"}')
+    with pytest.raises(errors.UserError, match=r'asked\.jsonl, record 1: The question .* 46 tok'):
+        command(predict, capsys, workdir=workdir, input=asked)
+
+
+def test_resumed_is_uninterrupted(run, tmp_path):
+    workdir, figures, _ = run
+    shutil.copytree(workdir, tmp_path / 'run')
+    (tmp_path / 'run' / 'summary.json').unlink()
+    shutil.rmtree(tmp_path / 'run' / rundir.CHECKPOINTS / '60')
+    assert train_lib.train(loaded(), tmp_path / 'run') == figures
+    assert checkpoint.steps(tmp_path / 'run' / rundir.CHECKPOINTS) == [30, 60]
+    one, other = (runs.open_run(folder).params for folder in (workdir, tmp_path / 'run'))
+    assert trees.first_difference(one, other) is None
