@@ -6,6 +6,7 @@ preprocessing/   what preprocessing learnt from the training data, such as a tok
 checkpoints/     see `checkpoint`
 metrics.jsonl    a row per logged step and evaluation; tensorboard/ holds the same
 average.json     in an average of checkpoints only: what it was made of
+converted.json   in a run of converted weights only: what they were converted from
 curves.png, summary.json, and what the task demonstrates, such as sample.txt
 .lock            held while a run is under way, see `lock`
 """
@@ -14,7 +15,7 @@ import contextlib
 import errno
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -22,9 +23,12 @@ import ml_collections
 
 from bigmodels import checkpoint, errors, experiment, lock, processes
 from bigmodels import config as config_lib
+from bigmodels.state import TrainState
 
 CONFIG, DATA, SUMMARY = 'config.json', 'data.json', 'summary.json'
-AVERAGE = 'average.json'
+# Files of runs that no loop has trained -> what these are.
+AVERAGE, CONVERTED = 'average.json', 'converted.json'
+UNTRAINED = {AVERAGE: 'an average of checkpoints', CONVERTED: 'converted weights'}
 PREPROCESSING, CHECKPOINTS = 'preprocessing', 'checkpoints'
 OPENED_WITH = (CONFIG, DATA, PREPROCESSING)  # beside the checkpoints
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -132,12 +136,14 @@ def read_config(directory: pathlib.Path) -> ml_collections.ConfigDict:
 
 
 def _prepare(workdir: pathlib.Path, config: Mapping, resume: Resume) -> int | None:
-    if (workdir / AVERAGE).exists():
-        raise errors.UserError(
-            f'{workdir} holds an average of checkpoints, which has no optimiser state to go on '
-            f'from. Evaluate it, or generate from it; --resume=restart moves it aside and starts '
-            f'anew; --workdir=... trains elsewhere.'
-        )
+    for file, kind in UNTRAINED.items():
+        if (workdir / file).exists():
+            raise errors.UserError(
+                f'{workdir} holds {kind}, without optimiser state to go on from. Evaluate it, '
+                f'generate from it, or begin another run with it: '
+                f'--config.init_from.workdir={workdir} --workdir=...; --resume=restart moves it '
+                f'aside and starts anew.'
+            )
     checkpoints = workdir / CHECKPOINTS
     if checkpoint.steps(checkpoints) and resume == 'same':
         changes = experiment.blocking_differences(config_lib.read(workdir / CONFIG), config)
@@ -169,8 +175,7 @@ def record(
     shapes: Mapping[str, jax.ShapeDtypeStruct],
 ) -> None:
     """Writes config.json and data.json, once everything that they describe is known to work."""
-    per_example = {key: [shape.shape[1:], str(shape.dtype)] for key, shape in shapes.items()}
-    write_json(workdir / DATA, {'sources': list(fingerprints), 'batch': per_example})
+    record_data(workdir, fingerprints, shapes)
     write_json(workdir / CONFIG, config_lib.to_plain(config))
 
 
@@ -180,6 +185,57 @@ def batch_shapes(workdir: pathlib.Path, batch_size: int) -> dict[str, jax.ShapeD
         key: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
         for key, (shape, dtype) in _read(workdir / DATA)['batch'].items()
     }
+
+
+def make_untrained(
+    out: pathlib.Path,
+    kind: str,
+    made_of: Mapping,
+    config: Mapping,
+    state: TrainState,
+    fill: Callable[[pathlib.Path], None],
+) -> None:
+    """Makes a run of one saved step that no loop has trained, which everything else opens.
+
+    The config is written last, so that what is left half made is no run.
+
+    Args:
+      out: a directory that does not exist or is empty.
+      kind: of UNTRAINED: the file that says what the run was made of.
+      config: resolved; its moving average is left out.
+      state: what is saved, at its step.
+      fill: writes data.json and what preprocessing keeps.
+
+    Raises:
+      UserError: if `out` is in use or cannot be written.
+    """
+    check_unused(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.UserError(f'{out} cannot be made: {error.strerror}.') from error
+    write_json(out / kind, made_of)
+    fill(out)
+    saver = checkpoint.Saver(out / CHECKPOINTS, checkpoint.Settings())
+    for problem in (saver.save(int(state.step), state, {}), saver.close()):
+        if problem is not None:
+            raise errors.UserError(f'{UNTRAINED[kind]} cannot be saved in {out}: {problem}')
+    # What it has is saved as params; with a decay they would be looked for in ema_params.
+    write_json(out / CONFIG, {**config, 'ema_decay': 0.0})
+
+
+def check_unused(out: pathlib.Path) -> None:
+    """Raises UserError if there is something where a directory is to be made."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise errors.UserError(f'{out} exists already: choose another place, or remove it.')
+
+
+def record_data(
+    workdir: pathlib.Path, fingerprints: Sequence[str], shapes: Mapping[str, jax.ShapeDtypeStruct]
+) -> None:
+    """Writes data.json, of batches of these shapes."""
+    per_example = {key: [shape.shape[1:], str(shape.dtype)] for key, shape in shapes.items()}
+    write_json(workdir / DATA, {'sources': list(fingerprints), 'batch': per_example})
 
 
 def write_summary(

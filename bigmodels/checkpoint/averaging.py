@@ -65,7 +65,9 @@ def average(
         'parts': [values.evaluation_part(directory, step) for step in steps],
         'weights': weights,
     }
-    _make_run(out, workdir, config.to_dict(), made_of, state)
+    rundir.make_untrained(
+        out, rundir.AVERAGE, made_of, config.to_dict(), state, lambda out: _fill(out, workdir)
+    )
 
 
 def _check(steps: Sequence[int], weights: Sequence[float], out: pathlib.Path) -> None:
@@ -77,8 +79,7 @@ def _check(steps: Sequence[int], weights: Sequence[float], out: pathlib.Path) ->
         )
     if not all(weight > 0 and math.isfinite(weight) for weight in weights):
         raise errors.UserError(f'The weights {_listed(weights)} must be positive numbers.')
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise errors.UserError(f'{out} exists already: choose another --out, or remove it.')
+    rundir.check_unused(out)
 
 
 def _check_shapes(directory: pathlib.Path, steps: Sequence[int]) -> None:
@@ -104,23 +105,9 @@ def _weighted_mean(directory: pathlib.Path, steps: Sequence[int], shares: Sequen
     return jax.tree.map(lambda sums, leaf: sums.astype(leaf.dtype), mean, saved)
 
 
-def _make_run(
-    out: pathlib.Path, workdir: pathlib.Path, config: dict, made_of: dict, state: TrainState
-) -> None:
-    """Writes the run's directory; the config last, so that what is left half made is no run."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise errors.UserError(f'{out} cannot be made: {error.strerror}.') from error
-    rundir.write_json(out / rundir.AVERAGE, made_of)
+def _fill(out: pathlib.Path, workdir: pathlib.Path) -> None:
     shutil.copy(workdir / rundir.DATA, out / rundir.DATA)
     shutil.copytree(workdir / rundir.PREPROCESSING, out / rundir.PREPROCESSING)
-    saver = checkpoint.Saver(out / rundir.CHECKPOINTS, checkpoint.Settings())
-    for problem in (saver.save(int(state.step), state, {}), saver.close()):
-        if problem is not None:
-            raise errors.UserError(f'The average cannot be saved in {out}: {problem}')
-    # An average is saved as params; with a decay they would be looked for in ema_params.
-    rundir.write_json(out / rundir.CONFIG, config | {'ema_decay': 0.0})
 
 
 def _listed(numbers: Sequence[float]) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 
 from bigmodels import errors
 from bigmodels.data.sources import checked_index, digest
-from bigmodels.data.tokenizers import Tokenizer
+from bigmodels.data.tokenizers import Tokenizer, document
 
 _FORMAT = 1  # part of every cache key: raise it when the files or their meaning change
 _DESCRIPTION = 'corpus.json'
@@ -102,7 +102,7 @@ def _write_corpus(
     with open(directory / 'tokens.bin', 'wb') as stream:
         for i in range(len(source)):
             try:
-                tokens = tokenizer.encode(text_of(source[i], field)).astype(dtype)
+                tokens = document(tokenizer, text_of(source[i], field)).astype(dtype)
             except errors.UserError as error:
                 raise errors.UserError(f'Record {i} of {source.describe()}: {error}') from error
             stream.write(tokens.tobytes())

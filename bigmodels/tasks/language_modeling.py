@@ -49,7 +49,7 @@ class LanguageModeling(tokens.TokenSequences):
 
     def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A record with text -> {'inputs': token ids}."""
-        return {'inputs': self.vocabulary.encode(raw[self.text_field])}
+        return {'inputs': tokenizers.document(self.vocabulary, raw[self.text_field])}
 
     def postprocess(self, prediction: Sequence[int]) -> str:
         """Token ids -> text."""
@@ -105,7 +105,8 @@ class LanguageModeling(tokens.TokenSequences):
 
     def demonstrate(self, params, model_state) -> dict[str, str]:
         """A sampled continuation of `sample_prompt`."""
-        room = self.model.max_length - max(len(self.vocabulary.encode(self.sample_prompt)), 1)
+        prompt = tokenizers.document(self.vocabulary, self.sample_prompt)
+        room = self.model.max_length - max(len(prompt), 1)
         count = min(self.sample_tokens, room)
         if count < 1:
             return {}
