@@ -13,6 +13,7 @@ import pytest
 from bigmodels import config as config_lib
 from bigmodels import errors, evaluate, program, rundir, runs, trees
 from bigmodels import train as train_lib
+from bigmodels.data import tokenizers
 from bigmodels.deploy import generate
 from bigmodels.experiment import InitFrom
 from bigmodels.interop import convert, directories, pictures
@@ -22,13 +23,13 @@ TEMPLATE = '{{ bos_token }}{% for m in messages %}{{ m.content }} </s>{% endfor 
 WORDS = ['<unk>', '<s>', '</s>', *(f'w{i}' for i in range(40))]
 
 
-def add_tokenizer(directory) -> None:
+def add_tokenizer(directory, more=()) -> None:
     """Words, with a first token as Llama's and a chat template."""
     library = pytest.importorskip('tokenizers')
-    vocabulary = {word: id for id, word in enumerate(WORDS)}
+    vocabulary = {word: id for id, word in enumerate([*WORDS, *more])}
     tokenizer = library.Tokenizer(library.models.WordLevel(vocabulary, unk_token='<unk>'))
     tokenizer.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens(WORDS[:3])
+    tokenizer.add_special_tokens([*WORDS[:3], *more])
     tokenizer.post_processor = library.processors.TemplateProcessing(
         single='<s> $A', pair='<s> $A $B', special_tokens=[('<s>', 1)]
     )
@@ -134,6 +135,28 @@ def test_a_run_that_was_trained_has_the_token_ids_of_its_tokenizer(run, tmp_path
     assert convert.to_directory(tmp_path / 'tuned', tmp_path / 'out') == 'llama'
     config = directories.read_json(tmp_path / 'out' / directories.CONFIG)
     assert (config['bos_token_id'], config['eos_token_id']) == (1, 2)
+
+
+def test_a_masked_language_model_becomes_a_run_with_its_own_mask(tmp_path):
+    known = published.golden('roberta')
+    directory = known.save(tmp_path / 'roberta')
+    add_tokenizer(directory, ['<mask>'])
+    convert.to_run(str(directory), tmp_path / 'run')
+    run = runs.open_run(tmp_path / 'run')
+    assert run.task.mask_id == run.task.vocabulary.vocab_size - 1 == len(WORDS)
+    given = run.task.preprocess({'text': 'w0 [MASK] w1'})['inputs']
+    np.testing.assert_array_equal(given, [1, 3, len(WORDS), 4])
+    logits = run.task.predict(run.params, run.model_state, {'inputs': known.inputs})
+    np.testing.assert_allclose(logits, known.logits, atol=1e-4)
+    family = convert.to_directory(tmp_path / 'run', tmp_path / 'back', dtype='bfloat16')
+    assert family == 'roberta'
+    assert trees.first_difference(directories.tensors(tmp_path / 'back'), known.tensors) is None
+    config = directories.read_json(tmp_path / 'back' / directories.CONFIG)
+    assert (config['pad_token_id'], config['max_position_embeddings']) == (1, 32)
+    with pytest.raises(errors.UserError, match=r"no token '\[MASK\]'; special are: .*'<mask>'"):
+        tokenizers.token_id(run.task.vocabulary, '[MASK]')
+    with pytest.raises(errors.UserError, match='this Bytes has not'):
+        tokenizers.token_id(tokenizers.Bytes(), '[MASK]')
 
 
 def test_a_model_of_images_becomes_a_run_that_answers_and_comes_back(tmp_path):

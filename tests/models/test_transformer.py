@@ -516,6 +516,6 @@ def test_token_types_choose_a_row_and_0_is_the_default():
 def test_transformed_logits_finish_the_hidden_states():
     model = make(logits_transform=True, final_norm=False, norm_placement='post')
     params = randomized(model)
-    hidden = run(model, params, tokens(), return_hidden=True)
+    hidden = jit(lambda p: model.apply({'params': p}, tokens(), return_hidden=True))(params)
     given = jit(model.logits)(params, hidden)
     np.testing.assert_allclose(given, run(model, params, tokens()), atol=1e-5)
