@@ -200,16 +200,15 @@ def make_untrained(
     The config is written last, so that what is left half made is no run.
 
     Args:
-      out: a directory that does not exist or is empty.
+      out: a directory that does not exist or is empty, see `check_unused`.
       kind: of UNTRAINED: the file that says what the run was made of.
       config: resolved; its moving average is left out.
       state: what is saved, at its step.
       fill: writes data.json and what preprocessing keeps.
 
     Raises:
-      UserError: if `out` is in use or cannot be written.
+      UserError: if `out` cannot be written.
     """
-    check_unused(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -224,10 +223,10 @@ def make_untrained(
     write_json(out / CONFIG, {**config, 'ema_decay': 0.0})
 
 
-def check_unused(out: pathlib.Path) -> None:
-    """Raises UserError if there is something where a directory is to be made."""
+def check_unused(out: pathlib.Path, option: str) -> None:
+    """Raises UserError if there is something where a command's option has a directory made."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise errors.UserError(f'{out} exists already: choose another place, or remove it.')
+        raise errors.UserError(f'{out} exists already: choose another {option}, or remove it.')
 
 
 def record_data(

@@ -49,7 +49,7 @@ def to_run(source: str, out: pathlib.Path, overrides: Sequence[str] = ()) -> Non
       UserError: for a family that is not known, tensors that are not those of the model, a
         tokenizer that is missing, and if `out` is in use.
     """
-    rundir.check_unused(out)
+    rundir.check_unused(out, '--to')
     directory = directories.resolve(source)
     published = directories.read_json(directory / directories.CONFIG)
     config = _run_config(directory, published, overrides)
@@ -183,7 +183,7 @@ def to_directory(
     Raises:
       UserError: if no family of published models has such a model, or `out` is in use.
     """
-    rundir.check_unused(out)
+    rundir.check_unused(out, '--to')
     run = runs.open_run(workdir, step, trust=trust)
     family = families.of_model(run.model)
     images = family.model is ViT
