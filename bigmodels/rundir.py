@@ -7,6 +7,7 @@ checkpoints/     see `checkpoint`
 metrics.jsonl    a row per logged step and evaluation; tensorboard/ holds the same
 average.json     in an average of checkpoints only: what it was made of
 merged.json      in a run of merged adapters only, likewise
+converted.json   in a run of converted weights only: what they were converted from
 curves.png, summary.json, and what the task demonstrates, such as sample.txt
 .lock            held while a run is under way, see `lock`
 """
@@ -16,7 +17,7 @@ import errno
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -27,7 +28,13 @@ from bigmodels import config as config_lib
 from bigmodels.state import TrainState
 
 CONFIG, DATA, SUMMARY = 'config.json', 'data.json', 'summary.json'
-AVERAGE, MERGED = 'average.json', 'merged.json'
+# Files of runs that no loop has trained -> what these are.
+AVERAGE, MERGED, CONVERTED = 'average.json', 'merged.json', 'converted.json'
+UNTRAINED = {
+    AVERAGE: 'an average of checkpoints',
+    MERGED: 'merged adapters',
+    CONVERTED: 'converted weights',
+}
 PREPROCESSING, CHECKPOINTS = 'preprocessing', 'checkpoints'
 OPENED_WITH = (CONFIG, DATA, PREPROCESSING)  # beside the checkpoints
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -135,12 +142,13 @@ def read_config(directory: pathlib.Path) -> ml_collections.ConfigDict:
 
 
 def _prepare(workdir: pathlib.Path, config: Mapping, resume: Resume) -> int | None:
-    for name, what in {AVERAGE: 'an average of checkpoints', MERGED: 'merged adapters'}.items():
-        if (workdir / name).exists():
+    for file, kind in UNTRAINED.items():
+        if (workdir / file).exists():
             raise errors.UserError(
-                f'{workdir} holds {what}, without an optimiser state to go on from. Evaluate it, '
-                f'or generate from it; --resume=restart moves it aside and starts anew; '
-                f'--workdir=... trains elsewhere.'
+                f'{workdir} holds {kind}, without optimiser state to go on from. Evaluate it, '
+                f'generate from it, or begin another run with it: '
+                f'--config.init_from.workdir={workdir} --workdir=...; --resume=restart moves it '
+                f'aside and starts anew.'
             )
     checkpoints = workdir / CHECKPOINTS
     if checkpoint.steps(checkpoints) and resume == 'same':
@@ -173,8 +181,7 @@ def record(
     shapes: Mapping[str, jax.ShapeDtypeStruct],
 ) -> None:
     """Writes config.json and data.json, once everything that they describe is known to work."""
-    per_example = {key: [shape.shape[1:], str(shape.dtype)] for key, shape in shapes.items()}
-    write_json(workdir / DATA, {'sources': list(fingerprints), 'batch': per_example})
+    record_data(workdir, fingerprints, shapes)
     write_json(workdir / CONFIG, config_lib.to_plain(config))
 
 
@@ -186,42 +193,27 @@ def derive(
     made_of: Mapping[str, Any],
     name: str,
 ) -> None:
-    """Makes a run of a state without an optimiser's, beside the run that it was made from.
-
-    The config is written last, so that what is left half made is no run.
+    """Makes a run of another one's config and data, and of a state without an optimiser's.
 
     Args:
       out: its directory, which does not exist or is empty.
       changes: of the config of `workdir`.
-      made_of: written to the file `name`, AVERAGE or MERGED, by which `prepare` refuses the run.
+      made_of: written to the file `name`, of UNTRAINED.
 
     Raises:
       UserError: if `out` is in use or cannot be written.
     """
-    check_new(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise errors.UserError(f'{out} cannot be made: {error.strerror}.') from error
-    write_json(out / name, made_of)
-    shutil.copy(workdir / DATA, out / DATA)
-    shutil.copytree(workdir / PREPROCESSING, out / PREPROCESSING)
-    saver = checkpoint.Saver(out / CHECKPOINTS, checkpoint.Settings())
-    for problem in (saver.save(int(state.step), state, {}), saver.close()):
-        if problem is not None:
-            raise errors.UserError(f'Step {int(state.step)} cannot be saved in {out}: {problem}')
-    frozen = workdir / CHECKPOINTS / checkpoint.FROZEN
-    if frozen.is_dir() and 'adapter' not in changes:
-        shutil.copytree(frozen, out / CHECKPOINTS / checkpoint.FROZEN)
-    # It is saved as params; with a decay they would be looked for in ema_params.
-    config = read_config(workdir).to_dict() | {'ema_decay': 0.0, **changes}
-    write_json(out / CONFIG, config)
 
+    def fill(out: pathlib.Path) -> None:
+        shutil.copy(workdir / DATA, out / DATA)
+        shutil.copytree(workdir / PREPROCESSING, out / PREPROCESSING)
+        frozen = workdir / CHECKPOINTS / checkpoint.FROZEN
+        if frozen.is_dir() and 'adapter' not in changes:
+            shutil.copytree(frozen, out / CHECKPOINTS / checkpoint.FROZEN)
 
-def check_new(out: pathlib.Path) -> None:
-    """Raises UserError for a directory that holds something."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise errors.UserError(f'{out} exists already: choose another --out, or remove it.')
+    config = read_config(workdir).to_dict() | changes
+    check_unused(out, '--out')
+    make_untrained(out, name, made_of, config, state, fill)
 
 
 def batch_shapes(workdir: pathlib.Path, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -230,6 +222,56 @@ def batch_shapes(workdir: pathlib.Path, batch_size: int) -> dict[str, jax.ShapeD
         key: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
         for key, (shape, dtype) in _read(workdir / DATA)['batch'].items()
     }
+
+
+def make_untrained(
+    out: pathlib.Path,
+    kind: str,
+    made_of: Mapping,
+    config: Mapping,
+    state: TrainState,
+    fill: Callable[[pathlib.Path], None],
+) -> None:
+    """Makes a run of one saved step that no loop has trained, which everything else opens.
+
+    The config is written last, so that what is left half made is no run.
+
+    Args:
+      out: a directory that does not exist or is empty, see `check_unused`.
+      kind: of UNTRAINED: the file that says what the run was made of.
+      config: resolved; its moving average is left out.
+      state: what is saved, at its step.
+      fill: writes data.json and what preprocessing keeps.
+
+    Raises:
+      UserError: if `out` cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.UserError(f'{out} cannot be made: {error.strerror}.') from error
+    write_json(out / kind, made_of)
+    fill(out)
+    saver = checkpoint.Saver(out / CHECKPOINTS, checkpoint.Settings())
+    for problem in (saver.save(int(state.step), state, {}), saver.close()):
+        if problem is not None:
+            raise errors.UserError(f'{UNTRAINED[kind]} cannot be saved in {out}: {problem}')
+    # What it has is saved as params; with a decay they would be looked for in ema_params.
+    write_json(out / CONFIG, {**config, 'ema_decay': 0.0})
+
+
+def check_unused(out: pathlib.Path, option: str) -> None:
+    """Raises UserError if there is something where a command's option has a directory made."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise errors.UserError(f'{out} exists already: choose another {option}, or remove it.')
+
+
+def record_data(
+    workdir: pathlib.Path, fingerprints: Sequence[str], shapes: Mapping[str, jax.ShapeDtypeStruct]
+) -> None:
+    """Writes data.json, of batches of these shapes."""
+    per_example = {key: [shape.shape[1:], str(shape.dtype)] for key, shape in shapes.items()}
+    write_json(workdir / DATA, {'sources': list(fingerprints), 'batch': per_example})
 
 
 def write_summary(

@@ -31,10 +31,10 @@ from bigmodels import runs, trees
 from bigmodels.deploy import decoding, weights
 from bigmodels.deploy.sampling import Sampling
 
-# Name: configuration, conversion, length of the prompts, new tokens.
+# Name: configuration, length of the prompts, new tokens.
 MODELS = {
-    'gpt2': (hugging_face.GPT2_124M, hugging_face.gpt2, 32, 64),
-    'llama': (hugging_face.LLAMA_1B, hugging_face.llama, 32, 16),
+    'gpt2': (hugging_face.GPT2_124M, 32, 64),
+    'llama': (hugging_face.LLAMA_1B, 32, 16),
 }
 # Ours: dtype of the computation and how kernels are kept; theirs: dtype of everything.
 PAIRS = [
@@ -153,9 +153,9 @@ def compare(ours, kept: str, theirs, prompts: np.ndarray, count: int, rounds: in
 
 def measured(name: str, options) -> dict:
     """All rows of a model."""
-    their_config, convert, width, count = MODELS[name]
+    their_config, width, count = MODELS[name]
     theirs = hugging_face.random_model(their_config)
-    model, params = convert(theirs)
+    model, params = hugging_face.ours(theirs)
     rng = np.random.default_rng(0)
     rows = []
     for dtype, kept, their_dtype in PAIRS:

@@ -39,6 +39,8 @@ VARIANTS = {
         TRANSFORMER | dict(positions='learned', qk_norm=True, norm_placement='both'),
         TRANSFORMER | dict(tie_embeddings=False, activation='swiglu', use_bias=False),
         TRANSFORMER | dict(scan_layers=True, use_bias=False, qkv_bias=True, num_kv_heads=1),
+        TRANSFORMER | dict(use_bias=False, attention_bias=True, norm_offset=1.0),
+        TRANSFORMER | dict(embed_norm=True, token_types=2, logits_transform=True),
         TRANSFORMER | dict(moe=dict(num_experts=4), activation='swiglu', scan_layers=True),
         TRANSFORMER | dict(moe=dict(num_experts=2, num_shared_experts=1)),
     ],

@@ -28,7 +28,7 @@ def export(run: runs.Run, options: argparse.Namespace) -> None:
         raise errors.UserError(
             f'{run.workdir} holds a {type(run.model).__name__}; PEFT has names for a Transformer.'
         )
-    rundir.check_new(options.out)
+    rundir.check_unused(options.out, '--out')
     settings = run.experiment.adapter
     trained = adapters.trained(settings, run.params)
     peft.write(options.out, run.model, trained, settings, options.base)

@@ -25,15 +25,20 @@ def choose_positions(rng: Array, shape: tuple[int, int], count: int) -> Array:
 
 
 def corrupt(
-    rng: Array, tokens: Array, mask_id: int, random_share: float = 0.1, kept_share: float = 0.1
+    rng: Array,
+    tokens: Array,
+    mask_id: int,
+    random_share: float = 0.1,
+    kept_share: float = 0.1,
+    num_ids: int | None = None,
 ) -> Array:
     """What a masked language model sees in the place of tokens [B, M] that it is to tell.
 
     The mask, or with the given probabilities another token, each as likely, or the token itself
-    (Devlin et al. 2019, section 3.1). Tokens are ids under `mask_id`.
+    (Devlin et al. 2019, section 3.1). Tokens are ids under `num_ids`, by default `mask_id`.
     """
     kind_rng, token_rng = jax.random.split(rng)
     kind = jax.random.uniform(kind_rng, tokens.shape)
-    other = jax.random.randint(token_rng, tokens.shape, 0, mask_id, tokens.dtype)
+    other = jax.random.randint(token_rng, tokens.shape, 0, num_ids or mask_id, tokens.dtype)
     replaced = jnp.where(kind < random_share, other, mask_id)
     return jnp.where(kind >= 1 - kept_share, tokens, replaced)

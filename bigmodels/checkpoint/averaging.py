@@ -75,7 +75,7 @@ def _check(steps: Sequence[int], weights: Sequence[float], out: pathlib.Path) ->
         )
     if not all(weight > 0 and math.isfinite(weight) for weight in weights):
         raise errors.UserError(f'The weights {_listed(weights)} must be positive numbers.')
-    rundir.check_new(out)
+    rundir.check_unused(out, '--out')
 
 
 def _check_shapes(directory: pathlib.Path, steps: Sequence[int]) -> None:

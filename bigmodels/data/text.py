@@ -19,7 +19,7 @@ import numpy as np
 
 from bigmodels import errors
 from bigmodels.data.sources import checked_index, digest
-from bigmodels.data.tokenizers import Tokenizer
+from bigmodels.data.tokenizers import Tokenizer, document
 
 _FORMAT = 1  # part of every cache key: raise it when the files or their meaning change
 _DESCRIPTION, _LEARNT = 'corpus.json', 'learnt.bin'
@@ -83,7 +83,7 @@ def tokenize_corpus(
     ending = np.array([tokenizer.end_of_text] if append_end_of_text else [], np.int32)
 
     def encode(record):
-        return np.append(tokenizer.encode(text_of(record, field)), ending), None
+        return np.append(document(tokenizer, text_of(record, field)), ending), None
 
     settings = [field, append_end_of_text]
     return cached_corpus(source, tokenizer, cache_dir, settings, encode, f'the field {field!r}')

@@ -4,6 +4,8 @@
 run and `restore` reads it again, from plain data: nothing is unpickled or executed.
 """
 
+import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,11 +14,13 @@ from typing import Protocol
 import numpy as np
 
 from bigmodels import config, errors
+from bigmodels.data import chat_templates
 from bigmodels.data.sources import digest
 
 Texts = Callable[[], Iterator[str]]
 _DESCRIPTION = 'tokenizer_kind.json'
 # How pretrained vocabularies name the token between documents, in the order in which to look.
+_MASKS = ('[MASK]', '<mask>')
 _END_OF_TEXT = ('<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>', '[SEP]')
 
 
@@ -29,6 +33,7 @@ class Tokenizer(Protocol):
 
     vocab_size: int  # ids are 0 <= id < vocab_size
     end_of_text: int  # the id that ends a document
+    begin_of_text: int | None  # the id that begins a document, where the model was trained on one
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of a text, int32 [L]."""
@@ -54,6 +59,7 @@ class Bytes:
 
     vocab_size = 256
     end_of_text = 0
+    begin_of_text = None
 
     def encode(self, text: str) -> np.ndarray:
         if '\0' in text:
@@ -84,6 +90,8 @@ class Characters:
 
     It is an ordinary character too: it decodes to itself and counts one byte.
     """
+
+    begin_of_text = None
 
     def __init__(self, characters: Iterable[str]):
         self._characters = ''.join(sorted({*characters, '\n'}))
@@ -124,13 +132,21 @@ class HuggingFace:
     """A `tokenizer.json` of the Hugging Face `tokenizers` library.
 
     `end_of_text` names the token that ends a document; if it is empty, the customary names are
-    looked up. Byte lengths are exact for byte-level BPE. Vocabularies that mark word starts
-    (WordPiece, Metaspace) may count one byte too many per text, for a first space that is not
-    there.
+    looked up. `begin_of_text` names the one that begins it; empty for none. `chat_template` is kept
+    for those who ask for it.
+
+    Byte lengths are exact for byte-level BPE. Vocabularies that mark word starts (WordPiece,
+    Metaspace) may count one byte too many per text, for a first space that is not there.
     """
 
-    def __init__(self, content: str, end_of_text: str = ''):
-        self._content = content
+    def __init__(
+        self,
+        content: str,
+        end_of_text: str = '',
+        begin_of_text: str = '',
+        chat_template: chat_templates.ChatTemplate | None = None,
+    ):
+        self.content, self.chat_template = content, chat_template
         self._tokenizer = _tokenizers().Tokenizer.from_str(content)
         # Text that spells a special token must not become one.
         self._tokenizer.encode_special_tokens = True
@@ -144,22 +160,38 @@ class HuggingFace:
                 'to the name of the one that ends a document, among: '
                 f'{", ".join(map(repr, self._special_tokens().values())) or "none is special"}.'
             )
-        self._end_of_text_name = name
+        if begin_of_text and begin_of_text not in vocabulary:
+            raise errors.UserError(
+                f'The tokenizer has no token {begin_of_text!r}: begin_of_text is the one that '
+                "begins a document, or '' for none."
+            )
+        self._end_of_text_name, self._begin_of_text_name = name, begin_of_text
         self.end_of_text = vocabulary[name]
+        self.begin_of_text = vocabulary[begin_of_text] if begin_of_text else None
 
     def __reduce__(self):
-        return HuggingFace, (self._content, self._end_of_text_name)
+        names = self._end_of_text_name, self._begin_of_text_name
+        return HuggingFace, (self.content, *names, self.chat_template)
 
     def encode(self, text: str) -> np.ndarray:
         _utf8(text)
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def encode_chat(self, text: str) -> np.ndarray:
+        """The ids of a rendered chat, int32 [L]: special tokens that it spells are these tokens."""
+        _utf8(text)
+        return np.array(self._spelt.encode(text, add_special_tokens=False).ids, np.int32)
+
+    @functools.cached_property
+    def _spelt(self):
+        return _tokenizers().Tokenizer.from_str(self.content)
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode(_int_list(ids), skip_special_tokens=True)
 
     def token_bytes(self) -> list[bytes]:
         texts = [b''] * self.vocab_size
-        spelling = _spelling(self._content)
+        spelling = _spelling(self.content)
         for token, id in self._tokenizer.get_vocab(with_added_tokens=False).items():
             texts[id] = spelling(token)
         for id, added in self._tokenizer.get_added_tokens_decoder().items():
@@ -169,24 +201,51 @@ class HuggingFace:
     def byte_lengths(self) -> np.ndarray:
         return _lengths(self.token_bytes())
 
+    def token_id(self, token: str) -> int:
+        """The id of a token by its name."""
+        id = self._tokenizer.token_to_id(token)
+        if id is None:
+            special = ', '.join(map(repr, self._special_tokens().values()))
+            raise errors.UserError(f'The tokenizer has no token {token!r}; special are: {special}.')
+        return id
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """The tokens that have a role, by its name, such as 'eos_token'."""
+        tokens = dict(self.chat_template.tokens) if self.chat_template else {}
+        tokens['eos_token'] = self._end_of_text_name
+        return tokens | (
+            {'bos_token': self._begin_of_text_name} if self._begin_of_text_name else {}
+        )
+
     def _special_tokens(self) -> dict[int, str]:
         added = self._tokenizer.get_added_tokens_decoder()
         return {id: token.content for id, token in added.items() if token.special}
 
     def fingerprint(self) -> str:
-        return digest('hugging_face', self._content, self._end_of_text_name)
+        begin = [self._begin_of_text_name] if self._begin_of_text_name else []
+        return digest('hugging_face', self.content, self._end_of_text_name, *begin)
 
     def save(self, directory) -> None:
-        description = {'kind': 'hugging_face', 'end_of_text': self._end_of_text_name}
+        description = {
+            'kind': 'hugging_face',
+            'end_of_text': self._end_of_text_name,
+            'begin_of_text': self._begin_of_text_name,
+        }
+        if self.chat_template is not None:
+            description['chat_template'] = dataclasses.asdict(self.chat_template)
         _write_description(directory, description)
-        pathlib.Path(directory, 'tokenizer.json').write_text(self._content, encoding='utf-8')
+        pathlib.Path(directory, 'tokenizer.json').write_text(self.content, encoding='utf-8')
 
 
 class SentencePiece:
-    """A SentencePiece model. It may normalise text, so decoding need not give back every byte."""
+    """A SentencePiece model. It may normalise text, so decoding need not give back every byte.
 
-    def __init__(self, content: bytes):
-        self._content = content
+    With `begin` documents begin with its token of that kind.
+    """
+
+    def __init__(self, content: bytes, begin: bool = False):
+        self.content, self._begin = content, begin
         self._model = _sentencepiece().SentencePieceProcessor(model_proto=content)
         self.vocab_size = self._model.vocab_size()
         self.end_of_text = self._model.eos_id()
@@ -195,9 +254,12 @@ class SentencePiece:
                 'The SentencePiece model has no end-of-sentence token, which must separate '
                 'documents. Train it with eos_id=1 or another free id.'
             )
+        self.begin_of_text = self._model.bos_id() if begin else None
+        if self.begin_of_text is not None and self.begin_of_text < 0:
+            raise errors.UserError('The SentencePiece model has no token that begins a sentence.')
 
     def __reduce__(self):
-        return SentencePiece, (self._content,)
+        return SentencePiece, (self.content, self._begin)
 
     def encode(self, text: str) -> np.ndarray:
         _utf8(text)
@@ -218,11 +280,11 @@ class SentencePiece:
         return _lengths(self.token_bytes())
 
     def fingerprint(self) -> str:
-        return digest('sentencepiece', self._content)
+        return digest('sentencepiece', self.content, *(['begin'] if self._begin else []))
 
     def save(self, directory) -> None:
-        _write_description(directory, {'kind': 'sentencepiece'})
-        pathlib.Path(directory, 'tokenizer.model').write_bytes(self._content)
+        _write_description(directory, {'kind': 'sentencepiece', 'begin': self._begin})
+        pathlib.Path(directory, 'tokenizer.model').write_bytes(self.content)
 
 
 def make_bytes(texts: Texts) -> Bytes:
@@ -236,27 +298,42 @@ def fit_characters(texts: Texts, characters: str = '') -> Characters:
     return Characters(characters or (c for text in texts() for c in set(text)))
 
 
-def load_hugging_face(texts: Texts, path: str, end_of_text: str = '') -> HuggingFace:
-    """`path` is a `tokenizer.json` or the folder that holds one."""
+def load_hugging_face(
+    texts: Texts, path: str, end_of_text: str = '', begin_of_text: str = ''
+) -> HuggingFace:
+    """`path` is a `tokenizer.json` or the folder that holds one, and with it a chat template."""
     del texts
     file = pathlib.Path(path)
     file = file / 'tokenizer.json' if file.is_dir() else file
     content = _read(file).decode()
     _tokenizers()
     try:
-        return HuggingFace(content, end_of_text)
+        return HuggingFace(content, end_of_text, begin_of_text, chat_templates.beside(file.parent))
     except errors.UserError:
         raise
     except Exception as error:  # the library raises no narrower class
         raise errors.UserError(f'{file} is not a tokenizer.json: {error}.') from error
 
 
-def load_sentencepiece(texts: Texts, path: str) -> SentencePiece:
+def published_names(file: pathlib.Path, end_id: int | None) -> tuple[str, str, str]:
+    """Of a tokenizer.json: the token of an id, the one that its rules put before a text, the mask.
+
+    Each empty where there is none.
+    """
+    tokenizer = _tokenizers().Tokenizer.from_str(_read(file).decode())
+    encoding = tokenizer.encode('a', add_special_tokens=True)
+    first = encoding.tokens[0] if encoding.special_tokens_mask[0] else ''
+    end = (end_id is not None and tokenizer.id_to_token(end_id)) or ''
+    known = tokenizer.get_vocab(with_added_tokens=True)
+    return end, first, next((mask for mask in _MASKS if mask in known), '')
+
+
+def load_sentencepiece(texts: Texts, path: str, begin: bool = False) -> SentencePiece:
     """`path` is a `.model` file."""
     del texts
     content = _read(pathlib.Path(path))
     try:
-        return SentencePiece(content)
+        return SentencePiece(content, begin)
     except RuntimeError as error:
         raise errors.UserError(f'{path} is not a SentencePiece model: {error}.') from error
 
@@ -310,11 +387,41 @@ def restore(directory) -> Tokenizer:
         return Characters(description['characters'])
     if kind == 'hugging_face':
         content = _read(directory / 'tokenizer.json').decode()
-        return HuggingFace(content, description['end_of_text'])
+        given = description.get('chat_template')
+        template = given and chat_templates.ChatTemplate(given['source'], _pairs(given['tokens']))
+        begin = description.get('begin_of_text', '')
+        return HuggingFace(content, description['end_of_text'], begin, template)
     if kind == 'sentencepiece':
-        return SentencePiece(_read(directory / 'tokenizer.model'))
+        content = _read(directory / 'tokenizer.model')
+        return SentencePiece(content, description.get('begin', False))
     kinds = ['bytes', 'characters', 'hugging_face', 'sentencepiece']
     raise errors.unknown(f'tokenizer kind in {directory / _DESCRIPTION}', kind, kinds)
+
+
+def document(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """The ids of a document that begins with a text, int32 [L], with the token that begins it."""
+    ids = tokenizer.encode(text)
+    if tokenizer.begin_of_text is None:
+        return ids
+    return np.concatenate([np.array([tokenizer.begin_of_text], np.int32), ids])
+
+
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a token of a tokenizer.json by its name.
+
+    Raises:
+      UserError: for another kind of tokenizer, or one without it.
+    """
+    if not isinstance(tokenizer, HuggingFace):
+        raise errors.UserError(
+            f'The token {token!r} is looked up in a tokenizer.json, which this '
+            f'{type(tokenizer).__name__} has not.'
+        )
+    return tokenizer.token_id(token)
+
+
+def _pairs(lists: Iterable[Iterable[str]]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, token) for name, token in lists)
 
 
 def _write_description(directory, description: dict) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigmodels import errors
+from bigmodels.data.tokenizers import document
 from bigmodels.deploy import beam_search, decoding, speculative
 from bigmodels.deploy import weights as weights_lib
 from bigmodels.deploy.engine import Engine
@@ -158,8 +159,8 @@ def generate(
 ) -> list[Answer]:
     """Continuations of prompts.
 
-    An empty prompt begins a document: it stands for the end-of-text token before it. `weights`:
-    see `weights.packed`.
+    A prompt begins a document: the tokenizer's token for that comes before it, and an empty one
+    stands for the end-of-text token where there is none. `weights`: see `weights.packed`.
 
     Raises:
       UserError: for a prompt that leaves no room in the context, or no tokens to generate.
@@ -169,10 +170,8 @@ def generate(
     if '' in stop:
         raise errors.UserError('A stop string is empty: it would end every text at once.')
     vocabulary = task.vocabulary
-    encoded = [
-        vocabulary.encode(prompt) if prompt else np.asarray([vocabulary.end_of_text])
-        for prompt in prompts
-    ]
+    encoded = [document(vocabulary, prompt) for prompt in prompts]
+    encoded = [ids if len(ids) else np.asarray([vocabulary.end_of_text]) for ids in encoded]
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) + max_new_tokens > task.model.max_length:
             raise errors.UserError(

@@ -50,7 +50,8 @@ class Stack(nn.Module):
         x = nn.Dropout(c.dropout_rate, deterministic=not train)(x.astype(c.dtype))
         x = sharding.constrain_activations(x)
         x, cache = blocks.run(c, x, positions, segment_ids, cache, train, context)
-        return layers.Norm(c.norm, c.norm_epsilon, c.use_bias, name='final_norm')(x), cache
+        norm = layers.Norm(c.norm, c.norm_epsilon, c.use_bias, c.norm_offset, name='final_norm')
+        return norm(x), cache
 
 
 class EncoderDecoder(nn.Module, Settings):

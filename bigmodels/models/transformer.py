@@ -26,12 +26,13 @@ SOWN = ('losses', 'metrics')
 STATE_RULES = (
     *blocks.SHARDING_RULES,
     (r'^embed/embedding$', ('tensor', 'fsdp')),  # [V, D]
-    (r'^position_embed/embedding$', (None, 'fsdp')),  # [S, D]
+    (r'^(position|type)_embed/embedding$', (None, 'fsdp')),  # [S, D], [T, D]
 )
 SHARDING_RULES = (
     *moe_lib.SHARDING_RULES,
     *STATE_RULES,
     (r'^unembed$', ('fsdp', 'tensor')),  # [D, V]
+    (r'^logits_transform/dense/kernel$', ('fsdp', None)),  # [D, D]
     (r'(scale|bias)$', ()),  # small vectors: replicated
 )
 
@@ -52,7 +53,23 @@ class Prefix(NamedTuple):
 
 
 class Transformer(nn.Module, Settings):
-    """A stack of blocks between an embedding and logits; its fields are those of `Settings`."""
+    """A stack of blocks between an embedding and logits.
+
+    Fields beside those of `Settings`:
+      embed_norm: a norm of the embeddings (BERT).
+      final_norm: one of the last states; with norm_placement = 'post' they have one already.
+      token_types: T, rows of a table of the kinds of tokens, such as the two texts of a pair
+        (BERT); 0 for none.
+      position_offset: row of the first learned position (RoBERTa: 2).
+      logits_transform: states go through a dense layer, the activation and a norm before they
+        become logits, and these have a bias (BERT).
+    """
+
+    embed_norm: bool = False
+    final_norm: bool = True
+    token_types: int = 0
+    position_offset: int = 0
+    logits_transform: bool = False
 
     sharding_rules: ClassVar = SHARDING_RULES
     sections: ClassVar = {'moe': moe_lib.Settings}
@@ -68,6 +85,7 @@ class Transformer(nn.Module, Settings):
         *,
         positions: Array | None = None,
         segment_ids: Array | None = None,
+        token_types: Array | None = None,
         cache: Cache | None = None,
         prefix: Prefix | None = None,
         train: bool = False,
@@ -80,6 +98,7 @@ class Transformer(nn.Module, Settings):
           positions: int [B, L], default 0..L-1. With a cache also the slots that are written,
             which must be consecutive in each row.
           segment_ids: int [B, L]; tokens attend within their own segment.
+          token_types: int [B, L], default 0; where the model has types.
           cache: of `init_cache`; needs scan_layers = False.
           prefix: comes before the inputs, which then have the positions P..P+L-1, in one segment;
             nothing is returned of its states.
@@ -99,28 +118,28 @@ class Transformer(nn.Module, Settings):
                 'that it computes in would drop other units.'
             )
         if split:  # nothing but attention sees the order, and that sees `balanced.slots`
-            inputs, positions, segment_ids = jax.tree.map(
-                balanced.to_balanced, (inputs, positions, segment_ids)
+            inputs, positions, segment_ids, token_types = jax.tree.map(
+                balanced.to_balanced, (inputs, positions, segment_ids, token_types)
             )
         embed = table(self, 'embed', self.vocab_rows)
-        x = layers.look_up(embed, inputs, 'tensor')
-        if self.scale_embeddings:
-            x *= math.sqrt(self.embed_dim)
+        x = self._embedded(embed, inputs, positions, token_types, prefix)
         slots = None
         if prefix is not None:
             _check_prefix(self)
-            x = jnp.concatenate([prefix.states, x], axis=1)
             slots = jnp.maximum(positions, before + prefix.lengths[:, None] - 1)
-        if self.positions == 'learned':
-            x += layers.look_up(table(self, 'position_embed', self.max_length), positions, None)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x.astype(self.dtype))
         x, cache = self._run_blocks(
             sharding.constrain_activations(x), positions, segment_ids, cache, train, slots
         )
         x = x if prefix is None else x[:, before:]
-        x = layers.Norm(self.norm, self.norm_epsilon, self.use_bias, name='final_norm')(x)
+        if self.final_norm:
+            x = self._norm('final_norm')(x)
         if split:
             x = balanced.from_balanced(x)
+        bias = None
+        if self.logits_transform and not return_hidden:
+            x = LogitsTransform(blocks.settings_of(self), name='logits_transform')(x)
+            bias = self.param('unembed_bias', nn.initializers.zeros, (self.vocab_rows,))
         if self.tie_embeddings:
             kernel = _transposed(embed.embedding)
         else:
@@ -130,8 +149,26 @@ class Transformer(nn.Module, Settings):
                 scaled_normal(1 / self.embed_dim),
                 (self.embed_dim, self.vocab_rows),
             )
-        out = x if return_hidden else logits_of(self, x, kernel)
+        out = x if return_hidden else logits_of(self, x, kernel, bias)
         return out if cache is None else (out, cache)
+
+    def _norm(self, name: str) -> layers.Norm:
+        return layers.Norm(self.norm, self.norm_epsilon, self.use_bias, self.norm_offset, name=name)
+
+    def _embedded(self, embed, inputs, positions, token_types, prefix) -> Array:
+        """float32 [B, L, D]; called inside the compact `__call__`."""
+        x = layers.look_up(embed, inputs, 'tensor')
+        if self.scale_embeddings:
+            x *= math.sqrt(self.embed_dim)
+        if prefix is not None:
+            x = jnp.concatenate([prefix.states, x], axis=1)
+        if self.positions == 'learned':
+            learned = table(self, 'position_embed', self.max_length + self.position_offset)
+            x += layers.look_up(learned, positions + self.position_offset, None)
+        if self.token_types:
+            types = jnp.zeros_like(inputs) if token_types is None else token_types
+            x += layers.look_up(table(self, 'type_embed', self.token_types), types, None)
+        return self._norm('embed_norm')(x) if self.embed_norm else x
 
     def _run_blocks(self, x, positions, segment_ids, cache, train, slots):
         """Applies every block, scanned or unrolled; called inside the compact `__call__`."""
@@ -183,7 +220,11 @@ class Transformer(nn.Module, Settings):
         """hidden [..., D], as from `return_hidden`, -> logits [..., V]."""
         tied = self.tie_embeddings
         embedding = params['embed']['embedding']
-        return logits_of(self, hidden, _transposed(embedding) if tied else params['unembed'])
+        if self.logits_transform:
+            transform = LogitsTransform(blocks.settings_of(self), parent=None)
+            hidden = transform.apply({'params': params['logits_transform']}, hidden)
+        kernel = _transposed(embedding) if tied else params['unembed']
+        return logits_of(self, hidden, kernel, params.get('unembed_bias'))
 
     def init_cache(self, batch_size: int, length: int) -> Cache:
         """Empty key and value slots for every layer, see `empty_cache`."""
@@ -196,15 +237,30 @@ class Transformer(nn.Module, Settings):
         a token does not go to.
         (PaLM, appendix B, halved for the mask.)
         """
-        looked_up = [params['position_embed']] if self.positions == 'learned' else []
+        tables = ('position_embed', 'type_embed')
+        looked_up = [params[name] for name in tables if name in params]
         if not self.tie_embeddings:
             looked_up.append(params['embed'])
         padding = (self.vocab_rows - self.vocab_size) * self.embed_dim
         multiplied = trees.count(params) - trees.count(looked_up) - padding
         if self.moe is not None:
             multiplied -= moe_lib.num_idle(params, self.experts)
-        attended = min(length, 2 * (self.sliding_window or length))
-        return 6 * multiplied + 6 * self.num_layers * self.num_heads * self.dim_per_head * attended
+        settings = blocks.settings_of(self)
+        windows = (settings.of_layer(i).sliding_window for i in range(self.num_layers))
+        attended = sum(min(length, 2 * (window or length)) for window in windows)
+        return 6 * multiplied + 6 * self.num_heads * self.dim_per_head * attended
+
+
+class LogitsTransform(nn.Module):
+    """norm(activation(dense(x))), [..., D] -> [..., D] (Devlin et al. 2019, their own code)."""
+
+    settings: Settings
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c = self.settings
+        x = layers.ACTIVATIONS[c.activation](layers.Linear(c.embed_dim, name='dense')(x))
+        return layers.Norm(c.norm, c.norm_epsilon, c.use_bias, c.norm_offset, name='norm')(x)
 
 
 def _check_prefix(settings: Settings) -> None:
@@ -215,8 +271,10 @@ def _check_prefix(settings: Settings) -> None:
                 f'config.mesh.{axis} = {sharding.axis_size(axis)} does not go with a prefix: leave '
                 'it at 1.'
             )
-    if not settings.causal or settings.sliding_window:
-        raise errors.UserError('A prefix needs model.causal = True and no model.sliding_window.')
+    if not settings.causal or settings.sliding_window or settings.token_types:
+        raise errors.UserError(
+            'A prefix needs model.causal = True, and no model.sliding_window nor token_types.'
+        )
 
 
 def table(settings: Settings, name: str, rows: int) -> nn.Embed:
@@ -224,9 +282,12 @@ def table(settings: Settings, name: str, rows: int) -> nn.Embed:
     return nn.Embed(rows, settings.embed_dim, embedding_init=scaled_normal(0.02**2), name=name)
 
 
-def logits_of(settings: Settings, hidden: Array, kernel: Array | kernels.Kernel) -> Array:
-    """hidden [..., D], kernel [D, V] -> [..., V], -inf where the vocabulary is padded."""
+def logits_of(
+    settings: Settings, hidden: Array, kernel: Array | kernels.Kernel, bias: Array | None = None
+) -> Array:
+    """hidden [..., D], kernel [D, V], bias [V] -> [..., V], -inf where the vocabulary is padded."""
     logits = layers.matmul(hidden, kernel, settings.logits_dtype)
+    logits = logits if bias is None else layers.add_bias(logits, bias)
     logits = layers.soft_cap(logits, settings.logit_softcap)
     if settings.vocab_rows == settings.vocab_size:
         return logits

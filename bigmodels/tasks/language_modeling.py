@@ -49,7 +49,7 @@ class LanguageModeling(tokens.TokenSequences):
 
     def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A record with text -> {'inputs': token ids}."""
-        return {'inputs': self.vocabulary.encode(raw[self.text_field])}
+        return {'inputs': tokenizers.document(self.vocabulary, raw[self.text_field])}
 
     def postprocess(self, prediction: Sequence[int]) -> str:
         """Token ids -> text."""
@@ -114,7 +114,7 @@ class LanguageModeling(tokens.TokenSequences):
     def demonstrate(self, params, model_state) -> dict[str, str]:
         """A sampled continuation of `sample_prompt`."""
         prompt = self.prompt(self.sample_prompt)
-        room = self.model.max_length - max(len(self.vocabulary.encode(prompt)), 1)
+        room = self.model.max_length - max(len(tokenizers.document(self.vocabulary, prompt)), 1)
         count = min(self.sample_tokens, room)
         if count < 1:
             return {}

@@ -25,15 +25,16 @@ MASK = '[MASK]'  # in texts that are to be filled in
 class MaskedLanguageModeling(tokens.TokenSequences):
     """Text -> a bidirectional model's loss of the tokens that it does not see.
 
-    The mask is one id more than the tokenizer has. In training masked positions are drawn anew in
-    every step; in evaluation they are the same in all sequences, and all of them masks, so that no
-    figure depends on how a set is split into batches.
+    The mask is one id more than the tokenizer has, unless `mask_token` is one of its. In training
+    masked positions are drawn anew in every step; in evaluation they are the same in all sequences,
+    and all of them masks, so that no figure depends on how a set is split into batches.
 
     Fields:
       model: a `Transformer` with `causal = False`, or another module with its call and methods.
       tokenizer: the config's section, from which `fit` or `restored` makes `vocabulary`.
       sequence_length, packing, append_end_of_text: see `tokens.TokenSequences`.
       text_field: of the source's records.
+      mask_token: the tokenizer's token that stands for the mask; '' for one more id.
       mask_rate: the share of each sequence's tokens that are to be told; M is that of L.
       random_share, kept_share: see `token_noise.corrupt`.
       sample_text: filled in at the end of a run where it says [MASK].
@@ -45,6 +46,7 @@ class MaskedLanguageModeling(tokens.TokenSequences):
     packing: Literal['chunks', 'documents'] = 'chunks'
     text_field: str = 'text'
     append_end_of_text: bool = True
+    mask_token: str = ''
     mask_rate: float = 0.15
     random_share: float = 0.1
     kept_share: float = 0.1
@@ -66,17 +68,19 @@ class MaskedLanguageModeling(tokens.TokenSequences):
             )
 
     def _num_ids(self, vocabulary: tokenizers.Tokenizer) -> int:
-        return vocabulary.vocab_size + 1
+        return vocabulary.vocab_size + (not self.mask_token)
 
     @property
     def mask_id(self) -> int:
-        return self.vocabulary.vocab_size
+        if not self.mask_token:
+            return self.vocabulary.vocab_size
+        return tokenizers.token_id(self.vocabulary, self.mask_token)
 
     def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A record with text -> {'inputs': token ids}, each [MASK] in it one mask."""
         # A word's token begins with the blank before it.
         parts = re.split(' ?' + re.escape(MASK), raw[self.text_field])
-        ids = [self.vocabulary.encode(parts[0])]
+        ids = [tokenizers.document(self.vocabulary, parts[0])]
         for part in parts[1:]:
             ids += [np.array([self.mask_id], np.int32), self.vocabulary.encode(part)]
         return {'inputs': np.concatenate(ids)}
@@ -93,7 +97,12 @@ class MaskedLanguageModeling(tokens.TokenSequences):
         seen = jnp.full_like(targets, self.mask_id)
         if train:
             seen = token_noise.corrupt(
-                noise_rng, targets, self.mask_id, self.random_share, self.kept_share
+                noise_rng,
+                targets,
+                self.mask_id,
+                self.random_share,
+                self.kept_share,
+                self.vocabulary.vocab_size,
             )
         padding = None if train else batch['weights'].astype(jnp.int32)  # of a set's last chunk
         hidden, sown = self.model.apply(
@@ -148,6 +157,6 @@ class MaskedLanguageModeling(tokens.TokenSequences):
             return {}
         inputs = self.preprocess({self.text_field: self.sample_text})['inputs']
         logits = self.predict(params, model_state, {'inputs': inputs[None]})[0]
-        told = logits[:, : self.mask_id].argmax(-1)
+        told = logits[:, : self.vocabulary.vocab_size].argmax(-1)
         filled = np.where(inputs == self.mask_id, told, inputs)
         return {'sample.txt': f'{self.sample_text}\n{self.postprocess(filled)}\n'}

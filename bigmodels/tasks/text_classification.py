@@ -67,7 +67,8 @@ class TextClassification(tokens.Tokenized):
         Raises:
           UserError: for a record without text, or a label that is no class.
         """
-        ids = self.vocabulary.encode(text.text_of(raw, self.text_field))[: self.sequence_length]
+        given = text.text_of(raw, self.text_field)
+        ids = tokenizers.document(self.vocabulary, given)[: self.sequence_length]
         if not len(ids):
             raise errors.UserError(f'The field {self.text_field!r} is empty: there is no text.')
         padded = np.zeros((2, self.sequence_length), np.int32)

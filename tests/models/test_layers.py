@@ -81,7 +81,9 @@ def test_norms_of_large_and_tiny_inputs_stay_finite():
 def test_rotation_is_multiplication_by_a_unit_complex_number():
     x, positions = normal(2, 5, 3, 8), np.array([[0, 1, 2, 3, 4], [7, 0, 100, 5, 5]])
     frequencies = 10_000.0 ** -(np.arange(4) / 4)
-    np.testing.assert_allclose(layers.rotary_frequencies(8, 10_000.0), frequencies, rtol=1e-6)
+    given, length = layers.rotary_frequencies(8, 10_000.0)
+    np.testing.assert_allclose(given, frequencies, rtol=1e-6)
+    assert length == 1
     turned = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * positions[:, :, None, None] * frequencies)
     expected = np.concatenate([turned.real, turned.imag], -1)
     given = layers.rotate(jnp.float32(x), jnp.asarray(positions), jnp.float32(frequencies))
@@ -90,7 +92,7 @@ def test_rotation_is_multiplication_by_a_unit_complex_number():
 
 def test_scores_after_rotation_depend_on_the_distance_only():
     q, k = jnp.float32(normal(1, 1, 1, 16)), jnp.float32(normal(1, 1, 1, 16))
-    frequencies = layers.rotary_frequencies(16, 10_000.0)
+    frequencies, _ = layers.rotary_frequencies(16, 10_000.0)
 
     def score(i, j):
         at = lambda x, i: layers.rotate(x, jnp.full((1, 1), i), frequencies)
@@ -106,8 +108,8 @@ def test_linear_scaling_is_position_interpolation():
     x = jnp.float32(normal(1, 6, 2, 16))
     positions = jnp.arange(6)[None]
     np.testing.assert_allclose(
-        layers.rotate(x, 4 * positions, scaled),
-        layers.rotate(x, positions, layers.rotary_frequencies(16, 10_000.0)),
+        layers.rotate(x, 4 * positions, *scaled),
+        layers.rotate(x, positions, *layers.rotary_frequencies(16, 10_000.0)),
         atol=1e-5,
     )
 
@@ -136,7 +138,7 @@ def test_llama3_scaling_is_the_reference_code(factor, low, high, original, head_
         'high_frequency_factor': high,
         'original_length': original,
     }
-    given = layers.rotary_frequencies(head_dim, 500_000.0, scaling)
+    given, _ = layers.rotary_frequencies(head_dim, 500_000.0, scaling)
     np.testing.assert_allclose(given, expected, rtol=2e-5)
 
 

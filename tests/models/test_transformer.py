@@ -477,3 +477,48 @@ def test_head_dim_and_rotary_scaling_are_free():
     )
     assert abs(scaled - plain).max() > 1e-3
     assert jnp.isfinite(run(model, params, tokens())).all()
+
+
+def test_global_layers_are_those_without_the_window():
+    """The last token sees the first one where a layer on its way has no window."""
+    seen = {}
+    for layers in ((), (0,), (1,)):
+        model = make(sliding_window=2, global_layers=layers, tie_embeddings=False)
+        params = randomized(model)
+        changed = run(model, params, tokens().at[0, 0].add(1)) - run(model, params, tokens())
+        seen[layers] = np.abs(changed[0, -1]).max() > 1e-6
+    assert seen == {(): False, (0,): True, (1,): True}
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(global_layers=(0,)), 'no window'),
+        (dict(global_layers=(2,), sliding_window=4), 'from 0 to 1'),
+        (dict(global_layers=(0,), sliding_window=4, scan_layers=True), 'not scanned'),
+        (dict(local_rotary_theta=1e4), 'global_layers'),
+    ],
+)
+def test_layers_that_cannot_differ_are_refused(settings, message):
+    with pytest.raises(errors.UserError, match=message):
+        make(**settings)
+
+
+def test_token_types_choose_a_row_and_0_is_the_default():
+    model = make(token_types=2, embed_norm=True, causal=False)
+    params = randomized(model)
+    types = jnp.zeros((2, L), jnp.int32)
+    swapped = params | {'type_embed': {'embedding': params['type_embed']['embedding'][::-1]}}
+    other = run(model, params, tokens(), token_types=types + 1)
+    np.testing.assert_array_equal(run(model, swapped, tokens()), other)
+    plain = run(model, params, tokens())
+    np.testing.assert_array_equal(run(model, params, tokens(), token_types=types), plain)
+    assert np.abs(plain - other).max() > 1e-3
+
+
+def test_transformed_logits_finish_the_hidden_states():
+    model = make(logits_transform=True, final_norm=False, norm_placement='post')
+    params = randomized(model)
+    hidden = jit(lambda p: model.apply({'params': p}, tokens(), return_hidden=True))(params)
+    given = jit(model.logits)(params, hidden)
+    np.testing.assert_allclose(given, run(model, params, tokens()), atol=1e-5)

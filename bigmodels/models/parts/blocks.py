@@ -6,7 +6,7 @@ Axes: B batch, L length, S cache slots, D embed, H heads, N key/value heads, K h
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -67,10 +67,16 @@ class Settings:
       max_length: the longest context; the size of learned positions.
       positions: 'learned' (GPT-2), 'rotary' (Llama) or 'none'.
       rotary_scaling: see `layers.rotary_frequencies`.
+      local_rotary_theta: of layers that have the window where others do not, in place of
+        rotary_theta and rotary_scaling (Gemma 3).
       norm_placement: before each branch, after the sum ('post', as in BERT), or before and after
         each branch ('both', as in Gemma 2).
-      use_bias: in projections and norms; `qkv_bias` in query, key and value only (Qwen 2).
+      norm_offset: see `layers.Norm`; 1 in Gemma.
+      use_bias: in projections and norms; `qkv_bias` in query, key and value only (Qwen 2),
+        `attention_bias` in these and in attention's output.
       sliding_window: a token sees this many latest tokens, itself included.
+      global_layers: numbers of the layers without the window, from 0; they are not scanned.
+      query_scalar: scores are divided by its square root; default head_dim (Gemma has others).
       dropout_rate: on the embeddings and on the output of each branch.
       scale_embeddings: multiply embeddings by sqrt(embed_dim) (Gemma).
       attention: see `attention.attend`.
@@ -98,19 +104,24 @@ class Settings:
     positions: Literal['learned', 'rotary', 'none'] = 'rotary'
     rotary_theta: float = 10_000.0
     rotary_scaling: Mapping[str, Any] | None = None
+    local_rotary_theta: float | None = None
     norm: Literal['layer_norm', 'rms_norm'] = 'layer_norm'
     norm_placement: Literal['pre', 'post', 'both'] = 'pre'
     norm_epsilon: float = 1e-5
+    norm_offset: float = 0.0
     qk_norm: bool = False
     activation: Literal['relu', 'relu_squared', 'gelu', 'gelu_exact', 'silu', 'swiglu', 'geglu'] = (
         'gelu'
     )
     use_bias: bool = True
     qkv_bias: bool = False
+    attention_bias: bool = False
     tie_embeddings: bool = True
     scale_embeddings: bool = False
     dropout_rate: float = 0.0
     sliding_window: int | None = None
+    global_layers: Sequence[int] = ()
+    query_scalar: int | None = None
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     logits_dtype: layers.Dtype = 'float32'
@@ -146,6 +157,36 @@ class Settings:
                     f'Rotary positions need an even head_dim, not {self.dim_per_head}.'
                 )
             layers.rotary_frequencies(self.dim_per_head, self.rotary_theta, self.rotary_scaling)
+        self._check_layers_that_differ()
+
+    def _check_layers_that_differ(self) -> None:
+        self.global_layers = tuple(self.global_layers)
+        if not self.global_layers:
+            if self.local_rotary_theta is not None:
+                raise errors.UserError('local_rotary_theta is for a model with global_layers.')
+            return
+        if self.sliding_window is None:
+            raise errors.UserError('global_layers have no window that others have: set it.')
+        if not all(0 <= i < self.num_layers for i in self.global_layers):
+            raise errors.UserError(
+                f'global_layers = {self.global_layers} must be from 0 to {self.num_layers - 1}.'
+            )
+        if self.scan_layers:
+            raise errors.UserError(
+                'Layers that differ are not scanned: set scan_layers to False, or leave out '
+                'global_layers.'
+            )
+
+    def of_layer(self, i: int) -> 'Settings':
+        """The settings of layer i, alike in all where there are no `global_layers`."""
+        if not self.global_layers:
+            return self
+        alike = dataclasses.replace(self, global_layers=(), local_rotary_theta=None)
+        if i in self.global_layers:
+            return dataclasses.replace(alike, sliding_window=None)
+        if self.local_rotary_theta is None:
+            return alike
+        return dataclasses.replace(alike, rotary_theta=self.local_rotary_theta, rotary_scaling=None)
 
     @property
     def vocab_rows(self) -> int:
@@ -191,11 +232,9 @@ class Attention(nn.Module):
         query = _heads(c, x, c.num_heads, 'query')
         key, value = (_heads(c, x, c.kv_heads, name) for name in ('key', 'value'))
         if c.positions == 'rotary':
-            frequencies = layers.rotary_frequencies(
-                c.dim_per_head, c.rotary_theta, c.rotary_scaling
-            )
-            query = layers.rotate(query, positions, frequencies)
-            key = layers.rotate(key, positions, frequencies)
+            turns = layers.rotary_frequencies(c.dim_per_head, c.rotary_theta, c.rotary_scaling)
+            query = layers.rotate(query, positions, *turns)
+            key = layers.rotate(key, positions, *turns)
         if cache is not None:
             slots = positions if slots is None else slots
             cache = {
@@ -257,7 +296,7 @@ def _heads(settings: Settings, x: Array, count: int, name: str) -> Array:
     """x [B, L, D] -> [B, L, count, K], by the projection `name` of the module that calls."""
     linear = layers.Linear(
         count * settings.dim_per_head,
-        use_bias=settings.use_bias or settings.qkv_bias,
+        use_bias=settings.use_bias or settings.qkv_bias or settings.attention_bias,
         kernel_init=scaled_normal(1 / x.shape[-1]),
         name=name,
     )
@@ -265,7 +304,12 @@ def _heads(settings: Settings, x: Array, count: int, name: str) -> Array:
         linear(x).reshape(*x.shape[:2], count, settings.dim_per_head), 'tensor'
     )
     if settings.qk_norm and name != 'value':
-        heads = layers.Norm('rms_norm', settings.norm_epsilon, name=f'{name}_norm')(heads)
+        norm = layers.Norm(
+            'rms_norm', settings.norm_epsilon, offset=settings.norm_offset, name=f'{name}_norm'
+        )
+        heads = norm(heads)
+    if settings.query_scalar is not None and name == 'query':  # `attend` divides by sqrt(K)
+        heads *= math.sqrt(settings.dim_per_head / settings.query_scalar)
     return heads
 
 
@@ -273,7 +317,10 @@ def _attention_output(settings: Settings, attended: Array, shape: tuple[int, int
     """attended [.., H, K] -> `shape` [B, L, D], the projection `out` of the module that calls."""
     width = settings.num_heads * settings.dim_per_head
     out = layers.Linear(
-        shape[-1], use_bias=settings.use_bias, name='out', kernel_init=settings.residual_init(width)
+        shape[-1],
+        use_bias=settings.use_bias or settings.attention_bias,
+        name='out',
+        kernel_init=settings.residual_init(width),
     )(attended.reshape(*shape[:2], width))
     return sharding.constrain_activations(out)
 
@@ -317,7 +364,7 @@ class Block(nn.Module):
         self, x, positions, segment_ids, cache, context: Context | None = None, slots=None
     ):
         c = self.settings
-        norm = functools.partial(layers.Norm, c.norm, c.norm_epsilon, c.use_bias)
+        norm = functools.partial(layers.Norm, c.norm, c.norm_epsilon, c.use_bias, c.norm_offset)
         dropout = nn.Dropout(c.dropout_rate, deterministic=not self.train)
 
         def before(name, x):
@@ -393,7 +440,7 @@ def run(
         )
     caches = []
     for i in range(settings.num_layers):
-        x, layer_cache = block(settings, train, name=f'layers_{i}')(
+        x, layer_cache = block(settings.of_layer(i), train, name=f'layers_{i}')(
             x, positions, segment_ids, None if cache is None else cache[i], context, slots
         )
         caches.append(layer_cache)

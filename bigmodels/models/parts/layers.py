@@ -209,22 +209,25 @@ _normalised.defvjp(_norm_forward, _norm_backward)
 
 def rotary_frequencies(
     head_dim: int, theta: float, scaling: Mapping[str, Any] | None = None
-) -> np.ndarray:
-    """The angles per position of rotary embedding (Su et al. 2021), float32 [K/2].
+) -> tuple[np.ndarray, float]:
+    """The angles per position of rotary embedding (Su et al. 2021), and how long it makes vectors.
 
     `scaling` stretches them for longer contexts: a name of ROTARY_SCALINGS and its arguments.
+
+    Returns:
+      (float32 [K/2], the length of what was of length 1), for `rotate`.
     """
-    frequencies = theta ** -(np.arange(0, head_dim, 2) / head_dim)
+    frequencies, length = theta ** -(np.arange(0, head_dim, 2) / head_dim), 1.0
     if scaling is not None:
-        frequencies = config.choose(
+        frequencies, length = config.choose(
             ROTARY_SCALINGS, scaling, 'model.rotary_scaling', frequencies=frequencies
         )
-    return frequencies.astype(np.float32)
+    return frequencies.astype(np.float32), length
 
 
-def _linear_scaling(frequencies: np.ndarray, factor: float) -> np.ndarray:
+def _linear_scaling(frequencies: np.ndarray, factor: float) -> tuple[np.ndarray, float]:
     """All positions divided by the factor (Chen et al. 2023)."""
-    return frequencies / factor
+    return frequencies / factor, 1.0
 
 
 def _llama3_scaling(
@@ -233,24 +236,57 @@ def _llama3_scaling(
     low_frequency_factor: float,
     high_frequency_factor: float,
     original_length: int,
-) -> np.ndarray:
+) -> tuple[np.ndarray, float]:
     """Slow angles divided by the factor, fast ones kept, a blend between (Llama 3's own code)."""
     turns = original_length * frequencies / (2 * np.pi)
     share = (turns - low_frequency_factor) / (high_frequency_factor - low_frequency_factor)
     share = np.clip(share, 0, 1)
-    return share * frequencies + (1 - share) * frequencies / factor
+    return share * frequencies + (1 - share) * frequencies / factor, 1.0
 
 
-ROTARY_SCALINGS = {'linear': _linear_scaling, 'llama3': _llama3_scaling}
+def _yarn_scaling(
+    frequencies: np.ndarray,
+    factor: float,
+    original_length: int,
+    beta_fast: float = 32.0,
+    beta_slow: float = 1.0,
+    truncate: bool = True,
+    length: float | None = None,
+) -> tuple[np.ndarray, float]:
+    """YaRN (Peng et al. 2023, section 3): as Llama 3's, the blend linear in an angle's number.
+
+    Args:
+      beta_fast, beta_slow: angles that turn so often in the original length begin to be stretched,
+        and are wholly stretched.
+      truncate: the blend begins and ends at whole numbers, as in the authors' code.
+      length: of vectors, by default 0.1 ln(factor) + 1 (equation 22): it sharpens attention.
+    """
+    head_dim = 2 * len(frequencies)
+    step = -np.log(frequencies[1])  # each frequency is the one before it, times exp(-step)
+    first, last = (
+        np.log(original_length / (2 * np.pi * turns)) / step for turns in (beta_fast, beta_slow)
+    )
+    if truncate:
+        first, last = np.floor(first), np.ceil(last)
+    first, last = max(first, 0), min(last, head_dim - 1)
+    numbers = np.arange(len(frequencies))
+    stretched = np.clip((numbers - first) / max(last - first, 0.001), 0, 1)
+    if length is None:
+        length = 0.1 * np.log(max(factor, 1)) + 1
+    return (1 - stretched) * frequencies + stretched * frequencies / factor, float(length)
 
 
-def rotate(x: Array, positions: Array, frequencies: Array) -> Array:
+ROTARY_SCALINGS = {'linear': _linear_scaling, 'llama3': _llama3_scaling, 'yarn': _yarn_scaling}
+
+
+def rotate(x: Array, positions: Array, frequencies: Array, length: float = 1.0) -> Array:
     """Rotary embedding of x [B, L, H, K] at positions [B, L] or [1, L], in float32.
 
     The two halves of K are the coordinates of the rotated pairs, as in Llama's converted weights.
+    Vectors become `length` times as long, see `rotary_frequencies`.
     """
     angles = positions[..., None].astype(jnp.float32) * frequencies  # [B, L, K/2]
-    sin, cos = jnp.sin(angles)[:, :, None], jnp.cos(angles)[:, :, None]
+    sin, cos = (length * turn(angles)[:, :, None] for turn in (jnp.sin, jnp.cos))
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)
@@ -329,16 +365,21 @@ class Linear(nn.Module):
 
 
 class Norm(nn.Module):
-    """`layer_norm` or `rms_norm` with learned scale [D] and, for the former, bias [D]."""
+    """`layer_norm` or `rms_norm` with learned scale [D] and, for the former, bias [D].
+
+    The parameter `scale` is the scale less `offset`; it begins at 1 - offset.
+    """
 
     kind: str
     epsilon: float
     use_bias: bool = True
+    offset: float = 0.0
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        shape = x.shape[-1:]
-        scale = self.param('scale', nn.initializers.ones, shape, jnp.float32)
+        shape, init = x.shape[-1:], nn.initializers.constant(1 - self.offset)
+        scale = self.param('scale', init, shape, jnp.float32)
+        scale = scale + self.offset if self.offset else scale
         if self.kind == 'rms_norm':
             return rms_norm(x, scale, self.epsilon)
         bias = self.param('bias', nn.initializers.zeros, shape) if self.use_bias else None

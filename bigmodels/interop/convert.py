@@ -1,0 +1,284 @@
+"""The command that converts published models to runs and back; needs no accelerator.
+
+python -m bigmodels.interop.convert --from=DIRECTORY --to=runs/x
+python -m bigmodels.interop.convert --from=hf://OWNER/NAME --to=runs/x --config.model.dtype=bfloat16
+python -m bigmodels.interop.convert --from=runs/x --to=DIRECTORY [--step=best] [--dtype=bfloat16]
+"""
+
+import argparse
+import os
+import pathlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+
+from bigmodels import config as config_lib
+from bigmodels import errors, experiment, program, rundir, runs, sharding, trees
+from bigmodels.data import chat_templates, tokenizers
+from bigmodels.interop import directories, families, pictures, weights
+from bigmodels.models.parts.layers import Dtype
+from bigmodels.models.vit import ViT
+from bigmodels.state import TrainState
+
+# Of a run that nobody has trained: text that every machine has, to be evaluated on.
+TEXT = {
+    'train': {'name': 'stdlib', 'split': 'train'},
+    'evals': {'valid': {'name': 'stdlib', 'split': 'valid'}},
+}
+# Likewise, of labelled images in a folder that the user is to name.
+IMAGES = {
+    'train': {'name': 'image_folder', 'path': 'images'},
+    'evals': {'valid': {'name': 'image_folder', 'path': 'images'}},
+}
+SEQUENCE_LENGTH = 1024  # at most
+TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
+KEPT = ('id2label', 'label2id')
+
+
+def to_run(source: str, out: pathlib.Path, overrides: Sequence[str] = ()) -> None:
+    """Makes the run `out` of a published model; evaluation, generation and `init_from` open it.
+
+    Args:
+      source: a directory, or hf://OWNER/NAME.
+      overrides: fields of the run's config, each as 'model.dtype=bfloat16'.
+
+    Raises:
+      UserError: for a family that is not known, tensors that are not those of the model, a
+        tokenizer that is missing, and if `out` is in use.
+    """
+    rundir.check_unused(out, '--to')
+    directory = directories.resolve(source)
+    published = directories.read_json(directory / directories.CONFIG)
+    config = _run_config(directory, published, overrides)
+    kept, settings = experiment.resolved(config), experiment.from_config(config)
+    task = experiment.make_task(settings).fit(())
+    shapes = batch_shapes(task, published)
+    mesh = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
+    params = read_params(directory, task, mesh)
+    state = TrainState(jax.numpy.zeros((), 'int32'), params, model_state={}, opt_state=())
+
+    def fill(out: pathlib.Path) -> None:
+        rundir.record_data(out, (), shapes)
+        (out / rundir.PREPROCESSING).mkdir()
+        task.save(out / rundir.PREPROCESSING)
+
+    made_of = {'from': source, 'config': published}
+    rundir.make_untrained(out, rundir.CONVERTED, made_of, kept, state, fill)
+
+
+def read_params(directory: pathlib.Path, task: Any, mesh: jax.sharding.Mesh) -> Any:
+    """A published model's parameters where the mesh and the model's rules say, float32.
+
+    Args:
+      task: with the model that its config.json describes.
+
+    Raises:
+      UserError: as `weights.load`.
+    """
+    published = directories.read_json(directory / directories.CONFIG)
+    shapes = batch_shapes(task, published)
+    params = jax.eval_shape(task.init, jax.random.key(0), shapes)['params']
+    placed = TrainState(jax.ShapeDtypeStruct((), 'int32'), params, {}, ())
+    shardings, _ = sharding.state_shardings(placed, program.sharding_rules(task), mesh)
+    return weights.load(
+        families.of_config(published).table,
+        directories.tensors(directory),
+        sharding.with_shardings(params, shardings.params),
+        getattr(task.model, 'vocab_size', None),
+    )
+
+
+def batch_shapes(task: Any, published: Mapping) -> dict[str, jax.ShapeDtypeStruct]:
+    """Of a batch of one example of a model's task."""
+    if hasattr(task, 'example_shapes'):
+        shapes = {key: (shape.shape, shape.dtype) for key, shape in task.example_shapes().items()}
+    else:
+        image = (task.image_size, task.image_size, published.get('num_channels', 3))
+        shapes = {
+            'inputs': (image, 'float32'),
+            'targets': ((), 'int32'),
+            'weights': ((), 'float32'),
+        }
+    return {key: jax.ShapeDtypeStruct((1, *shape), kind) for key, (shape, kind) in shapes.items()}
+
+
+def _run_config(
+    directory: pathlib.Path, published: Mapping, overrides: Sequence[str]
+) -> ml_collections.ConfigDict:
+    """The config of a run of this model."""
+    family = families.of_config(published)
+    fields = family.fields(published)
+    config = ml_collections.ConfigDict()
+    config.total_steps, config.batch_size = 1, 8
+    config.optimizer = {
+        'learning_rate': 1e-5,
+        'algorithm': {'name': 'adamw', 'b1': 0.9, 'b2': 0.95},
+        'schedule': {'name': 'constant', 'warmup_steps': 0},
+    }
+    if family.model is ViT:
+        config.model = {'name': 'vit', **fields}
+        config.data = IMAGES
+        config.task = {'name': 'classification', **pictures.read(directory, published)}
+    else:
+        config.model = {'name': 'transformer', **fields}
+        config.data = TEXT
+        tokenizer, mask = _tokenizer(directory, published)
+        causal = fields.get('causal', True)
+        config.task = {
+            'name': 'language_modeling' if causal else 'masked_language_modeling',
+            'sequence_length': min(fields['max_length'], SEQUENCE_LENGTH),
+            'tokenizer': tokenizer,
+            **({} if causal else {'mask_token': mask}),
+        }
+    dtype = published.get('dtype', published.get('torch_dtype'))
+    if dtype in directories.WRITTEN:
+        config.model.dtype = dtype
+    config_lib.set_fields(config, overrides)
+    if 'tokenizer' in config.task and not config.task.tokenizer:
+        raise errors.UserError(
+            f'{directory} has neither {directories.TOKENIZER} nor {directories.SENTENCEPIECE}: add '
+            f'one, or say which tokenizer it is, as --config.task.tokenizer.name=bytes.'
+        )
+    return config
+
+
+def _tokenizer(directory: pathlib.Path, published: Mapping) -> tuple[dict[str, Any], str]:
+    """The config section of a directory's tokenizer, empty where it has none, and its mask."""
+    path = directory / directories.TOKENIZER_CONFIG
+    entries = directories.read_json(path) if path.is_file() else {}
+    if (directory / directories.TOKENIZER).is_file():
+        ends = published.get('eos_token_id')
+        end, begin, mask = tokenizers.published_names(
+            directory / directories.TOKENIZER, ends[0] if isinstance(ends, list) else ends
+        )
+        end = dict(chat_templates.special_tokens(entries)).get('eos_token', end)
+        section = {'name': 'hugging_face', 'path': str(directory)}
+        return section | {'end_of_text': end, 'begin_of_text': begin}, mask
+    if (directory / directories.SENTENCEPIECE).is_file():
+        path = str(directory / directories.SENTENCEPIECE)
+        begin = bool(entries.get('add_bos_token', True))
+        return {'name': 'sentencepiece', 'path': path, 'begin': begin}, ''
+    return {}, ''
+
+
+def to_directory(
+    workdir: pathlib.Path,
+    out: pathlib.Path,
+    step: int | str = 'last',
+    dtype: Dtype = 'float32',
+    trust: Sequence[str] = (),
+) -> str:
+    """Writes a run's model and tokenizer as transformers opens them; returns the family.
+
+    The directory gets its name when it is whole.
+
+    Args:
+      step: a saved step, 'last' or 'best'.
+      dtype: of the tensors; parameters are float32, which loses nothing.
+      trust: see `runs.open_run`.
+
+    Raises:
+      UserError: if no family of published models has such a model, or `out` is in use.
+    """
+    rundir.check_unused(out, '--to')
+    run = runs.open_run(workdir, step, trust=trust)
+    family = families.of_model(run.model)
+    images = family.model is ViT
+    entries = family.config(run.model) | {'torch_dtype': dtype} | _as_published(run, KEPT)
+    if images:
+        entries |= pictures.config(run.model, run.params)
+    else:
+        entries |= _token_ids(run.task.vocabulary) | _as_published(run, TOKEN_IDS)
+    vocab_size = getattr(run.model, 'vocab_size', None)
+    tensors = weights.unload(family.table, run.params, dtype, vocab_size)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}.') as scratch:
+            made = pathlib.Path(scratch, out.name)
+            made.mkdir()
+            directories.write_tensors(made, tensors)
+            if images:
+                pictures.write(made, run.task, entries['image_size'])
+            else:
+                _write_tokenizer(made, run.task.vocabulary)
+            directories.write_json(made / directories.CONFIG, entries)
+            if out.exists():
+                out.rmdir()  # empty, as `check_unused` has seen
+            made.rename(out)
+    except OSError as error:
+        raise errors.UserError(f'{out} cannot be written: {error}.') from error
+    return family.model_type
+
+
+def _as_published(run: runs.Run, keys: Sequence[str]) -> dict[str, Any]:
+    """What config.json said of some keys, of a run that was made of one."""
+    path = run.workdir / rundir.CONVERTED
+    published = directories.read_json(path)['config'] if path.is_file() else {}
+    return {key: published[key] for key in keys if key in published}
+
+
+def _token_ids(vocabulary: tokenizers.Tokenizer) -> dict[str, Any]:
+    return {'bos_token_id': vocabulary.begin_of_text, 'eos_token_id': vocabulary.end_of_text}
+
+
+def _write_tokenizer(directory: pathlib.Path, vocabulary: tokenizers.Tokenizer) -> None:
+    """Its files, of the kinds that such directories hold; others have no such form."""
+    if isinstance(vocabulary, tokenizers.HuggingFace):
+        entries = {'tokenizer_class': 'PreTrainedTokenizerFast', **vocabulary.special_tokens}
+        (directory / directories.TOKENIZER).write_text(vocabulary.content, encoding='utf-8')
+        directories.write_json(directory / directories.TOKENIZER_CONFIG, entries)
+        if vocabulary.chat_template is not None:
+            path = directory / directories.CHAT_TEMPLATE
+            path.write_text(vocabulary.chat_template.source, encoding='utf-8')
+    elif isinstance(vocabulary, tokenizers.SentencePiece):
+        (directory / directories.SENTENCEPIECE).write_bytes(vocabulary.content)
+
+
+def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """The options, and overrides of the run's config."""
+    parser = argparse.ArgumentParser(
+        prog='python -m bigmodels.interop.convert',
+        description=__doc__.splitlines()[0],
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        '--from', dest='source', required=True, help='a directory, hf://OWNER/NAME, or a run'
+    )
+    parser.add_argument('--to', type=pathlib.Path, required=True, help='what is made')
+    runs.add_step(parser)
+    runs.add_trust(parser)
+    parser.add_argument(
+        '--dtype',
+        choices=directories.WRITTEN,
+        default='float32',
+        help='of the tensors that are written; default: float32, which loses nothing',
+    )
+    return config_lib.parse_arguments(parser, arguments)
+
+
+def main() -> None:
+    """The command."""
+    options, overrides = parse()
+    if 'JAX_PLATFORMS' not in os.environ:  # read when jax was imported, with this package
+        jax.config.update('jax_platforms', 'cpu')
+    runs.configure_process()
+    workdir = pathlib.Path(options.source)
+    if (workdir / rundir.DATA).is_file():
+        if overrides:
+            raise errors.UserError(f'{workdir} is a run: its config is what it is.')
+        family = to_directory(workdir, options.to, options.step, options.dtype, options.trust)
+        print(f'{options.to} holds the {family} of {workdir}.')
+        return
+    to_run(options.source, options.to, overrides)
+    run = runs.open_run(options.to)
+    print(
+        f'{options.to} holds {options.source}, {trees.count(run.params):,} parameters. '
+        f'Try: python -m bigmodels.deploy.generate --workdir={options.to} --prompt=...'
+    )
+
+
+if __name__ == '__main__':
+    errors.exit_on_user_error(main)

@@ -1,0 +1,194 @@
+"""The tables of tensors, a family each or several that name them alike."""
+
+import math
+
+import numpy as np
+
+from bigmodels.interop.weights import SAME, TRANSPOSED, Form, Row, Table
+
+_LAYER = 'model.layers.{layer}.'
+_EXPERT = _LAYER + 'block_sparse_moe.experts.{expert}.'
+
+
+def _linear(ours: str, theirs: str) -> tuple[Row, Row]:
+    """The rows of a projection: PyTorch keeps kernels as [outputs, inputs]."""
+    return (
+        Row(f'layers/{ours}/kernel', f'{_LAYER}{theirs}.weight', TRANSPOSED),
+        Row(f'layers/{ours}/bias', f'{_LAYER}{theirs}.bias'),
+    )
+
+
+def _scale(ours: str, theirs: str) -> Row:
+    return Row(f'layers/{ours}/scale', f'{_LAYER}{theirs}.weight')
+
+
+_DECODER = (
+    Row('embed/embedding', 'model.embed_tokens.weight', vocabulary=0),
+    Row('unembed', 'lm_head.weight', TRANSPOSED, vocabulary=1),
+    Row('final_norm/scale', 'model.norm.weight'),
+    _scale('attention_norm', 'input_layernorm'),
+    *_linear('attention/query', 'self_attn.q_proj'),
+    *_linear('attention/key', 'self_attn.k_proj'),
+    *_linear('attention/value', 'self_attn.v_proj'),
+    *_linear('attention/out', 'self_attn.o_proj'),
+    _scale('attention/query_norm', 'self_attn.q_norm'),
+    _scale('attention/key_norm', 'self_attn.k_norm'),
+    *_linear('mlp/gate', 'mlp.gate_proj'),
+    *_linear('mlp/up', 'mlp.up_proj'),
+    *_linear('mlp/down', 'mlp.down_proj'),
+)
+_TIED = {'lm_head.weight': 'model.embed_tokens.weight'}
+_ANGLES = (r'\.rotary_emb\.inv_freq$',)  # of old files; computed here
+
+# Llama, Mistral, Qwen 2 and 3, Mixtral.
+LLAMA = Table(
+    (
+        *_DECODER,
+        _scale('mlp_norm', 'post_attention_layernorm'),
+        Row('layers/mlp/router/kernel', _LAYER + 'block_sparse_moe.gate.weight', TRANSPOSED),
+        Row('layers/mlp/experts/gate/kernel', _EXPERT + 'w1.weight', TRANSPOSED),
+        Row('layers/mlp/experts/down/kernel', _EXPERT + 'w2.weight', TRANSPOSED),
+        Row('layers/mlp/experts/up/kernel', _EXPERT + 'w3.weight', TRANSPOSED),
+    ),
+    prefix='model.',
+    copies=_TIED,
+    ignored=_ANGLES,
+)
+# Gemma 2 and 3.
+GEMMA = Table(
+    (
+        *_DECODER,
+        _scale('attention_post_norm', 'post_attention_layernorm'),
+        _scale('mlp_norm', 'pre_feedforward_layernorm'),
+        _scale('mlp_post_norm', 'post_feedforward_layernorm'),
+    ),
+    prefix='model.',
+    copies=_TIED,
+    ignored=_ANGLES,
+)
+
+_GPT2 = 'transformer.h.{layer}.'
+
+
+def _gpt2(ours: str, theirs: str, part: tuple[int, int] = (0, 1)) -> tuple[Row, Row]:
+    """The rows of a projection, which GPT-2 keeps as [inputs, outputs]."""
+    return (
+        Row(f'layers/{ours}/kernel', f'{_GPT2}{theirs}.weight', SAME, part),
+        Row(f'layers/{ours}/bias', f'{_GPT2}{theirs}.bias', SAME, part),
+    )
+
+
+def _layer_norm(ours: str, theirs: str) -> tuple[Row, Row]:
+    return (Row(f'{ours}/scale', f'{theirs}.weight'), Row(f'{ours}/bias', f'{theirs}.bias'))
+
+
+GPT2 = Table(
+    (
+        Row('embed/embedding', 'transformer.wte.weight', vocabulary=0),
+        Row('position_embed/embedding', 'transformer.wpe.weight'),
+        Row('unembed', 'lm_head.weight', TRANSPOSED, vocabulary=1),
+        *_layer_norm('final_norm', 'transformer.ln_f'),
+        *_layer_norm('layers/attention_norm', _GPT2 + 'ln_1'),
+        *_gpt2('attention/query', 'attn.c_attn', (0, 3)),
+        *_gpt2('attention/key', 'attn.c_attn', (1, 3)),
+        *_gpt2('attention/value', 'attn.c_attn', (2, 3)),
+        *_gpt2('attention/out', 'attn.c_proj'),
+        *_layer_norm('layers/mlp_norm', _GPT2 + 'ln_2'),
+        *_gpt2('mlp/up', 'mlp.c_fc'),
+        *_gpt2('mlp/down', 'mlp.c_proj'),
+    ),
+    prefix='transformer.',
+    copies={'lm_head.weight': 'transformer.wte.weight'},
+    ignored=(r'\.attn\.(bias|masked_bias)$',),  # the causal mask
+)
+
+
+def _patches_to_theirs(kernel: np.ndarray) -> np.ndarray:
+    """[P*P*C, D] -> [D, C, P, P]; what is no square times 3 has one channel."""
+    rows, width = kernel.shape
+    channels = 3 if 3 * math.isqrt(rows // 3) ** 2 == rows else 1
+    size = math.isqrt(rows // channels)
+    return kernel.reshape(size, size, channels, width).transpose(3, 2, 0, 1)
+
+
+_PATCHES = Form(lambda x: x.transpose(2, 3, 1, 0).reshape(-1, len(x)), _patches_to_theirs)
+_ROWS = Form(lambda x: x[0], lambda x: x[None])  # [1, L, D]
+_VIT = 'vit.encoder.layer.{layer}.'
+
+
+def _dense(ours: str, theirs: str) -> tuple[Row, Row]:
+    return (Row(f'{ours}/kernel', f'{theirs}.weight', TRANSPOSED),
+            Row(f'{ours}/bias', f'{theirs}.bias'))  # fmt: skip
+
+
+VIT = Table(
+    (
+        Row('class_token', 'vit.embeddings.cls_token', _ROWS),
+        Row('position_embed', 'vit.embeddings.position_embeddings', _ROWS),
+        Row('patch_embed/kernel', 'vit.embeddings.patch_embeddings.projection.weight', _PATCHES),
+        Row('patch_embed/bias', 'vit.embeddings.patch_embeddings.projection.bias'),
+        *_layer_norm('layers/attention_norm', _VIT + 'layernorm_before'),
+        *_dense('layers/attention/query', _VIT + 'attention.attention.query'),
+        *_dense('layers/attention/key', _VIT + 'attention.attention.key'),
+        *_dense('layers/attention/value', _VIT + 'attention.attention.value'),
+        *_dense('layers/attention/out', _VIT + 'attention.output.dense'),
+        *_layer_norm('layers/mlp_norm', _VIT + 'layernorm_after'),
+        *_dense('layers/mlp/up', _VIT + 'intermediate.dense'),
+        *_dense('layers/mlp/down', _VIT + 'output.dense'),
+        *_layer_norm('final_norm', 'vit.layernorm'),
+        *_dense('head', 'classifier'),
+    ),
+    prefix='vit.',
+    ignored=(r'^vit\.(pooler\.|embeddings\.mask_token$)',),  # of other heads
+)
+
+
+def _bert(root: str, dense: str, norm: str, bias: str, decoder: str) -> Table:
+    """BERT's tensors: what it is below its head, `root`, and the names of the head's."""
+    embeddings, layer = f'{root}.embeddings.', root + '.encoder.layer.{layer}.'
+    return Table(
+        (
+            Row('embed/embedding', f'{embeddings}word_embeddings.weight', vocabulary=0),
+            Row('position_embed/embedding', f'{embeddings}position_embeddings.weight'),
+            Row('type_embed/embedding', f'{embeddings}token_type_embeddings.weight'),
+            *_layer_norm('embed_norm', f'{embeddings}LayerNorm'),
+            *_dense('layers/attention/query', layer + 'attention.self.query'),
+            *_dense('layers/attention/key', layer + 'attention.self.key'),
+            *_dense('layers/attention/value', layer + 'attention.self.value'),
+            *_dense('layers/attention/out', layer + 'attention.output.dense'),
+            *_layer_norm('layers/attention_post_norm', layer + 'attention.output.LayerNorm'),
+            *_dense('layers/mlp/up', layer + 'intermediate.dense'),
+            *_dense('layers/mlp/down', layer + 'output.dense'),
+            *_layer_norm('layers/mlp_post_norm', layer + 'output.LayerNorm'),
+            *_dense('logits_transform/dense', dense),
+            *_layer_norm('logits_transform/norm', norm),
+            Row('unembed_bias', bias, vocabulary=0),
+        ),
+        prefix=f'{root}.',
+        copies={
+            f'{decoder}.weight': f'{embeddings}word_embeddings.weight',
+            f'{decoder}.bias': bias,
+        },
+        ignored=(  # of other heads, and counts
+            rf'^{root}\.pooler\.',
+            r'^cls\.seq_relationship\.',
+            r'\.embeddings\.(position|token_type)_ids$',
+        ),
+        renamed=(('LayerNorm.gamma', 'LayerNorm.weight'), ('LayerNorm.beta', 'LayerNorm.bias')),
+    )
+
+
+BERT = _bert(
+    'bert',
+    dense='cls.predictions.transform.dense',
+    norm='cls.predictions.transform.LayerNorm',
+    bias='cls.predictions.bias',
+    decoder='cls.predictions.decoder',
+)
+ROBERTA = _bert(
+    'roberta',
+    dense='lm_head.dense',
+    norm='lm_head.layer_norm',
+    bias='lm_head.bias',
+    decoder='lm_head.decoder',
+)

@@ -1,0 +1,312 @@
+"""Models of transformers and the same ones here: logits, greedy generation, gradients, files.
+
+    python experiments/interop_parity.py [--only=gemma]
+
+Needs the extra `parity`. Each of CASES is a tiny random model that transformers makes and saves. It
+is read as `bigmodels.interop` reads published ones and compared in float32; then written, opened by
+transformers and compared bit by bit. The table goes to experiments/results/interop.json and .md,
+and what the tests compare with, without transformers, to tests/interop/golden.
+"""
+
+import argparse
+import json
+import pathlib
+import tempfile
+
+import hugging_face
+import jax
+import jax.numpy as jnp
+import measure
+import numpy as np
+import safetensors.torch
+import torch
+import transformers
+
+from bigmodels.deploy import decoding, sampling
+from bigmodels.deploy import weights as packing
+from bigmodels.interop import directories, families, pictures, weights
+from bigmodels.models.vit import ViT
+
+GOLDEN = measure.ROOT / 'tests' / 'interop' / 'golden'
+PROMPT, NEW = 12, 12
+TINY = dict(
+    vocab_size=61,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+)
+GPT2 = dict(vocab_size=61, n_embd=16, n_layer=2, n_head=4, n_positions=32)
+LAYERS = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4)
+ENCODER = LAYERS | dict(vocab_size=61, max_position_embeddings=32)
+VIT = LAYERS | dict(image_size=12, patch_size=4, num_channels=3, num_labels=3)
+TYPES = ['sliding_attention', 'full_attention']
+LLAMA3 = dict(
+    rope_type='llama3',
+    factor=4.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=16,
+)
+YARN = dict(rope_type='yarn', factor=4.0, original_max_position_embeddings=16)
+# Name -> (model_type, its config, what is special).
+CASES = {
+    'gpt2': ('gpt2', GPT2, 'tied'),
+    'gpt2_erf': (
+        'gpt2',
+        GPT2 | dict(activation_function='gelu', n_inner=24, vocab_size=50),
+        'erf GELU, mlp of 1.5 D',
+    ),
+    'llama2': (
+        'llama',
+        TINY | dict(num_key_value_heads=4, rms_norm_eps=1e-5),
+        'a key head for each query head',
+    ),
+    'llama3': ('llama', TINY | dict(rope_theta=5e5, rope_scaling=LLAMA3), 'grouped heads, llama3'),
+    'llama_linear': (
+        'llama',
+        TINY
+        | dict(head_dim=6, tie_word_embeddings=True)
+        | dict(rope_scaling=dict(rope_type='linear', factor=2.0)),
+        'tied, head_dim 6 of D / H = 4, linear scaling',
+    ),
+    'llama_yarn': ('llama', TINY | dict(head_dim=8, rope_scaling=YARN), 'YaRN'),
+    'llama_biases': (
+        'llama',
+        TINY | dict(attention_bias=True, mlp_bias=True, hidden_act='gelu_pytorch_tanh'),
+        'biases everywhere, tanh GELU',
+    ),
+    'llama_attention_biases': ('llama', TINY | dict(attention_bias=True), 'biases in attention'),
+    'mistral': ('mistral', TINY | dict(sliding_window=5), 'window of 5'),
+    'qwen2': ('qwen2', TINY | dict(tie_word_embeddings=True), 'biases of q, k, v; tied'),
+    'qwen2_window': (
+        'qwen2',
+        TINY | dict(use_sliding_window=True, sliding_window=5, max_window_layers=1),
+        'window in the second layer',
+    ),
+    'qwen3': ('qwen3', TINY | dict(head_dim=8), 'norms of q and k, head_dim 8'),
+    'gemma2': (
+        'gemma2',
+        TINY
+        | dict(head_dim=8, query_pre_attn_scalar=5, sliding_window=5)
+        | dict(attn_logit_softcapping=4.0, final_logit_softcapping=6.0),
+        'soft caps, norms after branches, a window in every second layer',
+    ),
+    'gemma3': (
+        'gemma3_text',
+        TINY
+        | dict(head_dim=8, query_pre_attn_scalar=8, sliding_window=5, layer_types=TYPES)
+        | dict(rope_scaling=dict(rope_type='linear', factor=8.0)),
+        'local and global layers with rotary positions of their own',
+    ),
+    'mixtral': (
+        'mixtral',
+        TINY | dict(num_local_experts=4, num_experts_per_tok=2),
+        '2 of 4 experts',
+    ),
+    'bert': ('bert', ENCODER, 'types of tokens'),
+    'roberta': ('roberta', ENCODER | dict(type_vocab_size=1), 'positions from 2 on'),
+    'vit': ('vit', VIT, 'images of 3 channels'),
+    'vit_grey': (
+        'vit',
+        VIT | dict(num_channels=1, hidden_act='gelu_new'),
+        'one channel, tanh GELU',
+    ),
+}
+
+
+def random_model(model_type: str, entries: dict) -> transformers.PreTrainedModel:
+    """A float32 model in which every parameter counts, of values that bfloat16 holds."""
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(model_type, **entries)
+    config._attn_implementation = 'eager'
+    kind = getattr(transformers, families.FAMILIES[model_type].architecture)
+    model = kind(config).float().eval()
+    embeddings = None if model_type == 'vit' else model.get_input_embeddings().weight
+    for parameter in model.parameters():
+        noise = torch.randn_like(parameter)
+        if parameter.ndim == 1:
+            parameter.data += 0.2 * noise
+        else:  # were embeddings as large as what layers add, the next token would be the last one
+            parameter.data = noise * (parameter.shape[-1] ** -0.5, 0.1)[parameter is embeddings]
+        parameter.data = parameter.data.bfloat16().float()
+    return model
+
+
+def greedy_tokens(model: transformers.PreTrainedModel) -> np.ndarray:
+    """A prompt and what follows it, [1, PROMPT + NEW]; the first that is not soon in a loop."""
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    for seed in range(100):
+        prompt = np.random.default_rng(seed).integers(1, model.config.vocab_size, (1, PROMPT))
+        tokens = model.generate(torch.tensor(prompt), max_new_tokens=NEW, do_sample=False).numpy()
+        if len(set(tokens[0, PROMPT:])) > 3:
+            return tokens.astype(np.int32)
+    raise ValueError('Whatever the prompt, the same tokens follow.')
+
+
+def logits_and_gradients(
+    model, inputs: np.ndarray, targets: np.ndarray
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Logits [..., V], and the gradients of the mean loss by the tensors' names in files.
+
+    A target of -100 is none.
+    """
+    model.zero_grad()
+    logits = model(torch.tensor(inputs)).logits
+    torch.nn.functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), torch.tensor(targets).long().reshape(-1)
+    ).backward()
+    with tempfile.TemporaryDirectory() as directory:  # as they are named and laid out in files
+        for parameter in model.parameters():
+            parameter.kept, parameter.data = parameter.data, parameter.grad.clone()
+        model.save_pretrained(directory)
+        for parameter in model.parameters():
+            parameter.data = parameter.kept
+        gradients = safetensors.torch.load_file(f'{directory}/{directories.WEIGHTS}')
+    return logits.detach().numpy(), {name: x.numpy() for name, x in gradients.items()}
+
+
+def own_logits_and_gradients(model, params, inputs: np.ndarray, targets: np.ndarray):
+    """The same of our model."""
+
+    def loss(params):
+        logits = model.apply({'params': params}, jnp.asarray(inputs))
+        told = jax.nn.log_softmax(logits)
+        told = jnp.take_along_axis(told, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+        return -(told * (targets >= 0)).sum() / (targets >= 0).sum(), logits
+
+    (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    return np.asarray(logits), gradients
+
+
+def compare(name: str, scratch: pathlib.Path) -> dict:
+    """The figures of one case; writes its golden file."""
+    model_type, entries, special = CASES[name]
+    theirs = random_model(model_type, entries)
+    theirs.save_pretrained(scratch / 'theirs')
+    config = directories.read_json(scratch / 'theirs' / directories.CONFIG)
+    family = families.of_config(config)
+    ours = family.model(**family.fields(config))
+    files = directories.tensors(scratch / 'theirs')
+    result = {'family': model_type, 'special': special}
+    if model_type == 'vit':
+        rng = np.random.default_rng(0)
+        side, channels = entries['image_size'], entries['num_channels']
+        inputs = rng.normal(size=(2, side, side, channels)).astype(np.float32)
+        params = hugging_face.load(family, ours, files, inputs[:1])
+        targets, their_inputs = np.array([0, 2]), inputs.transpose(0, 3, 1, 2)
+    elif not ours.causal:
+        inputs = np.random.default_rng(0).integers(2, 61, (2, 9)).astype(np.int32)
+        params = hugging_face.load(family, ours, files, inputs)
+        their_inputs, targets = inputs, np.where(np.arange(9) % 3, -100, inputs[::-1])
+    else:
+        inputs = their_inputs = greedy_tokens(theirs)
+        params = hugging_face.load(family, ours, files, inputs[:, :4])
+        targets = np.pad(inputs[:, 1:], ((0, 0), (0, 1)), constant_values=-100)
+        result |= {'tokens': NEW, 'same_tokens': _same_tokens(ours, params, inputs)}
+    logits, gradients = logits_and_gradients(theirs, their_inputs, targets)
+    own_logits, own_gradients = own_logits_and_gradients(ours, params, inputs, targets)
+    vocab_size = entries.get('vocab_size')
+    own_gradients = dict(weights.unload(family.table, own_gradients, 'float32', vocab_size))
+    _check_written(scratch / 'ours', family, ours, params, theirs, files)
+    _write_golden(name, config, files, inputs, targets, logits, gradients)
+    return result | {
+        'logits': float(np.abs(own_logits - logits).max()),
+        'largest_logit': float(np.abs(logits).max()),
+        'gradients': _largest_difference(own_gradients, gradients),
+    }
+
+
+def _largest_difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
+    """Relative to the largest entry of each tensor, or to a hundredth of the largest of all.
+
+    For the gradients of keys' biases are 0 where positions are not rotary.
+    """
+    least = max(np.abs(x).max() for x in theirs.values()) / 100
+    return max(
+        float(np.abs(ours[name] - x).max() / max(np.abs(x).max(), least))
+        for name, x in theirs.items()
+    )
+
+
+def _same_tokens(model, params, tokens: np.ndarray) -> int:
+    """How many of the greedy tokens a cache gives as well."""
+    given, _ = decoding.generate_tokens(
+        *packing.packed(model, params),
+        jnp.asarray(tokens[:, :PROMPT], jnp.int32),
+        jnp.full((1,), PROMPT, jnp.int32),
+        jnp.zeros((0, 0), jnp.int32),
+        jax.random.key(0),
+        max_new_tokens=NEW,
+        sampling=sampling.Sampling(temperature=0),
+    )
+    return int((np.asarray(given) == tokens[:, PROMPT:]).sum())
+
+
+def _check_written(directory: pathlib.Path, family, model, params, theirs, files) -> None:
+    """Raises AssertionError unless transformers opens what is written as what it had saved."""
+    directory.mkdir()
+    vocab_size = getattr(model, 'vocab_size', None)
+    directories.write_tensors(
+        directory, weights.unload(family.table, params, 'float32', vocab_size)
+    )
+    entries = family.config(model)
+    if family.model is ViT:
+        entries |= pictures.config(model, params)
+    directories.write_json(directory / directories.CONFIG, entries)
+    again = type(theirs).from_pretrained(directory, dtype=torch.float32).state_dict()
+    assert again.keys() == theirs.state_dict().keys()
+    differing = [name for name, x in theirs.state_dict().items() if not torch.equal(x, again[name])]
+    assert not differing, differing
+    copied = directories.tensors(directory)
+    assert copied.keys() == files.keys()
+    assert all(copied[key].tobytes() == files[key].tobytes() for key in files)
+
+
+def _write_golden(name, config, files, inputs, targets, logits, gradients) -> None:
+    """The model in bfloat16, which holds its values, and of gradients (sum, norm) each."""
+    golden = {key: torch.tensor(np.asarray(x)).bfloat16() for key, x in files.items()}
+    golden['golden.inputs'] = torch.tensor(inputs)
+    golden['golden.targets'] = torch.tensor(targets.astype(np.int32))
+    golden['golden.logits'] = torch.tensor(logits)
+    sums = [[gradients[key].sum(), np.linalg.norm(gradients[key])] for key in sorted(gradients)]
+    golden['golden.gradients'] = torch.tensor(np.float32(sums))
+    GOLDEN.mkdir(exist_ok=True)
+    safetensors.torch.save_file(
+        golden, GOLDEN / f'{name}.safetensors', metadata={'config': json.dumps(config)}
+    )
+
+
+def main() -> None:
+    """Runs the cases and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--only', default='', help='of cases whose names begin so')
+    only = parser.parse_args().only
+    jax.config.update('jax_default_matmul_precision', 'highest')
+    results = {}
+    for name in CASES:
+        if name.startswith(only):
+            with tempfile.TemporaryDirectory() as scratch:
+                results[name] = compare(name, pathlib.Path(scratch))
+            print(name, results[name], flush=True)
+    if not only:
+        versions = {'transformers': transformers.__version__, 'torch': torch.__version__}
+        measure.write('interop', {**versions, 'jax': jax.__version__, 'cases': results})
+        _write_table(results)
+
+
+def _write_table(results: dict) -> None:
+    rows = [('case', 'family', '', 'logits differ by', 'greedy tokens', 'gradients, relative')]
+    for name, r in results.items():
+        logits = f'{r["logits"]:.1e} of {r["largest_logit"]:.1f}'
+        equal = f'{r["same_tokens"]} of {r["tokens"]}' if 'tokens' in r else ''
+        rows.append((name, r['family'], r['special'], logits, equal, f'{r["gradients"]:.1e}'))
+    path = measure.RESULTS / 'interop.md'
+    path.write_text(measure.markdown(rows) + '\n')
+
+
+if __name__ == '__main__':
+    main()
