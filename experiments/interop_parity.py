@@ -234,7 +234,7 @@ def _largest_difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarra
 
 def _same_tokens(model, params, tokens: np.ndarray) -> int:
     """How many of the greedy tokens a cache gives as well."""
-    given, _ = decoding.generate_tokens(
+    given, *_ = decoding.generate_tokens(
         *packing.packed(model, params),
         jnp.asarray(tokens[:, :PROMPT], jnp.int32),
         jnp.full((1,), PROMPT, jnp.int32),

@@ -48,7 +48,7 @@ def test_logits_greedy_tokens_and_gradients_are_those_of_transformers(case):
 def test_generation_with_a_cache_is_that_of_transformers(case):
     known = golden(case)
     model = known.model()
-    tokens, _ = decoding.generate_tokens(
+    tokens, *_ = decoding.generate_tokens(
         *packing.packed(model, known.params(model)),
         jnp.asarray(known.inputs[:, : published.PROMPT]),
         jnp.array([published.PROMPT]),
