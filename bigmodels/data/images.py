@@ -5,6 +5,7 @@ An image is uint8 [H, W, C], with C 3 or 1, and a video [T, H, W, C].
 
 import contextlib
 import io
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -14,6 +15,7 @@ from PIL import Image, ImageDraw, ImageSequence, UnidentifiedImageError
 from bigmodels import errors
 
 _MODES = {1: 'L', 3: 'RGB'}
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)  # of Pillow
 NARROWEST = 100  # how many times its short side the long one may be where pixels are limited
 # Of boxes, by class: those of Okabe and Ito that are apart from each other for every eye.
 _COLOURS = ((213, 94, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167), (240, 228, 66))
@@ -43,7 +45,8 @@ def decode(
       UserError: if it is no such file, is cut short, too large, or has over 8 bits per channel.
     """
     with _opened(data, where, ('JPEG', 'PNG')) as image:
-        _check_extent(image, where, max_pixels)
+        if max_pixels is not None:
+            _check_extent(image, where, max_pixels)
         if image.mode[0] in 'IF':
             raise errors.UserError(
                 f'{where} has over 8 bits per channel (mode {image.mode}): convert it to 8.'
@@ -85,24 +88,22 @@ def decode_gif(data: bytes, where: str, max_pixels: int | None = None) -> np.nda
       UserError: if it is no such file, is cut short or too large.
     """
     with _opened(data, where, ('GIF',)) as image:
-        _check_extent(image, where, max_pixels, image.n_frames)
         if not data.rstrip(b'\0').endswith(b';'):  # Pillow takes it that no frame follows
             raise EOFError('its end is missing')
+        if max_pixels is not None:
+            _check_extent(image, where, max_pixels // image.n_frames)
         return np.stack(
             [np.asarray(frame.convert('RGB')) for frame in ImageSequence.Iterator(image)]
         )
 
 
-def _check_extent(image: Image.Image, where: str, max_pixels: int | None, frames: int = 1) -> None:
+def _check_extent(image: Image.Image, where: str, max_pixels: int) -> None:
     """Raises UserError for an image, of which only the header is read, beyond `max_pixels`."""
-    if max_pixels is None:
-        return
-    pixels, (short, long) = image.width * image.height * frames, sorted(image.size)
-    if pixels > max_pixels or long > NARROWEST * short:
+    short, long = sorted(image.size)
+    if short * long > max_pixels or long > NARROWEST * short:
         raise errors.UserError(
-            f'{where} has {image.height:,} x {image.width:,} pixels'
-            f'{f" in {frames:,} frames" if frames > 1 else ""}: {max_pixels:,} at most are taken, '
-            f'and a long side of at most {NARROWEST} short ones.'
+            f'{where} has {image.height:,} x {image.width:,} pixels: {max_pixels:,} at most are '
+            f'taken, and a long side of at most {NARROWEST} short ones.'
         )
 
 
@@ -115,7 +116,7 @@ def _opened(data: bytes, where: str, formats: Sequence[str]) -> Iterator[Image.I
             yield image
     except UnidentifiedImageError as error:
         raise errors.UserError(f'{where} is no {wanted} image.') from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise errors.UserError(f'{where} is not a whole {wanted} image: {error}.') from error
 
 

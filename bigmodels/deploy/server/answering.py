@@ -191,8 +191,14 @@ class Embedding:
         )
 
 
-def as_token_ids(given: str | Sequence, vocabulary: Any, param: str) -> list[np.ndarray]:
+def as_token_ids(
+    given: str | Sequence, vocabulary: Any, param: str, empty: Sequence[int] = ()
+) -> list[np.ndarray]:
     """The token ids of a text, of several, or these ids themselves.
+
+    Args:
+      param: what they are called in errors.
+      empty: what stands for an empty text; none are allowed by default.
 
     Raises:
       Failure: for a text without a token, and ids that are none.
@@ -202,7 +208,8 @@ def as_token_ids(given: str | Sequence, vocabulary: Any, param: str) -> list[np.
     for i, item in enumerate([given] if one else given):
         where = param if one else f'{param}.{i}'
         try:
-            ids = vocabulary.encode(item) if isinstance(item, str) else np.array(item, np.int64)
+            ids = np.asarray(vocabulary.encode(item) if isinstance(item, str) else item)
+            ids = ids if len(ids) else np.asarray(empty)
         except errors.UserError as error:
             raise Failure(400, f'{where}: {error}', param=where) from error
         if not len(ids):
