@@ -87,9 +87,10 @@ def compiled(model, params, prompts: np.ndarray, count: int) -> tuple[Callable, 
     arrays = (
         params, jnp.asarray(prompts), jnp.full(len(prompts), prompts.shape[1]),
         jnp.zeros((0, 0), jnp.int32), jax.random.key(0),
+        GREEDY.rows(len(prompts), only_used=True),
     )  # fmt: skip
     began = time.perf_counter()
-    lowered = decoding.program().lower(model, *arrays, max_new_tokens=count, sampling=GREEDY)
+    lowered = decoding.program().lower(model, *arrays, max_new_tokens=count)
     executable = lowered.compile()
     return lambda: np.asarray(executable(*arrays)[0]), time.perf_counter() - began
 

@@ -36,6 +36,9 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; bytes that are not UTF-8 become U+FFFD."""
 
+    def token_bytes(self) -> list[bytes]:
+        """The UTF-8 that each token stands for, or a part of it."""
+
     def byte_lengths(self) -> np.ndarray:
         """How many bytes of UTF-8 each token stands for, int32 [V]: for bits per byte."""
 
@@ -63,8 +66,11 @@ class Bytes:
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(id for id in _int_list(ids) if id).decode(errors='replace')
 
+    def token_bytes(self) -> list[bytes]:
+        return [bytes([id]) if id != self.end_of_text else b'' for id in range(self.vocab_size)]
+
     def byte_lengths(self) -> np.ndarray:
-        return (np.arange(self.vocab_size) != self.end_of_text).astype(np.int32)
+        return _lengths(self.token_bytes())
 
     def fingerprint(self) -> str:
         return digest('bytes')
@@ -101,8 +107,11 @@ class Characters:
     def decode(self, ids: Iterable[int]) -> str:
         return ''.join(self._characters[id] for id in _int_list(ids))
 
+    def token_bytes(self) -> list[bytes]:
+        return [character.encode() for character in self._characters]
+
     def byte_lengths(self) -> np.ndarray:
-        return np.array([len(character.encode()) for character in self._characters], np.int32)
+        return _lengths(self.token_bytes())
 
     def fingerprint(self) -> str:
         return digest('characters', self._characters)
@@ -148,15 +157,17 @@ class HuggingFace:
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode(_int_list(ids), skip_special_tokens=True)
 
-    def byte_lengths(self) -> np.ndarray:
-        lengths = np.zeros(self.vocab_size, np.int32)
+    def token_bytes(self) -> list[bytes]:
+        texts = [b''] * self.vocab_size
         spelling = _spelling(self._content)
         for token, id in self._tokenizer.get_vocab(with_added_tokens=False).items():
-            lengths[id] = spelling(token)
+            texts[id] = spelling(token)
         for id, added in self._tokenizer.get_added_tokens_decoder().items():
-            lengths[id] = len(added.content.encode())
-        lengths[[*self._special_tokens()]] = 0
-        return lengths
+            texts[id] = b'' if added.special else added.content.encode()
+        return texts
+
+    def byte_lengths(self) -> np.ndarray:
+        return _lengths(self.token_bytes())
 
     def _special_tokens(self) -> dict[int, str]:
         added = self._tokenizer.get_added_tokens_decoder()
@@ -195,14 +206,16 @@ class SentencePiece:
     def decode(self, ids: Iterable[int]) -> str:
         return self._model.decode(_int_list(ids))
 
+    def token_bytes(self) -> list[bytes]:
+        return [
+            b''
+            if self._model.is_control(id) or self._model.is_unknown(id)
+            else _metaspace_bytes(self._model.id_to_piece(id))
+            for id in range(self.vocab_size)
+        ]
+
     def byte_lengths(self) -> np.ndarray:
-        lengths = np.zeros(self.vocab_size, np.int32)
-        for id in range(self.vocab_size):
-            if self._model.is_byte(id):
-                lengths[id] = 1
-            elif not (self._model.is_control(id) or self._model.is_unknown(id)):
-                lengths[id] = len(self._model.id_to_piece(id).replace('▁', ' ').encode())
-        return lengths
+        return _lengths(self.token_bytes())
 
     def fingerprint(self) -> str:
         return digest('sentencepiece', self._content)
@@ -335,19 +348,36 @@ def _int_list(ids: Iterable[int]) -> list[int]:
     return np.asarray(ids, np.int64).tolist()
 
 
-def _spelling(content: str) -> Callable[[str], int]:
-    """The function from a token of a tokenizer.json's vocabulary to its length in bytes."""
+def _lengths(texts: Iterable[bytes]) -> np.ndarray:
+    return np.array([len(text) for text in texts], np.int32)
+
+
+def _spelling(content: str) -> Callable[[str], bytes]:
+    """The function from a token of a tokenizer.json's vocabulary to its text."""
     decoder = json.dumps(json.loads(content).get('decoder'))
     if '"ByteLevel"' in decoder:
-        return len  # one printable character for each byte
+        alphabet = _byte_level_alphabet()
+        return lambda token: b''.join(alphabet.get(c, c.encode()) for c in token)
     if '"WordPiece"' in decoder:
-        return lambda token: len(token.removeprefix('##').encode()) + (not token.startswith('##'))
-    return _metaspace_length
+        return lambda token: token[2:].encode() if token[:2] == '##' else b' ' + token.encode()
+    return _metaspace_bytes
 
 
-def _metaspace_length(token: str) -> int:
+def _byte_level_alphabet() -> dict[str, bytes]:
+    """The printable character that stands for each byte in byte-level BPE (GPT-2's own code).
+
+    It is the character of that code where this is printable, else one of those from U+0100 on.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = (byte for byte in range(256) if byte not in printable)
+    return {chr(byte): bytes([byte]) for byte in printable} | {
+        chr(256 + i): bytes([byte]) for i, byte in enumerate(others)
+    }
+
+
+def _metaspace_bytes(token: str) -> bytes:
     is_byte = len(token) == 6 and token.startswith('<0x') and token.endswith('>')
-    return 1 if is_byte else len(token.replace('▁', ' ').encode())
+    return bytes.fromhex(token[3:5]) if is_byte else token.replace('▁', ' ').encode()
 
 
 def _tokenizers():

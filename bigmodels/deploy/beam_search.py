@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from bigmodels.models import encoder_decoder
 from bigmodels.models.encoder_decoder import EncoderDecoder
+from bigmodels.models.transformer import Transformer
 
 Array = jax.Array
 
@@ -44,7 +45,7 @@ def beam_search(
     batch_size: int,
     beam_size: int,
     max_length: int,
-    start: int,
+    start: int | Array,
     end: int,
     alpha: float = 0.6,
 ) -> Hypotheses:
@@ -62,7 +63,8 @@ def beam_search(
       cache: as `next_logits` takes it for the first token.
       batch_size, beam_size: B and W.
       max_length: T, the most tokens of a sequence, the end token included.
-      start, end: the token before the first one of a sequence, and the one that ends it.
+      start: the token before the first one of a sequence, for all sources or int32 [B].
+      end: the token that ends a sequence; -1 for none.
       alpha: see `length_penalty`; 0 compares sums of log probabilities.
 
     Returns:
@@ -87,7 +89,7 @@ def beam_search(
         jnp.int32(0),
         Hypotheses(tokens, nothing.at[:, 0].set(0)),  # the beams are still one and the same
         Hypotheses(tokens, nothing),
-        jnp.full((batch_size, beam_size), start, jnp.int32),
+        jnp.broadcast_to(jnp.asarray(start, jnp.int32).reshape(-1, 1), (batch_size, beam_size)),
         cache,
     )
     # The first step may add to the cache; those after it keep its structure, as a loop must.
@@ -180,6 +182,53 @@ def search(
         beam_size=beam_size,
         max_length=max_length,
         start=end,
+        end=end,
+        alpha=alpha,
+    )
+
+
+def continuations(
+    model: Transformer,
+    params: Mapping,
+    prompts: Array,
+    lengths: Array,
+    *,
+    beam_size: int,
+    max_length: int,
+    end: int,
+    alpha: float = 0.6,
+) -> Hypotheses:
+    """`beam_search` of what follows prompts.
+
+    Args:
+      model, params: with unrolled layers, see `weights.packed`.
+      prompts, lengths: see `decoding.generate_tokens`.
+      max_length, end, alpha: see `beam_search`.
+    """
+    batch_size, width = prompts.shape
+    variables = {'params': params}
+    _, cache = model.apply(
+        variables,
+        prompts,
+        positions=jnp.broadcast_to(jnp.arange(width), prompts.shape),
+        cache=model.init_cache(batch_size, width + max_length),
+        return_hidden=True,
+    )
+    # The last token of a prompt is computed again, as the one before the first.
+    last = jnp.repeat(lengths - 1, beam_size)[:, None]
+
+    def next_logits(tokens, step, cache):
+        logits, cache = model.apply(variables, tokens[:, None], positions=last + step, cache=cache)
+        return logits[:, 0], cache
+
+    return beam_search(
+        next_logits,
+        _reordered,
+        jax.tree.map(lambda value: jnp.repeat(value, beam_size, axis=0), cache),
+        batch_size=batch_size,
+        beam_size=beam_size,
+        max_length=max_length,
+        start=jnp.take_along_axis(prompts, lengths[:, None] - 1, axis=1),
         end=end,
         alpha=alpha,
     )

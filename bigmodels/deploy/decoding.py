@@ -4,16 +4,14 @@ python -m bigmodels.deploy.generate --workdir=runs/transformer --prompt='def '
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from bigmodels import errors, xla_options
-from bigmodels.deploy import weights as weights_lib
-from bigmodels.deploy.sampling import Sampling, sample
+from bigmodels import xla_options
+from bigmodels.deploy.sampling import Sampling, choose, prompt_history
 from bigmodels.models import transformer
 
 Array = jax.Array
@@ -32,6 +30,20 @@ CPU_OPTIONS = {
 }
 
 
+class Generated(NamedTuple):
+    """What follows each of B prompts, up to T tokens.
+
+    Fields:
+      tokens: int32 [B, T]: a row's are the first of its count, then zeros.
+      counts: int32 [B], a completed stop sequence included.
+      log_probs: float32 [B, T] of these tokens, see `sampling.choose`.
+    """
+
+    tokens: Array
+    counts: Array
+    log_probs: Array
+
+
 def generate_tokens(
     model: transformer.Transformer,
     params: Mapping,
@@ -42,7 +54,7 @@ def generate_tokens(
     *,
     max_new_tokens: int,
     sampling: Sampling,
-) -> tuple[Array, Array]:
+) -> Generated:
     """Continues prompts of different lengths.
 
     Args:
@@ -52,11 +64,7 @@ def generate_tokens(
       stops: int32 [N, W]: a row ends when its latest new tokens equal one of these sequences,
         each padded at its start with -1; [0, 0] for none.
       rng: key; each row and step has its own.
-      max_new_tokens: at least 1.
-
-    Returns:
-      (tokens int32 [B, max_new_tokens], counts int32 [B]): a row's tokens are the first `count`,
-      a completed stop sequence included.
+      max_new_tokens: T, at least 1.
     """
     return program()(
         model,
@@ -65,41 +73,55 @@ def generate_tokens(
         lengths,
         stops,
         rng,
+        sampling.rows(len(prompts), only_used=True),
         max_new_tokens=max_new_tokens,
-        sampling=sampling,
     )
 
 
 @functools.cache
 def program() -> Callable:
-    """`generate_tokens` as a jitted function, which can be compiled ahead."""
-    options = xla_options.known(CPU_OPTIONS) if jax.default_backend() == 'cpu' else None
-    static = ('model', 'max_new_tokens', 'sampling')
-    return jax.jit(_generate_tokens, static_argnames=static, compiler_options=options)
+    """`generate_tokens` as a jitted function, which can be compiled ahead.
+
+    It takes the settings of sampling as `Sampling.rows` gives them.
+    """
+    static = ('model', 'max_new_tokens')
+    return jax.jit(_generate_tokens, static_argnames=static, compiler_options=compiler_options())
 
 
-def _generate_tokens(model, params, prompts, lengths, stops, rng, *, max_new_tokens, sampling):
+def compiler_options() -> dict | None:
+    """XLA's options for programs that decode here."""
+    return xla_options.known(CPU_OPTIONS) if jax.default_backend() == 'cpu' else None
+
+
+def _generate_tokens(
+    model, params, prompts, lengths, stops, rng, sampling, *, max_new_tokens
+) -> Generated:
     batch, width = prompts.shape
-    row_keys = jax.vmap(lambda row: jax.random.fold_in(rng, row))(jnp.arange(batch))
+    rows = jnp.arange(batch)
+    row_keys = jax.vmap(functools.partial(jax.random.fold_in, rng))(rows)
 
-    def append(step, logits, tokens, counts, done):
-        # Else a CPU computes them inside of the argmax, which is one thread.
-        logits = jax.lax.optimization_barrier(logits)
+    def append(step, logits, so_far, history, done):
         keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(row_keys)
-        token = jax.vmap(lambda key, row: sample(key, row[None], sampling)[0])(keys, logits)
-        tokens = tokens.at[:, step].set(jnp.where(done, 0, token))
-        return tokens, counts + ~done, done | _ends_with_stop(tokens, step, stops)
+        token, log_prob = choose(keys, logits, history, sampling)
+        so_far = Generated(
+            so_far.tokens.at[:, step].set(jnp.where(done, 0, token)),
+            so_far.counts + ~done,
+            so_far.log_probs.at[:, step].set(jnp.where(done, 0, log_prob)),
+        )
+        if history is not None:
+            history = history.at[rows, token].add(2)
+        return so_far, history, done | ends_with_stop(so_far.tokens, step, stops)
 
     def go_on(carry):
         step, (_, _, done), _ = carry
         return (step < max_new_tokens) & ~done.all()
 
     def one_token(carry):
-        step, so_far, cache = carry
-        latest = jax.lax.dynamic_slice_in_dim(so_far[0], step - 1, 1, axis=1)
+        step, appended, cache = carry
+        latest = jax.lax.dynamic_slice_in_dim(appended[0].tokens, step - 1, 1, axis=1)
         positions = (lengths + step - 1)[:, None]
         logits, cache = model.apply({'params': params}, latest, positions=positions, cache=cache)
-        return step + 1, append(step, logits[:, 0], *so_far), cache
+        return step + 1, append(step, logits[:, 0], *appended), cache
 
     # The slots of padding are written with garbage: each is overwritten before it is ever seen,
     # because a query only sees slots up to its own position.
@@ -111,89 +133,27 @@ def _generate_tokens(model, params, prompts, lengths, stops, rng, *, max_new_tok
         return_hidden=True,
     )
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    nothing = (
+    nothing = Generated(
         jnp.zeros((batch, max_new_tokens), jnp.int32),
         jnp.zeros(batch, jnp.int32),
-        jnp.zeros(batch, bool),
+        jnp.zeros((batch, max_new_tokens)),
     )
-    first = 1, append(0, model.logits(params, last), *nothing), cache
-    _, (tokens, counts, _), _ = jax.lax.while_loop(go_on, one_token, first)
-    return tokens, counts
+    logits = model.logits(params, last)
+    history = None
+    if 'repetition_penalty' in sampling:
+        history = prompt_history(prompts, lengths, logits.shape[-1])
+    first = 1, append(0, logits, nothing, history, jnp.zeros(batch, bool)), cache
+    _, (generated, _, _), _ = jax.lax.while_loop(go_on, one_token, first)
+    return generated
 
 
-def _ends_with_stop(tokens: Array, step: Array, stops: Array) -> Array:
-    """Whether each row's tokens up to `step` end with one of the sequences: bool [B]."""
+def ends_with_stop(tokens: Array, step: Array, stops: Array) -> Array:
+    """Whether each row's tokens up to `step`, [B] or of all, end with a sequence: bool [B]."""
     if not stops.size:
         return jnp.zeros(len(tokens), bool)
     width = stops.shape[1]
     padded = jnp.pad(tokens, ((0, 0), (width, 0)), constant_values=-2)
-    latest = jax.lax.dynamic_slice_in_dim(padded, step + 1, width, axis=1)  # [B, W]
+    latest = jax.vmap(lambda row, i: jax.lax.dynamic_slice_in_dim(row, i + 1, width))(
+        padded, jnp.broadcast_to(step, len(tokens))
+    )  # [B, W]
     return ((latest[:, None] == stops) | (stops == -1)).all(-1).any(-1)
-
-
-def generate_text(
-    task: Any,
-    params: Mapping,
-    prompts: Sequence[str],
-    max_new_tokens: int,
-    sampling: Sampling,
-    *,
-    seed: int,
-    stop: Sequence[str] = (),
-    weights: str | None = None,
-) -> list[str]:
-    """Continuations of prompts, each up to a stop string (left out) or the end of the text.
-
-    An empty prompt begins a document: it stands for the end-of-text token before it. `weights`:
-    see `weights.packed`.
-
-    Raises:
-      UserError: for a prompt that leaves no room in the context, or no tokens to generate.
-    """
-    if max_new_tokens < 1:
-        raise errors.UserError(f'max_new_tokens = {max_new_tokens} must be at least 1.')
-    if '' in stop:
-        raise errors.UserError('A stop string is empty: it would end every text at once.')
-    vocabulary = task.vocabulary
-    encoded = [
-        vocabulary.encode(prompt) if prompt else np.asarray([vocabulary.end_of_text])
-        for prompt in prompts
-    ]
-    for prompt, ids in zip(prompts, encoded, strict=True):
-        if len(ids) + max_new_tokens > task.model.max_length:
-            raise errors.UserError(
-                f'A prompt of {len(ids)} tokens and {max_new_tokens} new ones exceed the context '
-                f'of {task.model.max_length}: shorten {prompt[:40]!r}... or ask for fewer.'
-            )
-    model, params = weights_lib.packed(task.model, params, weights)
-    width = max(map(len, encoded))
-    rows = np.stack([np.pad(ids, (0, width - len(ids))) for ids in encoded])
-    stops = [vocabulary.encode(text) for text in stop]
-    if task.append_end_of_text:  # otherwise the token is an ordinary one
-        stops.append(np.asarray([vocabulary.end_of_text]))
-    longest = max(map(len, stops), default=0)
-    tokens, counts = generate_tokens(
-        model,
-        params,
-        jnp.asarray(rows, jnp.int32),
-        jnp.asarray([len(ids) for ids in encoded], jnp.int32),
-        jnp.asarray(
-            [np.pad(ids, (longest - len(ids), 0), constant_values=-1) for ids in stops], jnp.int32
-        ).reshape(len(stops), longest),
-        jax.random.key(seed),
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-    )
-    texts = []
-    for row, count in zip(np.asarray(tokens), np.asarray(counts), strict=True):
-        ids = row[:count]
-        if task.append_end_of_text and count and ids[-1] == vocabulary.end_of_text:
-            ids = ids[:-1]
-        texts.append(_cut(vocabulary.decode(ids), stop))
-    return texts
-
-
-def _cut(text: str, stop: Sequence[str]) -> str:
-    """Text before the first stop string; tokens need not end where a stop string ends."""
-    ends = [text.index(word) for word in stop if word in text]
-    return text[: min(ends)] if ends else text

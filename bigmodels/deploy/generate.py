@@ -6,8 +6,8 @@ python -m bigmodels.deploy.generate --workdir=runs/transformer --prompt='def '
 import argparse
 
 from bigmodels import errors, runs, writers
-from bigmodels.deploy.decoding import generate_text
 from bigmodels.deploy.sampling import Sampling
+from bigmodels.deploy.text import generate_text
 from bigmodels.deploy.weights import WEIGHTS
 from bigmodels.models import transformer
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from bigmodels import losses, metrics
 from bigmodels.data import tokenizers
-from bigmodels.deploy.decoding import generate_text
 from bigmodels.deploy.sampling import Sampling
+from bigmodels.deploy.text import generate_text
 from bigmodels.tasks import tokens
 
 

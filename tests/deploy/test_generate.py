@@ -12,8 +12,9 @@ import pytest
 from bigmodels import errors, runs
 from bigmodels.data import tokenizers
 from bigmodels.deploy import generate
-from bigmodels.deploy.decoding import generate_text, generate_tokens
+from bigmodels.deploy.decoding import generate_tokens
 from bigmodels.deploy.sampling import Sampling
+from bigmodels.deploy.text import generate_text
 from bigmodels.models import transformer
 from bigmodels.tasks import LanguageModeling, MaskedLanguageModeling, NextItem
 
@@ -125,15 +126,34 @@ def run_tokens(task, params, stops, count=9):
     )
 
 
+def test_log_probs_are_those_of_the_whole_text():
+    task, params = task_and_params(positions='learned')
+    tokens, _, log_probs = run_tokens(task, params, np.zeros((0, 0)))
+    whole = np.concatenate([[[97, 98, 99]], tokens[:1]], axis=1)
+    logits = forward(task.model)(params, np.pad(whole, ((0, 0), (0, 20))))
+    expected = jax.nn.log_softmax(logits)[0, np.arange(2, 11), tokens[0]]
+    np.testing.assert_allclose(log_probs[0], expected, atol=1e-4)
+
+
+def test_a_penalty_on_repetition_leaves_no_token_twice():
+    task, params = task_and_params(positions='learned')
+    [free] = generate_text(task, params, ['b'], 6, GREEDY, seed=0)
+    far = Sampling(temperature=0, repetition_penalty=1e4)
+    [text] = generate_text(task, params, ['b'], 6, far, seed=0)
+    assert len(set(free)) < 6
+    assert len({*text, 'b'}) == 7
+
+
 def test_stop_sequences_and_counts():
     task, params = task_and_params(positions='learned')
-    free, counts = run_tokens(task, params, np.zeros((0, 0)))
+    free, counts, _ = run_tokens(task, params, np.zeros((0, 0)))
     assert counts.tolist() == [9, 9]
     row = free[0].tolist()
     # A stop of two tokens, which spans two steps, beside one of one token that never comes.
     stop = [[row[3], row[4]], [-1, 255]]
     ends = next(i + 1 for i in range(1, 9) if row[i - 1 : i + 1] == stop[0])
-    tokens, counts = run_tokens(task, params, stop)
+    tokens, counts, log_probs = run_tokens(task, params, stop)
+    assert (log_probs[0, ends:] == 0).all()
     assert counts[0] == ends
     assert tokens[0, :ends].tolist() == row[:ends]
     assert (tokens[0, ends:] == 0).all()
@@ -142,8 +162,7 @@ def test_stop_sequences_and_counts():
     assert counts[1] == expected
     assert tokens[1, :expected].tolist() == other[:expected]
     # The prompt's last token does not count towards a stop.
-    tokens, counts = run_tokens(task, params, [[99, row[0]]])
-    assert counts[0] > 1
+    assert run_tokens(task, params, [[99, row[0]]]).counts[0] > 1
 
 
 def test_stop_strings_are_left_out():
@@ -206,7 +225,7 @@ def test_the_number_of_new_tokens():
 def test_an_empty_prompt_begins_a_document():
     task, params = task_and_params(positions='learned')
     [text] = generate_text(task, params, [''], 9, GREEDY, seed=0)
-    tokens, _ = generate_tokens(
+    tokens, *_ = generate_tokens(
         task.model, params, jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32),
         jnp.zeros((1, 1), jnp.int32), jax.random.key(0), max_new_tokens=9, sampling=GREEDY,
     )  # fmt: skip

@@ -9,8 +9,8 @@ import pytest
 
 from bigmodels import errors, trees
 from bigmodels.deploy import decoding, weights
-from bigmodels.deploy.decoding import generate_text
 from bigmodels.deploy.sampling import Sampling
+from bigmodels.deploy.text import generate_text
 from bigmodels.models import transformer
 from bigmodels.models.parts.kernels import Kernel
 from tests.deploy.test_generate import GREEDY, PROMPTS, task_and_params
@@ -98,9 +98,9 @@ def test_a_token_reads_kernels_as_they_are_kept(kept, batch):
     packed = weights.packed(model, params, kept)
     arrays = (
         packed[1], TOKENS[:1].repeat(batch, 0), jnp.full(batch, 12), jnp.zeros((0, 0), jnp.int32),
-        jax.random.key(0),
+        jax.random.key(0), GREEDY.rows(batch, only_used=True),
     )  # fmt: skip
-    lowered = decoding.program().lower(packed[0], *arrays, max_new_tokens=4, sampling=GREEDY)
+    lowered = decoding.program().lower(packed[0], *arrays, max_new_tokens=4)
     computations = lowered.compile().as_text().split('\n}')
     [loop] = [c for c in computations if 'opt-barrier(' in c and 'ENTRY' not in c]
     large = rf'\[256,32\]|\[80,32\]|\[32,80\]|\[{batch},4,16,8\]'

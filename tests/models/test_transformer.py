@@ -170,8 +170,11 @@ def test_padding_of_the_vocabulary_changes_no_loss_and_is_never_chosen(tie_embed
         expected = trees.map_named(with_padding, one[1], jax.tree.map(jnp.zeros_like, wide))
         _close(other, (one[0], expected))
     logits = run(padded, wide, tokens())
+    rows = logits.reshape(-1, V + extra)
     chosen = sampling.sample(
-        jax.random.key(0), logits.reshape(-1, V + extra), sampling.Sampling(top_k=V + 1)
+        jax.random.split(jax.random.key(0), len(rows)),
+        rows,
+        sampling.Sampling(top_k=V + 1).rows(len(rows)),
     )
     assert chosen.max() < V
     assert padded.flops_per_token(wide, L) == plain.flops_per_token(params, L)

@@ -1,0 +1,222 @@
+"""Prompts as text, continued by a method: `sampled`, `drafted`, `searched` or `matched`."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigmodels import errors
+from bigmodels.deploy import beam_search, decoding, speculative
+from bigmodels.deploy import weights as weights_lib
+from bigmodels.deploy.engine import Engine
+from bigmodels.deploy.requests import Matcher, Settings
+from bigmodels.deploy.sampling import Sampling
+from bigmodels.models.transformer import Transformer
+
+
+class Answer(NamedTuple):
+    """What follows a prompt.
+
+    Fields:
+      text: up to a stop string (left out) or the end of the text.
+      tokens: ids, as many as were generated: [T].
+      log_probs: float32 [T] of the tokens, see `sampling.choose`.
+    """
+
+    text: str
+    tokens: np.ndarray
+    log_probs: np.ndarray
+
+
+class Job(NamedTuple):
+    """What a method of generation is given.
+
+    Fields:
+      model, params: of `weights.packed`.
+      prompts: ids of each, at least one.
+      stops: sequences of ids that end a text, `end` among them.
+      end: the id that ends a document, -1 if none does.
+    """
+
+    model: Transformer
+    params: Mapping
+    prompts: Sequence[np.ndarray]
+    stops: Sequence[np.ndarray]
+    end: int
+    max_new_tokens: int
+    sampling: Sampling
+    seed: int
+
+
+# (tokens [T], log_probs [T]) for each prompt of a job.
+Method = Callable[[Job], list[tuple[np.ndarray, np.ndarray]]]
+
+
+def sampled(job: Job) -> list[tuple[np.ndarray, np.ndarray]]:
+    """All prompts at once, by `decoding.generate_tokens`."""
+    generated = decoding.generate_tokens(
+        job.model,
+        job.params,
+        *_arrays(job),
+        max_new_tokens=job.max_new_tokens,
+        sampling=job.sampling,
+    )
+    return _rows(generated)
+
+
+def drafted(
+    job: Job, *, draft: tuple[Transformer, Mapping], ahead: int = 4
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The same distribution, by `speculative.generate_tokens`.
+
+    draft: another model and its params, as trained.
+    """
+    needed = max(map(len, job.prompts)) + job.max_new_tokens
+    if draft[0].max_length < needed:
+        raise errors.UserError(
+            f'{needed} tokens exceed the context of the draft, {draft[0].max_length}: ask for '
+            'fewer.'
+        )
+    generated = speculative.generate_tokens(
+        speculative.Decoder(job.model, job.params),
+        speculative.Decoder(*weights_lib.packed(*draft)),
+        *_arrays(job),
+        max_new_tokens=job.max_new_tokens,
+        sampling=job.sampling,
+        ahead=ahead,
+    )
+    return _rows(generated)
+
+
+def searched(job: Job, *, beam_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The most probable text that so many beams find; settings of sampling do not matter.
+
+    Stops are found in the text alone. Its log probabilities are NaN: only their sum is compared.
+    """
+    prompts, lengths, *_ = _arrays(job)
+    search = jax.jit(
+        functools.partial(
+            beam_search.continuations,
+            job.model,
+            beam_size=beam_size,
+            max_length=job.max_new_tokens,
+            end=job.end,
+        ),
+        compiler_options=decoding.compiler_options(),
+    )
+    best = np.asarray(search(job.params, prompts, lengths).tokens[:, 0])
+    counts = [_count_to(row, job.end) for row in best]
+    return [(row[:n], np.full(n, np.nan)) for row, n in zip(best, counts, strict=True)]
+
+
+def matched(job: Job, *, matcher: Callable[[], Matcher]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What `constraints` allow, by an `engine.Engine`; each prompt has a seed of its own."""
+    engine = Engine(
+        job.model,
+        job.params,
+        slots=min(len(job.prompts), 8),
+        length=max(map(len, job.prompts)) + job.max_new_tokens,
+    )
+    requests = [
+        engine.submit(
+            prompt,
+            Settings(
+                job.max_new_tokens,
+                job.sampling,
+                stops=[stop.tolist() for stop in job.stops],
+                seed=(job.seed + i) % 2**32,
+                matcher=matcher,
+            ),
+        )
+        for i, prompt in enumerate(job.prompts)
+    ]
+    log_probs = {request: [] for request in requests}
+    while engine.num_waiting + engine.num_active:
+        for event in engine.step():
+            log_probs[event.request].append(event.log_prob)
+    return [(np.asarray(r.new_tokens), np.asarray(log_probs[r])) for r in requests]
+
+
+def generate(
+    task: Any,
+    params: Mapping,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    sampling: Sampling,
+    *,
+    seed: int,
+    stop: Sequence[str] = (),
+    weights: str | None = None,
+    method: Method = sampled,
+) -> list[Answer]:
+    """Continuations of prompts.
+
+    An empty prompt begins a document: it stands for the end-of-text token before it. `weights`:
+    see `weights.packed`.
+
+    Raises:
+      UserError: for a prompt that leaves no room in the context, or no tokens to generate.
+    """
+    if max_new_tokens < 1:
+        raise errors.UserError(f'max_new_tokens = {max_new_tokens} must be at least 1.')
+    if '' in stop:
+        raise errors.UserError('A stop string is empty: it would end every text at once.')
+    vocabulary = task.vocabulary
+    encoded = [
+        vocabulary.encode(prompt) if prompt else np.asarray([vocabulary.end_of_text])
+        for prompt in prompts
+    ]
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if len(ids) + max_new_tokens > task.model.max_length:
+            raise errors.UserError(
+                f'A prompt of {len(ids)} tokens and {max_new_tokens} new ones exceed the context '
+                f'of {task.model.max_length}: shorten {prompt[:40]!r}... or ask for fewer.'
+            )
+    stops = [vocabulary.encode(text) for text in stop]
+    end = vocabulary.end_of_text if task.append_end_of_text else -1  # else it is an ordinary one
+    if end >= 0:
+        stops.append(np.asarray([end]))
+    model, params = weights_lib.packed(task.model, params, weights)
+    rows = method(Job(model, params, encoded, stops, end, max_new_tokens, sampling, seed))
+    texts = [
+        _cut(vocabulary.decode(ids[:-1] if len(ids) and ids[-1] == end else ids), stop)
+        for ids, _ in rows
+    ]
+    return [Answer(text, *row) for text, row in zip(texts, rows, strict=True)]
+
+
+def generate_text(*arguments, **options) -> list[str]:
+    """The texts of `generate`."""
+    return [answer.text for answer in generate(*arguments, **options)]
+
+
+def _arrays(job: Job) -> tuple[jax.Array, ...]:
+    """prompts, lengths, stops and the key, as `decoding.generate_tokens` takes them."""
+    width = max(map(len, job.prompts))
+    longest = max(map(len, job.stops), default=0)
+    stops = [np.pad(ids, (longest - len(ids), 0), constant_values=-1) for ids in job.stops]
+    return (
+        jnp.asarray([np.pad(ids, (0, width - len(ids))) for ids in job.prompts], jnp.int32),
+        jnp.asarray([len(ids) for ids in job.prompts], jnp.int32),
+        jnp.asarray(stops, jnp.int32).reshape(len(stops), longest),
+        jax.random.key(job.seed),
+    )
+
+
+def _rows(generated: decoding.Generated) -> list[tuple[np.ndarray, np.ndarray]]:
+    tokens, counts, log_probs = map(np.asarray, generated)
+    return [(tokens[i, :count], log_probs[i, :count]) for i, count in enumerate(counts)]
+
+
+def _count_to(row: np.ndarray, end: int) -> int:
+    """How many tokens there are up to the first `end`, it included."""
+    return int((row == end).argmax()) + 1 if end in row else len(row)
+
+
+def _cut(text: str, stop: Sequence[str]) -> str:
+    """Text before the first stop string; tokens need not end where a stop string ends."""
+    ends = [text.index(word) for word in stop if word in text]
+    return text[: min(ends)] if ends else text
