@@ -10,15 +10,18 @@ import time
 import urllib.parse
 from collections.abc import Iterator
 
+import pytest
+
 from tests import commands
 
 
 class Served:
     """A server that is ready: its process, address and log."""
 
-    def __init__(self, workdir: pathlib.Path, log: pathlib.Path, *options: str):
+    def __init__(self, workdir: pathlib.Path, log: pathlib.Path, *options: str, key: str = ''):
         self._log = log
-        with log.open('w') as stream:
+        with log.open('w') as stream, pytest.MonkeyPatch.context() as patch:
+            patch.setenv('BIGMODELS_API_KEY', key)
             self.process = commands.start(
                 'bigmodels.deploy.serve', f'--workdir={workdir}', '--port=0', *options,
                 stderr=stream,
@@ -71,9 +74,9 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(workdir: pathlib.Path, log: pathlib.Path, *options: str) -> Iterator[Served]:
+def served(workdir: pathlib.Path, log: pathlib.Path, *options: str, key='') -> Iterator[Served]:
     """A server for a while; it ends by SIGTERM with status 0, having logged no fault."""
-    server = Served(workdir, log, *options)
+    server = Served(workdir, log, *options, key=key)
     try:
         yield server
     finally:

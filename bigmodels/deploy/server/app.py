@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -14,8 +14,10 @@ from bigmodels.data import inputs
 from bigmodels.deploy.server import forms, page, telemetry
 from bigmodels.deploy.server.answering import Answering, Embedding, check_model
 from bigmodels.deploy.server.batching import Batcher
+from bigmodels.deploy.server.completions import Completions
 from bigmodels.deploy.server.description import Endpoint, describe
 from bigmodels.deploy.server.failures import Failure
+from bigmodels.deploy.server.generation import Generation, generates
 from bigmodels.deploy.server.limits import Admission, Limits
 from bigmodels.tasks.transcription import Transcription
 
@@ -26,14 +28,16 @@ class Settings:
 
     Fields:
       name: of the model, for clients.
-      batch_size: examples that are computed together at most.
+      batch_size: examples, or texts that go on, that are computed together at most.
       batch_wait: seconds that one waits at most for others.
+      waiting: texts that wait to be gone on with at most.
       max_pixels: of an image, or of all frames of a video.
     """
 
     name: str
     batch_size: int = 8
     batch_wait: float = 0.003
+    waiting: int = 256
     max_pixels: int = 16_000_000
 
     def __post_init__(self):
@@ -53,9 +57,10 @@ class Server:
     def __init__(self, run: runs.Run, settings: Settings, limits: Limits, api_key: str | None):
         self.run, self._settings = run, settings
         self.is_ready = False
-        metrics = telemetry.Metrics()
+        metrics = self._metrics = telemetry.Metrics()
         self._batcher = Batcher(settings.batch_size, settings.batch_wait, metrics.batches.observe)
-        self._warm: list[Any] = []
+        self._generation: Generation | None = None
+        self._warm: list[Callable[[], None]] = []
         self._endpoints = self._offered()
         self._model = self._described_model()
         served = [*self._endpoints, *self._common()]
@@ -76,7 +81,8 @@ class Server:
 
     def _offered(self) -> list[Endpoint]:
         """The endpoints of the task; each adds what is to be compiled for it."""
-        task, name, found = self.run.task, self._settings.name, []
+        task, name = self.run.task, self._settings.name
+        found = self._completions() if generates(self.run) else []
         if hasattr(task, 'record_fields'):
             answering = Answering(self.run, name, self._batcher, self._settings.max_pixels)
             self._warm.append(answering.warm)
@@ -110,6 +116,25 @@ class Server:
             )
         return found
 
+    def _completions(self) -> list[Endpoint]:
+        settings = self._settings
+        self._generation = Generation(self.run, settings.batch_size, settings.waiting)
+        self._warm.append(self._generation.warm)
+        asked = Completions(
+            self._generation, self.run.task.vocabulary, settings.name, self._metrics
+        )
+        returns = 'application/json', 'text/event-stream'
+        return [
+            Endpoint(
+                '/v1/completions', 'POST', 'Texts that go on.', asked.complete,
+                form=forms.Completion, returns=returns,
+            ),
+            Endpoint(
+                '/v1/chat/completions', 'POST', 'The next message of a chat.', asked.chat,
+                form=forms.Chat, returns=returns,
+            ),
+        ]  # fmt: skip
+
     def _common(self) -> Sequence[Endpoint]:
         return (
             Endpoint('/v1/models', 'GET', 'The model that is served.', self._models),
@@ -132,6 +157,8 @@ class Server:
         """Ends what computes, waiting so many seconds for it."""
         self.is_ready = False
         self._batcher.close(timeout)
+        if self._generation is not None:
+            self._generation.close()
 
     def _when_ready(self, app: Any):
         async def asked(scope, receive, send):
