@@ -4,6 +4,8 @@ import contextlib
 import http.client
 import json
 import pathlib
+import re
+import shutil
 import signal
 import socket
 import time
@@ -83,3 +85,34 @@ def served(workdir: pathlib.Path, log: pathlib.Path, *options: str, key='') -> I
         status = server.stop()
     assert status == 0
     assert not [line for line in server.logged() if line['level'] == 'error']
+
+
+def check_description(server: Served, key: str = '') -> None:
+    """What /openapi.json says is there: paths that answer, and schemas."""
+    document = json.loads(server.ask('GET', '/openapi.json')[2])
+    assert ('security' in document) == bool(key)
+    for path, operations in document['paths'].items():
+        for method in operations:
+            headers = {'Authorization': f'Bearer {key}'}
+            status = server.ask(method.upper(), path, b'', headers)[0]
+            assert status in ((200, 404) if method == 'get' else (415,)), path
+    names = re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document))
+    assert {'Error'} < {*names} <= {*document['components']['schemas']}
+
+
+@contextlib.contextmanager
+def browsed(server: Served) -> Iterator:
+    """The server's page in a browser, which must not find anything wrong with it."""
+    playwright = pytest.importorskip('playwright.sync_api', reason='needs pip install playwright')
+    path = shutil.which('chromium') or shutil.which('google-chrome')
+    if path is None:
+        pytest.skip('needs the browser Chromium')
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=path, args=['--no-sandbox'])
+        page = browser.new_page()
+        faults = []
+        page.on('pageerror', faults.append)
+        page.goto(server.url)
+        yield page
+        browser.close()
+    assert not faults
