@@ -111,7 +111,7 @@ def browsed(server: Served) -> Iterator:
         browser = started.chromium.launch(executable_path=path, args=['--no-sandbox'])
         page = browser.new_page()
         faults = []
-        page.on('pageerror', faults.append)
+        page.on('pageerror', lambda error: faults.append(error))
         page.goto(server.url)
         yield page
         browser.close()
