@@ -181,11 +181,11 @@ class JsonLines(logging.Formatter):
 
 
 def log_to_stderr() -> None:
-    """The server's log, uvicorn's and Python's warnings as JSON lines; for the command, once."""
+    """All logs and Python's warnings as JSON lines; for the command, once."""
     logging.captureWarnings(True)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name in (LOGGER, 'uvicorn', 'py.warnings'):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.INFO if name == LOGGER else logging.WARNING)
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger(LOGGER).setLevel(logging.INFO)
