@@ -17,6 +17,8 @@ from bigmodels.models.parts import pooling
 from bigmodels.models.parts.attention import choose_implementation
 from bigmodels.tasks.base import Defaults
 
+SHORTEST = 32  # that texts are padded to at least
+
 
 class Tokenized(Defaults):
     """The methods of a task that fit a tokenizer to the training texts, save and restore it.
@@ -106,7 +108,7 @@ class TokenSequences(Tokenized):
         return self.model.init(rng, batch['inputs'][:1])
 
     def text_example(self, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """A text's token ids [n] -> {'inputs', 'segment_ids' int32 [L]}, L a power of two.
+        """A text's token ids [n] -> {'inputs', 'segment_ids' int32 [L]}, L a power of 2.
 
         Raises:
           UserError: for more than the model's context.
@@ -116,7 +118,8 @@ class TokenSequences(Tokenized):
             raise errors.UserError(
                 f'A text of {len(ids)} tokens is longer than the context of {most}: shorten it.'
             )
-        padded = np.zeros((2, min(1 << (len(ids) - 1).bit_length(), most)), np.int32)
+        length = max(1 << (len(ids) - 1).bit_length(), SHORTEST)
+        padded = np.zeros((2, min(length, most)), np.int32)
         padded[:, : len(ids)] = ids, np.ones_like(ids)
         return {'inputs': padded[0], 'segment_ids': padded[1]}
 

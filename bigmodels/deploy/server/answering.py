@@ -155,7 +155,7 @@ class Embedding:
         self._program = predict.Program(run.task.embed_texts, run.params, run.model_state)
 
     def warm(self) -> None:
-        """Compiles what short texts take."""
+        """Compiles what short texts take; longer ones are compiled as they come."""
         ids = self._task.vocabulary.encode(_some_text(self._task.vocabulary))
         self._batcher.warm(self._program, self._task.text_example(ids))
 
