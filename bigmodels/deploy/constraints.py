@@ -54,14 +54,15 @@ class Grammars:
         first = self._library.LLMatcher(self._tokens, grammar, log_level=0)
         if first.is_error():
             raise errors.UserError(f'The {kind} cannot be matched: {first.get_error().strip()}')
-        return lambda: GrammarMatcher(first.deep_copy())
+        return lambda: GrammarMatcher(first.deep_copy(), self._tokens.vocab_size)
 
 
 class GrammarMatcher:
     """A `Matcher` of what llguidance's matcher allows."""
 
-    def __init__(self, matcher):
+    def __init__(self, matcher, vocab_size: int):
         self._matcher = matcher
+        self._vocab_size = vocab_size
 
     @property
     def is_complete(self) -> bool:
@@ -69,7 +70,7 @@ class GrammarMatcher:
 
     def allowed(self) -> np.ndarray:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        return np.unpackbits(bits, bitorder='little').astype(bool)
+        return np.unpackbits(bits, count=self._vocab_size, bitorder='little').astype(bool)
 
     def advance(self, token: int) -> None:
         if not self._matcher.consume_token(token):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from bigmodels import errors
 from bigmodels.deploy import decoding
 from bigmodels.deploy.decoding import Generated
-from bigmodels.deploy.sampling import Sampling, filtered_logits
+from bigmodels.deploy.sampling import Sampling, draw, filtered_logits
 from bigmodels.models.transformer import Cache, Transformer
 
 Array = jax.Array
@@ -154,17 +154,12 @@ def _drafted(
         logits, cache = _logits(draft, token[:, None], first + step, cache)
         shares = _probabilities(logits[:, 0], sampling)
         step_keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(keys)
-        token = _drawn(step_keys, shares)
+        token = draw(step_keys, jnp.log(shares))
         return (token, cache), (token, shares)
 
     # One step more than is used: it leaves the keys and values of the last token in the cache.
     (_, cache), (tokens, shares) = jax.lax.scan(one_token, (latest, cache), jnp.arange(ahead + 1))
     return tokens[:ahead].T, jnp.moveaxis(shares[:ahead], 0, 1), cache
-
-
-def _drawn(keys: Array, probabilities: Array) -> Array:
-    """A token for each row of probabilities [B, V]: int32 [B]."""
-    return jax.vmap(jax.random.categorical)(keys, jnp.log(probabilities)).astype(jnp.int32)
 
 
 def _checked(keys, drafted, shares, probabilities) -> tuple[Array, Array]:
@@ -188,7 +183,7 @@ def _checked(keys, drafted, shares, probabilities) -> tuple[Array, Array]:
     accepted = stays.sum(1)
     lacking = jnp.maximum(probabilities - jnp.pad(shares, ((0, 0), (0, 1), (0, 0))), 0)
     lacking = jnp.take_along_axis(lacking, accepted[:, None, None], axis=1)[:, 0]
-    following = _drawn(keys[:, 1], lacking)
+    following = draw(keys[:, 1], jnp.log(lacking))
     tokens = jnp.pad(drafted * stays, ((0, 0), (0, 1)))
     return tokens.at[jnp.arange(len(tokens)), accepted].set(following), accepted
 

@@ -96,6 +96,8 @@ def searched(job: Job, *, beam_size: int) -> list[tuple[np.ndarray, np.ndarray]]
 
     Stops are found in the text alone. Its log probabilities are NaN: only their sum is compared.
     """
+    if beam_size < 1:
+        raise errors.UserError(f'beam_size = {beam_size} must be at least 1.')
     prompts, lengths, *_ = _arrays(job)
     search = jax.jit(
         functools.partial(
@@ -114,11 +116,13 @@ def searched(job: Job, *, beam_size: int) -> list[tuple[np.ndarray, np.ndarray]]
 
 def matched(job: Job, *, matcher: Callable[[], Matcher]) -> list[tuple[np.ndarray, np.ndarray]]:
     """What `constraints` allow, by an `engine.Engine`; each prompt has a seed of its own."""
+    longest = max(map(len, job.prompts))
     engine = Engine(
         job.model,
         job.params,
         slots=min(len(job.prompts), 8),
-        length=max(map(len, job.prompts)) + job.max_new_tokens,
+        length=longest + job.max_new_tokens,
+        widths=[min(longest, 256)],
     )
     requests = [
         engine.submit(

@@ -154,3 +154,35 @@ def test_a_longer_sequence_wins_under_a_length_penalty():
     options = dict(beam_size=3, max_length=3)
     assert table_search(table, **options, alpha=0.0).tokens[0, 0].tolist() == [END, END, END]
     assert table_search(table, **options, alpha=1.0).tokens[0, 0].tolist() == [1, END, END]
+
+
+def test_continuations_of_prompts_are_the_best_there_are():
+    """Of a decoder alone: prompts of different lengths, every sequence scored without a cache."""
+    model = transformer.Transformer(
+        vocab_size=V, num_layers=2, embed_dim=16, num_heads=2, max_length=8, positions='learned'
+    )
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))['params']
+    rng = np.random.default_rng(1)
+    values = jax.tree.map(lambda leaf: jnp.float32(0.4 * rng.normal(size=leaf.shape)), shapes)
+    prompts, lengths = np.array([[1, 2, 3], [3, 0, 0]]), np.array([3, 1])
+
+    def find(end, beam_size=V**2):
+        search = functools.partial(
+            beam_search.continuations, model, beam_size=beam_size, max_length=2, end=end, alpha=0.0
+        )
+        return jax.tree.map(np.asarray, jit(search)(values, prompts, jnp.asarray(lengths)))
+
+    apply = jit(lambda tokens: jax.nn.log_softmax(model.apply({'params': values}, tokens)))
+    for b in range(2):
+        prompt = prompts[b, : lengths[b]]
+        pairs = np.array(list(itertools.product(range(V), repeat=2)))
+        logs = np.asarray(apply(np.concatenate([np.tile(prompt, (V**2, 1)), pairs], axis=1)))
+        first = logs[:, len(prompt) - 1][np.arange(V**2), pairs[:, 0]]
+        both = first + logs[:, len(prompt)][np.arange(V**2), pairs[:, 1]]
+        never = find(-1)
+        order = np.argsort(-both)
+        np.testing.assert_array_equal(never.tokens[b, :5], pairs[order[:5]])
+        np.testing.assert_allclose(never.scores[b, :5], both[order[:5]], rtol=1e-4)
+        ending = find(END)
+        best = max(first[pairs[:, 0] == END][0], both[pairs[:, 1] == END].max())
+        np.testing.assert_allclose(ending.scores[b, 0], best, rtol=1e-4)

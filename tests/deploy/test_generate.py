@@ -12,6 +12,7 @@ import pytest
 from bigmodels import errors, runs
 from bigmodels.data import tokenizers
 from bigmodels.deploy import generate
+from bigmodels.deploy import text as text_lib
 from bigmodels.deploy.decoding import generate_tokens
 from bigmodels.deploy.sampling import Sampling
 from bigmodels.deploy.text import generate_text
@@ -272,3 +273,54 @@ def test_the_context_may_be_filled_but_not_exceeded():
         errors.UserError, match=r'24 tokens and 9 new ones exceed the context of 32'
     ):
         generate_text(task, params, ['b', 'a' * 24], 9, GREEDY, seed=0)
+
+
+def test_the_command_by_every_method(monkeypatch, capsys, tmp_path):
+    """Greedy, a draft and an engine that may say anything are the same; a beam ends the best."""
+    task, params = task_and_params(positions='learned')
+    run = types.SimpleNamespace(task=task, model=task.model, params=params, config={})
+    monkeypatch.setattr(runs, 'open_run', lambda *_, **__: run)
+
+    def said(*options):
+        monkeypatch.setattr(
+            'sys.argv',
+            ['generate', '--workdir=a', '--prompt=ab', '--max_new_tokens=5', '--temperature=0',
+             *options],
+        )  # fmt: skip
+        generate.main()
+        return capsys.readouterr().out
+
+    greedy = said()
+    assert greedy == 'ab' + generate_text(task, params, ['ab'], 5, GREEDY, seed=0)[0] + '\n'
+    assert said('--draft_workdir=b', '--draft_tokens=2') == greedy
+    assert said('--regex=[a-z ]*') == greedy
+    assert said('--beam_size=1') == greedy
+    listed = said('--log_probs').splitlines()
+    assert len(listed) == 6
+    assert ''.join(line[-2] for line in listed[1:]) == greedy[2:7]
+    (tmp_path / 'schema').write_text('{"enum": [7, 8]}')
+    assert said(f'--json_schema={tmp_path / "schema"}') in ('ab7\n', 'ab8\n')
+    assert len({*said('--repetition_penalty=1e4')}) == 8
+    for options, message in (
+        (['--beam_size=2', '--log_probs'], 'leave --log_probs'),
+        (['--beam_size=0'], 'beam_size = 0'),
+        (['--json_schema=absent'], "no file 'absent'"),
+    ):
+        with pytest.raises(errors.UserError, match=message):
+            said(*options)
+
+
+def test_a_draft_must_be_of_the_same_tokenizer_and_context(monkeypatch):
+    task, params = task_and_params(positions='learned')
+    other = dataclasses.replace(task, vocabulary=tokenizers.Characters('abc'))
+    runs_by_name = {
+        name: types.SimpleNamespace(task=of, model=of.model, params=params, config={})
+        for name, of in (('a', task), ('b', other))
+    }
+    monkeypatch.setattr(runs, 'open_run', lambda workdir, *_, **__: runs_by_name[str(workdir)])
+    monkeypatch.setattr('sys.argv', ['generate', '--workdir=a', '--prompt=a', '--draft_workdir=b'])
+    with pytest.raises(errors.UserError, match='b has another tokenizer than a'):
+        generate.main()
+    short = functools.partial(text_lib.drafted, draft=(task.model.clone(max_length=8), params))
+    with pytest.raises(errors.UserError, match='10 tokens exceed the context of the draft, 8'):
+        text_lib.generate(task, params, ['a'], 9, GREEDY, seed=0, method=short)

@@ -11,6 +11,7 @@ from bigmodels import errors
 from bigmodels.deploy.sampling import (
     Sampling,
     choose,
+    draw,
     filtered_logits,
     penalised,
     prompt_history,
@@ -115,6 +116,17 @@ def test_frequencies(sampling):
     chi_square = ((counts[kept] - expected) ** 2 / expected).sum()
     degrees = len(kept) - 1
     assert chi_square < degrees + 4 * np.sqrt(2 * degrees)  # four standard deviations
+
+
+def test_what_is_impossible_is_never_drawn():
+    """Of a large vocabulary, most of which is excluded, at the borders of blocks too."""
+    logits = np.full((1, 1000), -np.inf, np.float32)
+    possible = [0, 31, 32, 33, 500, 999]
+    logits[0, possible] = np.log([0.3, 0.1, 0.1, 0.1, 0.1, 0.3])
+    tokens = jax.jit(draw)(keys(20_000), jnp.tile(logits, (20_000, 1)))
+    counts = np.bincount(tokens, minlength=1000)
+    assert counts[possible].sum() == 20_000
+    np.testing.assert_allclose(counts[possible] / 20_000, np.exp(logits[0, possible]), atol=0.015)
 
 
 def test_penalties_are_those_of_a_loop():

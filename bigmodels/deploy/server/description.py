@@ -1,7 +1,6 @@
 """The OpenAPI 3.1 document of a server, made of its endpoints and of the forms that validate."""
 
 import dataclasses
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -63,9 +62,17 @@ def describe(endpoints: Sequence[Endpoint], name: str, needs_key: bool) -> dict[
         [(form, 'validation') for form in sorted(forms, key=lambda form: form.__name__)],
         ref_template=_REFERENCE,
     )
+    for schema in schemas.get('$defs', {}).values():
+        if 'model' in schema.get('properties', {}):
+            schema['properties']['model']['const'] = name
     paths: dict[str, dict] = {}
     for endpoint in endpoints:
-        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint)
+        operation = _operation(endpoint)
+        if '{model}' in endpoint.path:
+            operation['parameters'] = [
+                {'name': 'model', 'in': 'path', 'required': True, 'schema': {'const': name}}
+            ]
+        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = operation
     components = {'schemas': {**schemas.get('$defs', {}), 'Error': _ERROR}}
     document = {
         'openapi': '3.1.0',
@@ -91,12 +98,6 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
             },
         },
     }
-    names = re.findall(r'{(\w+)}', endpoint.path)
-    if names:
-        operation['parameters'] = [
-            {'name': name, 'in': 'path', 'required': True, 'schema': {'type': 'string'}}
-            for name in names
-        ]
     content = {}
     if endpoint.form is not None:
         content['application/json'] = {'schema': _reference(endpoint.form.__name__)}

@@ -1,0 +1,94 @@
+"""Answers under a grammar, whatever the model would say."""
+
+import functools
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from bigmodels import errors
+from bigmodels.data import tokenizers
+from bigmodels.deploy import text as text_lib
+from bigmodels.deploy.constraints import Grammars
+from bigmodels.deploy.sampling import Sampling
+from tests.data.test_tokenizers import texts
+from tests.deploy.test_generate import task_and_params
+
+HOT = Sampling(2.0)
+SCHEMA = {
+    'type': 'object',
+    'properties': {'a': {'type': 'integer', 'maximum': 9, 'minimum': 0}, 'b': {'enum': ['x', 'y']}},
+    'required': ['a', 'b'],
+    'additionalProperties': False,
+}
+
+
+@functools.cache
+def grammars():
+    return Grammars(tokenizers.Bytes())
+
+
+def answers(matcher, prompts, sampling, count=25):
+    task, params = task_and_params(positions='learned')
+    method = functools.partial(text_lib.matched, matcher=matcher)
+    return text_lib.generate(task, params, prompts, count, sampling, seed=3, method=method)
+
+
+def test_json_is_what_its_schema_says():
+    """Of a model that knows neither; each request has its own state, greedy or not."""
+    matcher = grammars().json_schema(SCHEMA | {'x-guidance': {'whitespace_flexible': False}})
+    for sampling in (HOT, Sampling(0)):
+        for answer in answers(matcher, ['a', 'b', 'cd'], sampling):
+            value = json.loads(answer.text)
+            assert set(value) == {'a', 'b'}
+            assert value['a'] in range(10)
+            assert value['b'] in ('x', 'y')
+            assert np.isfinite(answer.log_probs).all()
+
+
+def test_an_expression_is_matched_whole():
+    pattern = '(cat|dog){2}-[0-9]{3}'
+    for answer in answers(grammars().regex(pattern), ['a', 'b', 'c', 'd', 'e'], HOT):
+        assert re.fullmatch(pattern, answer.text)
+
+
+def test_an_answer_may_end_where_the_grammar_may():
+    """By the token that ends a document, which this model never says unless it must."""
+    [answer] = answers(grammars().regex('a{3,}'), ['b'], HOT, count=6)
+    assert answer.text == 'a' * 6
+
+
+def test_masks_are_of_the_tokens_that_go_on():
+    """Those of several bytes too, and none of a tokenizer's special ones."""
+    bpe = tokenizers.fit({'name': 'bpe', 'vocab_size': 400}, texts)
+    spelt = bpe.token_bytes()
+    free, only = (Grammars(bpe).regex(pattern)() for pattern in ('[a-z ]{3}', 'return x'))
+    fitting = [id for id, part in enumerate(spelt) if re.fullmatch(b'[a-z ]{1,3}', part)]
+    assert np.flatnonzero(free.allowed()).tolist() == fitting
+    assert max(len(spelt[id]) for id in fitting) == 3
+    said = b''
+    while not only.is_complete:
+        allowed = np.flatnonzero(only.allowed()).tolist()
+        assert allowed
+        assert all(spelt[id] and b'return x'[len(said) :].startswith(spelt[id]) for id in allowed)
+        said += spelt[allowed[0]]
+        only.advance(allowed[0])
+    assert said == b'return x'
+    with pytest.raises(ValueError, match='.'):
+        only.advance(fitting[0])
+
+
+def test_mistakes(monkeypatch):
+    with pytest.raises(errors.UserError, match='not JSON'):
+        grammars().json_schema('{')
+    with pytest.raises(errors.UserError, match=r'is an object, not \[\]'):
+        grammars().json_schema('[]')
+    with pytest.raises(errors.UserError, match='JSON schema cannot be matched'):
+        grammars().json_schema({'type': 'number', 'not': {'const': 3}})
+    with pytest.raises(errors.UserError, match='expression cannot be matched'):
+        grammars().regex('(a')
+    monkeypatch.setitem(sys.modules, 'llguidance', None)
+    with pytest.raises(errors.UserError, match=r"pip install 'bigmodels\[constraints\]'"):
+        Grammars(tokenizers.Bytes())
