@@ -8,6 +8,7 @@ import os
 import socket
 
 from bigmodels import config, errors, runs
+from bigmodels.deploy.weights import WEIGHTS
 
 API_KEY = 'BIGMODELS_API_KEY'  # the environment variable of the key that clients must send
 
@@ -25,18 +26,26 @@ def main() -> None:
     parser.add_argument('--port', type=int, default=8000, help='0 for any that is free')
     parser.add_argument('--name', help='of the model; default: that of its directory')
     parser.add_argument('--batch_size', type=int, default=8, help='examples computed together')
+    parser.add_argument('--weights', choices=WEIGHTS, help='of texts that go on; see generate')
     parser.add_argument('--concurrent', type=int, default=32, help='requests answered at once')
     parser.add_argument('--queued', type=int, default=64, help='further ones that may wait')
     parser.add_argument('--timeout', type=float, default=120.0, help='seconds for a request')
-    parser.add_argument('--max_body', type=int, default=32 * 2**20, help='bytes of a request')
-    parser.add_argument('--max_pixels', type=int, default=16_000_000, help='of an image')
+    parser.add_argument('--max_body', type=int, default=20 * 2**20, help='bytes of a request')
+    parser.add_argument(
+        '--max_pixels', type=int, default=16_000_000, help='of the images of a request'
+    )
     a, overrides = config.parse_arguments(parser, None)
     app, connections, limits, telemetry = _rooms()
     runs.configure_process()
     run = runs.open_run(a.workdir, a.step, trust=a.trust, overrides=overrides)
     server = app.Server(
         run,
-        app.Settings(a.name or a.workdir.resolve().name, a.batch_size, max_pixels=a.max_pixels),
+        app.Settings(
+            a.name or a.workdir.resolve().name,
+            a.batch_size,
+            weights=a.weights,
+            max_pixels=a.max_pixels,
+        ),
         limits.Limits(a.max_body, a.concurrent, a.queued, a.timeout),
         os.environ.get(API_KEY) or None,
     )

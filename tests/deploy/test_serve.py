@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import socket
 import struct
 import time
 import zlib
@@ -166,6 +167,22 @@ def test_a_large_body_is_refused_before_it_is_read(digits):
         for _ in range(10):
             streamed.sendall(b'ffff\r\n' + b'[' * 0xFFFF + b'\r\n')
         assert streamed.recv(4096).startswith(b'HTTP/1.1 413')
+
+
+def test_half_a_connection_and_half_a_request_are_nothing(digits):
+    body = json.dumps({'inputs': [{'image': encoded(png())}]}).encode()
+    head = b'POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n'
+    whole = head + b'Content-Length: %d\r\n\r\n' % len(body) + body
+    for sent in (whole, whole[:-5], whole[:40], b'\xff\0\r\n\r\n'):
+        with digits.connect() as half:
+            half.sendall(sent)
+            half.shutdown(socket.SHUT_WR)
+            while half.recv(4096):  # an answer or none, and the end
+                pass
+    deadline = time.monotonic() + 10
+    while in_flight(digits) > 1:
+        assert time.monotonic() < deadline
+    assert digits.post('/v1/predict', json.loads(body))[0] == 200
 
 
 def test_too_many_at_once_are_told_to_come_again(digits):

@@ -1,9 +1,12 @@
 """The rooms of a server by themselves: limits, batches, texts of tokens, records."""
 
 import asyncio
+import json
 import threading
+import types
 
 import numpy as np
+import pydantic
 import pytest
 
 from bigmodels import errors
@@ -13,6 +16,7 @@ from bigmodels.deploy.server.limits import Admission, Limits
 from bigmodels.deploy.server.telemetry import Metrics, Observed
 from bigmodels.deploy.server.texts import Assembler
 from tests import sound_files
+from tests.data import image_files
 
 
 def asked(app, limits, *messages, key=None, headers=()):
@@ -149,12 +153,51 @@ def test_text_is_told_when_it_is_certain(parts, stops, wanted):
     assert [*map(assembler.add, range(len(parts))), assembler.end()] == wanted
 
 
+def test_the_pixels_of_a_request_are_limited_together():
+    files, image = records.Files(100, None), image_files.encoded(np.zeros((7, 8, 3), np.uint8))
+    assert files.decode(image, 'image', 'a').shape == (7, 8, 3)
+    with pytest.raises(errors.UserError, match='b has 7 x 8 pixels: 44 at most'):
+        files.decode(image, 'image', 'b')
+
+
 def test_a_recording_is_not_made_long_by_what_it_claims():
     samples = np.ones(4000, np.int16)
     assert len(records.recording(sound_files.wav(samples), 'file', 16_000)) == 8000
     for rate in (1, 44_101, 2**31 - 1):
         with pytest.raises(errors.UserError, match='Hz are taken'):
             records.recording(sound_files.wav(samples, rate=rate), 'file', 16_000)
+
+
+FIELDS = {
+    'capital-gain': 'value', 'copy': 'text', 'items': 'ids', 'x': 'series', 'edges': 'array',
+}  # fmt: skip
+
+
+def test_a_record_is_read_by_its_fields():
+    reader = records.Reader(types.SimpleNamespace(record_fields=FIELDS), max_pixels=100)
+    good = {
+        'capital-gain': True, 'copy': 'ä', 'items': ['a', 3], 'x': [1, 2.5, None],
+        'edges': [[0, 1]],
+    }  # fmt: skip
+    read = reader.of_json(
+        reader.form.model_validate_json(json.dumps(good)), 'inputs.0', reader.files()
+    )
+    edges = read.pop('edges')
+    assert (edges.dtype, edges.tolist()) == (np.int64, [[0, 1]])
+    assert read == {name: value for name, value in good.items() if name != 'edges'}
+    for name, bad in [
+        ('capital-gain', [1]), ('capital-gain', 10**400), ('copy', 5), ('items', {'a': 1}),
+        ('items', [1.5]), ('x', 1), ('x', [[1]]), ('edges', [1]), ('edges', [['a']]),
+    ]:  # fmt: skip
+        with pytest.raises(pydantic.ValidationError) as caught:
+            reader.form.model_validate_json(json.dumps(good | {name: bad}))
+        assert failures.of_validation(caught.value).param.split('.')[0] == name
+    uneven = reader.form.model_validate_json(json.dumps(good | {'edges': [[0], [1, 2]]}))
+    with pytest.raises(errors.UserError, match='rows of different lengths'):
+        reader.of_json(uneven, 'inputs.0', reader.files())
+    nan = json.dumps(good | {'x': [float('nan')]})
+    with pytest.raises(pydantic.ValidationError):
+        reader.form.model_validate_json(nan)
 
 
 def test_what_is_no_number_in_json_is_null():

@@ -104,10 +104,10 @@ class Answering:
         return await asyncio.to_thread(_as_response, answers)
 
     def _of_json(self, inputs: Sequence[pydantic.BaseModel]) -> list[dict]:
-        read = []
+        read, files = [], self._reader.files()
         for i, record in enumerate(inputs):
             try:
-                read.append(self._reader.of_json(record, f'inputs.{i}'))
+                read.append(self._reader.of_json(record, f'inputs.{i}', files))
             except errors.UserError as error:
                 raise Failure(400, str(error), param=f'inputs.{i}') from error
         return read

@@ -31,13 +31,15 @@ class Settings:
       batch_size: examples, or texts that go on, that are computed together at most.
       batch_wait: seconds that one waits at most for others.
       waiting: texts that wait to be gone on with at most.
-      max_pixels: of an image, or of all frames of a video.
+      weights: how kernels are kept while texts go on, see `weights.packed`.
+      max_pixels: of all images, or frames of videos, of a request.
     """
 
     name: str
     batch_size: int = 8
     batch_wait: float = 0.003
     waiting: int = 256
+    weights: str | None = None
     max_pixels: int = 16_000_000
 
     def __post_init__(self):
@@ -118,7 +120,9 @@ class Server:
 
     def _completions(self) -> list[Endpoint]:
         settings = self._settings
-        self._generation = Generation(self.run, settings.batch_size, settings.waiting)
+        self._generation = Generation(
+            self.run, settings.batch_size, settings.waiting, settings.weights
+        )
         self._warm.append(self._generation.warm)
         asked = Completions(
             self._generation, self.run.task.vocabulary, settings.name, self._metrics

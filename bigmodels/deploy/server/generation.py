@@ -46,8 +46,9 @@ class Generation:
       spelling: the bytes of each token.
     """
 
-    def __init__(self, run: runs.Run, slots: int, most_waiting: int):
+    def __init__(self, run: runs.Run, slots: int, most_waiting: int, weights: str | None):
         self._run, self._slots, self._most_waiting = run, slots, most_waiting
+        self._weights = weights
         self._runner: Runner | None = None
         self.length = run.model.max_length
         vocabulary = run.task.vocabulary
@@ -56,7 +57,7 @@ class Generation:
 
     def warm(self) -> None:
         """Compiles the engine and starts it."""
-        model, params = weights_lib.packed(self._run.model, self._run.params)
+        model, params = weights_lib.packed(self._run.model, self._run.params, self._weights)
         self._runner = Runner(Engine(model, params, slots=self._slots), self._most_waiting)
 
     def close(self) -> None:

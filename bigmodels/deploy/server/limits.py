@@ -28,7 +28,7 @@ class Limits:
       sending: seconds in which its body must have come.
     """
 
-    body: int = 32 * 2**20
+    body: int = 20 * 2**20
     concurrent: int = 32
     queued: int = 64
     timeout: float = 120.0

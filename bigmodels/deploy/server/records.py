@@ -26,8 +26,35 @@ LONGEST = 600.0  # seconds of a recording
 _DATA_URL = re.compile(r'data:[\w.+/-]*(;[\w-]+=[\w.+-]*)*;base64,', re.ASCII)
 
 
+class Files:
+    """Decodes the files of one request, whose pixels are limited all together.
+
+    Args:
+      sample_rate: of recordings; None for that which each has.
+    """
+
+    def __init__(self, max_pixels: int, sample_rate: int | None):
+        self._left, self._sample_rate = max_pixels, sample_rate
+
+    def decode(self, data: bytes, kind: str, where: str) -> np.ndarray:
+        """An array as `data.inputs` has it of such files.
+
+        Raises:
+          UserError: if it is no such file, or too large.
+        """
+        if kind == 'audio':
+            return recording(data, where, self._sample_rate)
+        read = images.decode if kind == 'image' else images.decode_gif
+        pixels = read(data, where, max_pixels=self._left)
+        self._left -= pixels.size // pixels.shape[-1]
+        return pixels
+
+
 class Reader:
     """Reads the records of a task.
+
+    Args:
+      max_pixels: of all images, or frames, of a request.
 
     Fields:
       form: the model of one, see `forms.record_form`.
@@ -39,11 +66,15 @@ class Reader:
         self._sample_rate = getattr(task, 'sample_rate', None)
         self._max_pixels = max_pixels
 
-    def of_json(self, record: pydantic.BaseModel, where: str) -> dict[str, Any]:
+    def files(self) -> Files:
+        """For the files of one request."""
+        return Files(self._max_pixels, self._sample_rate)
+
+    def of_json(self, record: pydantic.BaseModel, where: str, files: Files) -> dict[str, Any]:
         """A validated record, its files decoded; `where` names it in errors."""
         values = record.model_dump(by_alias=True)
         return {
-            name: self._decoded(value, self.fields[name], f'{where}.{name}')
+            name: self._decoded(value, self.fields[name], f'{where}.{name}', files)
             for name, value in values.items()
         }
 
@@ -59,12 +90,12 @@ class Reader:
         Raises:
           Failure: naming the part, for others than these, or one that is missing or repeated.
         """
-        alone = inputs.only_kind(self.fields)
+        alone, files = inputs.only_kind(self.fields), self.files()
         if alone in FILES and 'file' not in self.fields and 'file' in form:
             [name] = self.fields
             self._check_parts(form, ('file',))
             return [
-                {name: self._of_part(part, contents, alone, f'file {i}')}
+                {name: self._of_part(part, contents, alone, f'file {i}', files)}
                 for i, part in enumerate(form.getlist('file'))
             ]
         self._check_parts(form, self.fields)
@@ -76,7 +107,7 @@ class Reader:
                 )  # fmt: skip
         return [
             {
-                name: self._of_part(form[name], contents, kind, name)
+                name: self._of_part(form[name], contents, kind, name, files)
                 for name, kind in self.fields.items()
             }
         ]
@@ -86,11 +117,11 @@ class Reader:
             if name not in allowed:
                 raise failures.Failure(400, str(errors.unknown('part', name, allowed)), param=name)
 
-    def _of_part(self, part: UploadFile | str, contents: Mapping, kind: str, where: str) -> Any:
+    def _of_part(self, part, contents: Mapping, kind: str, where: str, files: Files) -> Any:
         if kind in FILES:
             if isinstance(part, str):
-                return self._decoded(part, kind, where)
-            return self._of_bytes(contents[part], kind, where)
+                return self._decoded(part, kind, where, files)
+            return files.decode(contents[part], kind, where)
         if kind not in ('text', 'value', 'ids'):
             raise failures.Failure(400, f'{where} is {kind}: send it as JSON.', param=where)
         if isinstance(part, str):
@@ -100,23 +131,16 @@ class Reader:
         except UnicodeDecodeError as error:
             raise errors.UserError(f'{where} is no text in UTF-8: {error}.') from error
 
-    def _decoded(self, value: Any, kind: str, where: str) -> Any:
+    def _decoded(self, value: Any, kind: str, where: str, files: Files) -> Any:
         """A value of a validated record."""
         if kind in FILES:
-            return self._of_bytes(_from_base64(value, where), kind, where)
+            return files.decode(_from_base64(value, where), kind, where)
         if kind == 'array':
             try:
                 return np.array(value)
             except ValueError as error:
                 raise errors.UserError(f'{where} has rows of different lengths.') from error
         return value
-
-    def _of_bytes(self, data: bytes, kind: str, where: str) -> np.ndarray:
-        if kind == 'image':
-            return images.decode(data, where, max_pixels=self._max_pixels)
-        if kind == 'video':
-            return images.decode_gif(data, where, max_pixels=self._max_pixels)
-        return recording(data, where, self._sample_rate)
 
 
 def recording(data: bytes, where: str, sample_rate: int | None) -> np.ndarray:
