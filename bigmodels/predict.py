@@ -5,12 +5,14 @@ python -m bigmodels.predict --workdir=runs/digits_mlp --input=pictures
 
 import argparse
 import contextlib
+import functools
+import io
 import itertools
 import json
 import pathlib
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.errors
@@ -21,6 +23,76 @@ from PIL import Image
 from bigmodels import config, errors, rundir, runs
 from bigmodels.data import audio, images, inputs, pipeline
 from bigmodels.tasks.language_modeling import LanguageModeling
+
+MOST_PROGRAMS = 32  # that are kept of one function
+
+
+class Program:
+    """A task's function of batches, compiled for each shape and size that comes, on the host after.
+
+    The latest `MOST_PROGRAMS` are kept, so that inputs of ever new shapes fill no memory.
+
+    Args:
+      function: (params, model_state, batch) -> arrays [B, ...], such as a task's `predict`.
+    """
+
+    def __init__(self, function: Callable, params: Any, model_state: Any):
+        self._variables = params, model_state
+        # Of one function all of JAX's programs would be kept.
+        self._compiled = functools.lru_cache(MOST_PROGRAMS)(
+            lambda shapes, size: jax.jit(lambda *given: function(*given))
+        )
+
+    def __call__(self, examples: Sequence[Mapping[str, np.ndarray]], size: int) -> list:
+        """What it gives of each of at most `size` examples of equal shapes.
+
+        Raises:
+          UserError: if the model cannot take them.
+        """
+        rows = [*examples, *examples[-1:] * (size - len(examples))]  # one program for all
+        shapes = shapes_of(rows[0])
+        try:
+            found = self._compiled(shapes, size)(*self._variables, pipeline.stacked(rows))
+        except flax.errors.FlaxError as error:
+            described = ', '.join(f'{key} {shape}' for key, shape in shapes)
+            raise errors.UserError(f'It does not fit the model: {described}. {error}') from error
+        found = jax.device_get(found)
+        return [jax.tree.map(lambda value, i=i: value[i], found) for i in range(len(examples))]
+
+
+class Predictor:
+    """What a run's task answers to records: `example` of each, then `answers` of equal shapes."""
+
+    def __init__(self, run: runs.Run):
+        self._task = run.task
+        self._program = Program(run.task.predict, run.params, run.model_state)
+        self._trained = rundir.batch_shapes(run.workdir, 1)
+
+    def example(self, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """That of a record; images and frames are as large as those of training, or of any size.
+
+        Raises:
+          UserError: for a record that the task cannot take.
+        """
+        task = self._task
+        example = task.preprocess(record)
+        kind = inputs.only_kind(task.record_fields)
+        if kind not in ('image', 'video') or getattr(task, 'any_size', False):
+            return example
+        trained = self._trained['inputs'].shape[1:]
+        if example['inputs'].shape == trained:
+            return example
+        [name] = task.record_fields
+        if kind == 'image':
+            fitting = _as_trained(np.asarray(record[name]), trained)
+        else:
+            frames = images.evenly_spaced(np.asarray(record[name]), trained[0])
+            fitting = np.stack([_as_trained(frame, trained[1:]) for frame in frames])
+        return task.preprocess({**record, name: fitting})
+
+    def answers(self, examples: Sequence[Mapping[str, np.ndarray]], size: int) -> list:
+        """Those to at most `size` examples of equal shapes, see `Program`."""
+        return [self._task.postprocess(found) for found in self._program(examples, size)]
 
 
 def predict(
@@ -34,48 +106,27 @@ def predict(
     Raises:
       UserError: naming the record, for one that the task or the model cannot take.
     """
-    compiled = jax.jit(run.task.predict)
-    shapes = rundir.batch_shapes(run.workdir, 1)
+    predictor = Predictor(run)
     size = batch_size or run.experiment.batch_size
-    examples = (
-        (where, _preprocessed(run.task, where, record, shapes)) for where, record in records
-    )
-    for _, alike in itertools.groupby(examples, lambda pair: _shapes(pair[1])):
+
+    @contextlib.contextmanager
+    def told_of(where: str) -> Iterator[None]:
+        try:
+            yield
+        except errors.UserError as error:
+            raise errors.UserError(f'{where}: {error}') from error
+
+    def named(where: str, record: dict) -> tuple[str, dict[str, np.ndarray]]:
+        with told_of(where):
+            return where, predictor.example(record)
+
+    examples = (named(where, record) for where, record in records)
+    for _, alike in itertools.groupby(examples, lambda pair: shapes_of(pair[1])):
         while batch := list(itertools.islice(alike, size)):
             names, rows = zip(*batch, strict=True)
-            rows += rows[-1:] * (size - len(rows))  # one program for all
-            try:
-                outputs = compiled(run.params, run.model_state, pipeline.stacked(rows))
-            except flax.errors.FlaxError as error:
-                described = ', '.join(f'{key} {shape}' for key, shape in _shapes(rows[0]))
-                raise errors.UserError(
-                    f'{names[0]} does not fit the model: it is {described}. {error}'
-                ) from error
-            outputs = jax.device_get(outputs)
-            for i, name in enumerate(names):
-                one = jax.tree.map(lambda value, i=i: value[i], outputs)
-                yield name, run.task.postprocess(one)
-
-
-def _preprocessed(task: Any, where: str, record: dict, shapes: Mapping) -> dict[str, np.ndarray]:
-    """The example of a record; images and frames as large as those of training, or of any size."""
-    try:
-        example = task.preprocess(record)
-        kind = inputs.only_kind(task.record_fields)
-        if kind not in ('image', 'video') or getattr(task, 'any_size', False):
-            return example
-        trained = shapes['inputs'].shape[1:]
-        if example['inputs'].shape == trained:
-            return example
-        [name] = task.record_fields
-        if kind == 'image':
-            fitting = _as_trained(np.asarray(record[name]), trained)
-        else:
-            frames = images.evenly_spaced(np.asarray(record[name]), trained[0])
-            fitting = np.stack([_as_trained(frame, trained[1:]) for frame in frames])
-        return task.preprocess({**record, name: fitting})
-    except errors.UserError as error:
-        raise errors.UserError(f'{where}: {error}') from error
+            with told_of(names[0]):
+                answers = predictor.answers(rows, size)
+            yield from zip(names, answers, strict=True)
 
 
 def _as_trained(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -98,8 +149,28 @@ def _as_trained(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return image.reshape(shape)
 
 
-def _shapes(example: Mapping[str, np.ndarray]) -> tuple:
+def shapes_of(example: Mapping[str, np.ndarray]) -> tuple:
+    """The names and shapes of an example's arrays, which are those of its programs."""
     return tuple((name, np.shape(value)) for name, value in sorted(example.items()))
+
+
+def as_plain(answer: Any, keep: Callable[[str, str, bytes], str]) -> dict[str, Any]:
+    """An answer as plain data.
+
+    Args:
+      keep: (its name, suffix, file) -> what stands for a picture, uint8 [H, W] or [H, W, 3], as a
+        PNG file, or for sound, as a WAV file.
+    """
+    plain = {}
+    for name, value in (answer if isinstance(answer, Mapping) else {'answer': answer}).items():
+        if isinstance(value, audio.Sound):
+            value = keep(name, 'wav', audio.encode_wav(value))
+        elif isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim >= 2:
+            file = io.BytesIO()
+            Image.fromarray(value).save(file, 'PNG')
+            value = keep(name, 'png', file.getvalue())
+        plain[name] = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    return plain
 
 
 def as_json(where: str, answer: Any, pictures: pathlib.Path, number: int) -> dict[str, Any]:
@@ -109,20 +180,14 @@ def as_json(where: str, answer: Any, pictures: pathlib.Path, number: int) -> dic
       pictures: the folder for them, made when there is one.
       number: of the answer, for the names of its files.
     """
-    answer = answer if isinstance(answer, Mapping) else {'answer': answer}
-    plain = {'input': where}
-    for name, value in answer.items():
-        is_picture = isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim >= 2
-        if is_picture or isinstance(value, audio.Sound):
-            pictures.mkdir(parents=True, exist_ok=True)
-            file = pictures / f'{number:06d}_{name}.{"png" if is_picture else "wav"}'
-            if is_picture:
-                Image.fromarray(value).save(file)
-            else:
-                file.write_bytes(audio.encode_wav(value))
-            value = str(file)
-        plain[name] = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-    return plain
+
+    def write(name: str, suffix: str, file: bytes) -> str:
+        pictures.mkdir(parents=True, exist_ok=True)
+        path = pictures / f'{number:06d}_{name}.{suffix}'
+        path.write_bytes(file)
+        return str(path)
+
+    return {'input': where, **as_plain(answer, write)}
 
 
 def main() -> None:

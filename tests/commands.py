@@ -14,15 +14,14 @@ def start(module: str, *arguments: str, devices: int = 1, **options) -> subproce
     """python -m module arguments, from the repository's root."""
     environment = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'}
     environment |= {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(devices)}
-    return subprocess.Popen(
-        [sys.executable, '-m', module, *arguments],
-        cwd=options.pop('cwd', ROOT),
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    options = {
+        'cwd': ROOT,
+        'stdout': subprocess.PIPE,
+        'stderr': subprocess.PIPE,
+        'text': True,
         **options,
-    )
+    }
+    return subprocess.Popen([sys.executable, '-m', module, *arguments], env=environment, **options)
 
 
 def run(module: str, *arguments: str, devices: int = 1, **options) -> tuple[int, str, str]:

@@ -53,6 +53,8 @@ def decode_wav(data: bytes, where: str) -> tuple[np.ndarray, int]:
     try:
         with wave.open(io.BytesIO(data)) as file:
             channels, width, rate, count, *_ = file.getparams()
+            if width > 4:
+                raise wave.Error(f'{8 * width} bits per sample')
             frames = file.readframes(count)
     except (wave.Error, EOFError, RuntimeError) as error:
         raise errors.UserError(

@@ -5,6 +5,7 @@ An image is uint8 [H, W, C], with C 3 or 1, and a video [T, H, W, C].
 
 import contextlib
 import io
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -14,12 +15,18 @@ from PIL import Image, ImageDraw, ImageSequence, UnidentifiedImageError
 from bigmodels import errors
 
 _MODES = {1: 'L', 3: 'RGB'}
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)  # of Pillow
+NARROWEST = 100  # how many times its short side the long one may be where pixels are limited
 # Of boxes, by class: those of Okabe and Ito that are apart from each other for every eye.
 _COLOURS = ((213, 94, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167), (240, 228, 66))
 
 
 def decode(
-    data: bytes, where: str, channels: Literal[1, 3] = 3, at_least: tuple[int, int] | None = None
+    data: bytes,
+    where: str,
+    channels: Literal[1, 3] = 3,
+    at_least: tuple[int, int] | None = None,
+    max_pixels: int | None = None,
 ) -> np.ndarray:
     """The image in the bytes of a JPEG or PNG file, uint8 [H, W, channels].
 
@@ -31,11 +38,15 @@ def decode(
       channels: 3 for colour, 1 for grey.
       at_least: (height, width); a JPEG at least twice as large is decoded at a half, quarter or
         eighth of its size, not below this one, which takes a fraction of the time.
+      max_pixels: a larger image is refused before it is decoded, and one that is so narrow that to
+        scale its short side would make it large.
 
     Raises:
-      UserError: if it is no such file, is cut short, or has over 8 bits per channel.
+      UserError: if it is no such file, is cut short, too large, or has over 8 bits per channel.
     """
     with _opened(data, where, ('JPEG', 'PNG')) as image:
+        if max_pixels is not None:
+            _check_extent(image, where, max_pixels)
         if image.mode[0] in 'IF':
             raise errors.UserError(
                 f'{where} has over 8 bits per channel (mode {image.mode}): convert it to 8.'
@@ -64,22 +75,35 @@ def decode_mask(data: bytes, where: str) -> np.ndarray:
         return np.asarray(image).astype(np.int32)
 
 
-def decode_gif(data: bytes, where: str) -> np.ndarray:
+def decode_gif(data: bytes, where: str, max_pixels: int | None = None) -> np.ndarray:
     """The frames in the bytes of a GIF file, uint8 [T, H, W, 3].
 
     All are of the size of the first, as a viewer would show them; how long is not looked at.
 
     Args:
       where: file and record, for errors.
+      max_pixels: of all frames; see `decode`.
 
     Raises:
-      UserError: if it is no such file, or is cut short.
+      UserError: if it is no such file, is cut short or too large.
     """
     with _opened(data, where, ('GIF',)) as image:
         if not data.rstrip(b'\0').endswith(b';'):  # Pillow takes it that no frame follows
             raise EOFError('its end is missing')
+        if max_pixels is not None:
+            _check_extent(image, where, max_pixels // image.n_frames)
         return np.stack(
             [np.asarray(frame.convert('RGB')) for frame in ImageSequence.Iterator(image)]
+        )
+
+
+def _check_extent(image: Image.Image, where: str, max_pixels: int) -> None:
+    """Raises UserError for an image, of which only the header is read, beyond `max_pixels`."""
+    short, long = sorted(image.size)
+    if short * long > max_pixels or long > NARROWEST * short:
+        raise errors.UserError(
+            f'{where} has {image.height:,} x {image.width:,} pixels: {max_pixels:,} at most are '
+            f'taken, and a long side of at most {NARROWEST} short ones.'
         )
 
 
@@ -92,7 +116,7 @@ def _opened(data: bytes, where: str, formats: Sequence[str]) -> Iterator[Image.I
             yield image
     except UnidentifiedImageError as error:
         raise errors.UserError(f'{where} is no {wanted} image.') from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise errors.UserError(f'{where} is not a whole {wanted} image: {error}.') from error
 
 

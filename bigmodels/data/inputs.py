@@ -7,6 +7,7 @@ A task's `record_fields` says what it needs: the name of each field, and its kin
     audio     a WAV file, float32 [T]
     text      a line of a text file, str
     value     a cell of a table
+    ids       likewise, of several ids: a list, or a text with commas or blanks between them
     series    a whole column of a table, which is then one record
     array     an array of a graph's `.npz` archive, see `graph_sources.read_graph`
 

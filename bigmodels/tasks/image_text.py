@@ -130,12 +130,21 @@ class ImageText(Tokenized):
         """Tokens with the end of text, and their segment ids: int32 [2, L]."""
         if not caption.strip():
             raise errors.UserError(f'The field {self.text_field!r} is empty: there is no text.')
-        ids = self.vocabulary.encode(caption)[: self.sequence_length - 1]
+        return np.stack([*self.text_example(self.vocabulary.encode(caption)).values()])
+
+    def text_example(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """A text's token ids [n] -> {'tokens', 'segment_ids' int32 [L]}, with the end of text."""
+        ids = ids[: self.sequence_length - 1]
         encoded = np.zeros((2, self.sequence_length), np.int32)
         encoded[0, : len(ids)] = ids
         encoded[0, len(ids)] = self.vocabulary.end_of_text
         encoded[1, : len(ids) + 1] = 1
-        return encoded
+        return {'tokens': encoded[0], 'segment_ids': encoded[1]}
+
+    def embed_texts(self, params, model_state, batch) -> jax.Array:
+        """The unit vectors [B, E] of texts."""
+        tokens = batch['tokens'], batch['segment_ids']
+        return self.model.apply({'params': params}, *tokens, method=self.model.texts)
 
     def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
         """One example for each record, which has a text."""

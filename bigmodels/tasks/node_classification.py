@@ -60,6 +60,8 @@ class NodeClassification(Classification):
         """
         example = super().preprocess(raw)
         inputs = example['inputs']
+        if inputs.ndim != 2:
+            raise errors.UserError(f'The features of a graph are [N, F], got {list(inputs.shape)}.')
         example['edges'] = checked_edges(field_of(raw, 'edges'), len(inputs), 'the graph')
         if self.normalize_rows:
             sums = inputs.sum(1, keepdims=True)

@@ -126,8 +126,15 @@ class Ranking(Defaults):
 
     def _values(self, raw: Mapping[str, Any]) -> np.ndarray:
         """Counts, as logarithms, and numbers, float64 [..., N]."""
-        columns = [np.log1p(np.asarray(field_of(raw, name), np.float64)) for name in self.counts]
-        columns += [np.asarray(field_of(raw, name), np.float64) for name in self.numbers]
+
+        def numbers(name: str) -> np.ndarray:
+            value = field_of(raw, name)
+            try:
+                return np.asarray(value, np.float64)
+            except ValueError as error:
+                raise errors.UserError(f'The field {name} has {value!r}: no number.') from error
+
+        columns = [*map(np.log1p, map(numbers, self.counts)), *map(numbers, self.numbers)]
         for name, column in zip((*self.counts, *self.numbers), columns, strict=True):
             if not np.isfinite(column).all():
                 raise errors.UserError(f'The field {name} has a value that is not finite.')

@@ -77,7 +77,7 @@ class Recommendation(Defaults):
     catalogue: Catalogue | None = None
 
     score_names = ('ndcg@10', 'hit_rate@10', 'mrr', 'hit_rate@100')
-    record_fields: ClassVar = {'items': 'value'}  # what `preprocess` needs, name -> kind
+    record_fields: ClassVar = {'items': 'ids'}  # what `preprocess` needs, name -> kind
     vocab_key = ''  # the model's field of its number of items
 
     def fit(self, source: Sequence) -> 'Recommendation':

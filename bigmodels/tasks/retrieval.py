@@ -32,7 +32,7 @@ class Retrieval(Recommendation):
     min_user_count: int = 10
     user_ids: Ids | None = None
 
-    record_fields: ClassVar = {'items': 'value', 'user': 'value'}
+    record_fields: ClassVar = {'items': 'ids', 'user': 'value'}
     vocab_key = 'num_items'
     compares_examples = True
 

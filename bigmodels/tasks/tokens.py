@@ -9,11 +9,15 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bigmodels import errors, metrics, trees
 from bigmodels.data import text, tokenizers
+from bigmodels.models.parts import pooling
 from bigmodels.models.parts.attention import choose_implementation
 from bigmodels.tasks.base import Defaults
+
+SHORTEST = 32  # that texts are padded to at least
 
 
 class Tokenized(Defaults):
@@ -105,6 +109,32 @@ class TokenSequences(Tokenized):
     def init(self, rng: jax.Array, batch: Mapping[str, jax.Array]) -> Mapping:
         """Variables of the model."""
         return self.model.init(rng, batch['inputs'][:1])
+
+    def text_example(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """A text's token ids [n] -> {'inputs', 'segment_ids' int32 [L]}, L a power of 2.
+
+        Raises:
+          UserError: for more than the model's context.
+        """
+        most = self.model.max_length
+        if len(ids) > most:
+            raise errors.UserError(
+                f'A text of {len(ids)} tokens is longer than the context of {most}: shorten it.'
+            )
+        length = max(1 << (len(ids) - 1).bit_length(), SHORTEST)
+        padded = np.zeros((2, min(length, most)), np.int32)
+        padded[:, : len(ids)] = ids, np.ones_like(ids)
+        return {'inputs': padded[0], 'segment_ids': padded[1]}
+
+    def embed_texts(self, params, model_state, batch) -> jax.Array:
+        """The mean of the final hidden states of each text's tokens, float32 [B, D]."""
+        hidden = self.model.apply(
+            {'params': params},
+            batch['inputs'],
+            segment_ids=batch['segment_ids'],
+            return_hidden=True,
+        )
+        return pooling.mean(hidden.astype(jnp.float32), batch['segment_ids'] > 0)
 
     def summary(self, values: Mapping[str, float]) -> dict[str, float]:
         """Adds perplexity, exp(loss), per token."""

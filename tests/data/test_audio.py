@@ -27,12 +27,15 @@ def test_damaged_wav_is_named():
     data = wav(np.arange(100))
     floats = bytearray(data)
     struct.pack_into('<H', floats, 20, 3)  # the format: IEEE float
+    wide = bytearray(data)
+    struct.pack_into('<H', wide, 34, 128)
     for damaged, message in (
         (data[:-50], r'^x\.wav \(record 3\) is cut short: it has 75 of the 100 samples'),
         (data[:20], r'^x\.wav \(record 3\) is not a PCM WAV file: it ends within its header'),
         (b'', 'ends within its header'),
         (b'OggS' + data[4:], 'does not start with RIFF'),
         (bytes(floats), 'unknown format: 3'),
+        (bytes(wide), '128 bits per sample'),
         (wav(np.zeros((0, 1))), r'x\.wav \(record 3\) holds no sample'),
     ):
         with pytest.raises(errors.UserError, match=message):

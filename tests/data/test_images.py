@@ -47,6 +47,20 @@ def test_damaged_files_are_named():
             images.decode(data, 'x.jpg (record 3)')
 
 
+def test_what_would_be_large_is_refused_before_it_is_decoded():
+    """By its header: there is nothing else in these files."""
+    for size, message in (((30, 20), '30 x 20 pixels: 599 at most'), ((2, 201), '100 short ones')):
+        cut = encoded(smooth(0, *size))[:60]
+        with pytest.raises(errors.UserError, match=message):
+            images.decode(cut, 'x.png', max_pixels=599)
+    decoded = images.decode(encoded(smooth(0, 30, 20)), 'x.png', max_pixels=600)
+    assert decoded.shape == (30, 20, 3)
+    video = image_files.gif(grey_video(3))
+    assert images.decode_gif(video, 'a.gif', max_pixels=3 * 63).shape == (3, 9, 7, 3)
+    with pytest.raises(errors.UserError, match='9 x 7 pixels: 62 at most'):
+        images.decode_gif(video, 'a.gif', max_pixels=3 * 63 - 1)
+
+
 def grey_video(count=12):
     """Frames of noise, all different."""
     return np.random.default_rng(0).integers(0, 256, (count, 9, 7), np.uint8)

@@ -118,6 +118,11 @@ def test_a_class_is_the_mean_of_its_prompts_and_an_image_of_the_nearest(whole):
         mean = sum(each) / 2
         vectors.append(mean / np.sqrt((mean**2).sum()))
     np.testing.assert_allclose(task.class_vectors(params), vectors, rtol=1e-4, atol=1e-5)
+    example = task.text_example(np.frombuffer(b'a cat.', np.uint8))
+    [alone] = task.embed_texts(params, {}, {name: ids[None] for name, ids in example.items()})
+    tokens = np.array([[*b'a cat.', 0]])
+    [vector] = MODEL.apply(variables, tokens, np.ones_like(tokens), method=MODEL.texts)
+    np.testing.assert_allclose(alone, vector, rtol=1e-4, atol=1e-5)
     images = np.float64(MODEL.apply(variables, batch['inputs'], method=MODEL.images))
     logits = images @ np.stack(vectors).T / 0.07
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)

@@ -1,0 +1,178 @@
+"""What clients may send: models that validate requests, and of which the description is made.
+
+A field that is not here is refused by name. Of the OpenAI API are also taken, and not looked at,
+those fields that change no answer, such as `user`; others only with a value that asks for nothing.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import ConfigDict, Field
+
+MOST_INPUTS = 256  # records or texts of one request
+MOST_CHOICES = 16
+_INT64 = dict(ge=-(2**63), lt=2**63)
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Whole = Annotated[int, Field(**_INT64)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Cell = str | Whole | Finite | bool | None
+File = Annotated[
+    str,
+    Field(description='a file in base64, or its data URL', json_schema_extra={'format': 'byte'}),
+]
+# The types of a record's fields, by the kinds of `data.inputs`.
+KINDS = {
+    'image': File,
+    'video': File,
+    'audio': File,
+    'text': str,
+    'value': Cell,
+    'ids': str | Whole | list[str | Whole] | None,
+    'series': list[Cell],
+    'array': list[list[Whole] | list[Whole | Finite]],
+}
+
+
+class Form(pydantic.BaseModel):
+    """Of exact types, and no fields besides."""
+
+    model_config = ConfigDict(extra='forbid', strict=True)
+
+
+class OpenAIForm(Form):
+    """What all requests of the OpenAI API have."""
+
+    model: str = Field(description='as /v1/models names it')
+    user: Any = None
+    metadata: Any = None
+    store: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+
+
+class Embeddings(OpenAIForm):
+    """Texts, or their token ids."""
+
+    input: (
+        str
+        | Annotated[list[TokenId], Field(min_length=1)]
+        | Annotated[list[str], Field(min_length=1, max_length=MOST_INPUTS)]
+        | Annotated[
+            list[Annotated[list[TokenId], Field(min_length=1)]],
+            Field(min_length=1, max_length=MOST_INPUTS),
+        ]
+    )
+    encoding_format: Literal['float', 'base64'] = 'float'
+    dimensions: int | None = Field(None, description='those of the model, if at all')
+
+
+class Transcription(OpenAIForm):
+    """The fields beside the `file`, of a form."""
+
+    model_config = ConfigDict(extra='forbid', strict=False)  # of a form all are texts
+
+    response_format: Literal['json', 'text'] = 'json'
+    temperature: float = Field(0.0, ge=0, le=1, description='not looked at: decoding draws nothing')
+    language: Any = None
+    prompt: Any = None
+    stream: Literal[False, 'false'] = False
+
+
+class _Sampled(OpenAIForm):
+    """How a text goes on."""
+
+    temperature: float = Field(1.0, ge=0, le=2, description='0 for the most probable tokens')
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, lt=2**31, description='0 for all')
+    min_p: float = Field(0.0, ge=0, le=1)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    n: int = Field(1, ge=1, le=MOST_CHOICES)
+    seed: Whole | None = Field(None, description='the same gives the same texts')
+    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    stream: bool = False
+    stream_options: 'StreamOptions | None' = None
+    logit_bias: dict[str, Literal[0]] | None = None
+
+
+class StreamOptions(Form):
+    """Of a stream."""
+
+    include_usage: bool = False
+    include_obfuscation: Any = None
+
+
+class Completion(_Sampled):
+    """A text to go on with, or its token ids, or several of either."""
+
+    prompt: (
+        str
+        | Annotated[list[TokenId], Field(min_length=1)]
+        | Annotated[list[str], Field(min_length=1, max_length=MOST_CHOICES)]
+        | Annotated[
+            list[Annotated[list[TokenId], Field(min_length=1)]],
+            Field(min_length=1, max_length=MOST_CHOICES),
+        ]
+    ) = ''
+    max_tokens: int = Field(16, ge=1, lt=2**31)
+    logprobs: Literal[0] | None = Field(None, description='0: of each token itself')
+    echo: Literal[False] = False
+    best_of: Literal[1] | None = None
+    suffix: None = None
+
+
+class TextPart(Form):
+    """A part of a message."""
+
+    type: Literal['text']
+    text: str
+
+
+class Message(Form):
+    """Of a chat."""
+
+    role: Literal['system', 'developer', 'user', 'assistant']
+    content: str | list[TextPart]
+    name: str | None = None
+
+
+class TextFormat(Form):
+    """No other than text."""
+
+    type: Literal['text']
+
+
+class Chat(_Sampled):
+    """Messages, which the model's own follows."""
+
+    messages: list[Message] = Field(min_length=1, max_length=1000)
+    max_tokens: int | None = Field(None, ge=1, lt=2**31)
+    max_completion_tokens: int | None = Field(None, ge=1, lt=2**31, description='the same')
+    logprobs: bool = False
+    top_logprobs: Literal[0] | None = None
+    response_format: TextFormat | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_choice: Literal['none', 'auto'] | None = None
+    parallel_tool_calls: Any = None
+
+
+def record_form(fields: Mapping[str, str]) -> type[Form]:
+    """The model of a task's records, of its `record_fields`."""
+    # Names of columns need be no names of Python.
+    return pydantic.create_model(
+        'Record',
+        __base__=Form,
+        **{
+            f'field_{i}': (KINDS[kind], Field(alias=name, description=kind))
+            for i, (name, kind) in enumerate(fields.items())
+        },
+    )
+
+
+def prediction_form(record: type[Form]) -> type[Form]:
+    """The model of a request to /v1/predict."""
+    inputs = Annotated[list[record], Field(min_length=1, max_length=MOST_INPUTS)]
+    return pydantic.create_model('Prediction', __base__=Form, inputs=(inputs, ...))

@@ -1,0 +1,212 @@
+"""The rooms of a server by themselves: limits, batches, texts of tokens, records."""
+
+import asyncio
+import json
+import threading
+import types
+
+import numpy as np
+import pydantic
+import pytest
+
+from bigmodels import errors
+from bigmodels.deploy.server import failures, records
+from bigmodels.deploy.server.batching import Batcher
+from bigmodels.deploy.server.limits import Admission, Limits
+from bigmodels.deploy.server.telemetry import Metrics, Observed
+from bigmodels.deploy.server.texts import Assembler
+from tests import sound_files
+from tests.data import image_files
+
+
+def asked(app, limits, *messages, key=None, headers=()):
+    """What a request gets whose body comes in `messages`: (status, body); 0 for nothing."""
+
+    async def ask():
+        coming = asyncio.Queue()
+        for message in messages:
+            coming.put_nowait(message)
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {'type': 'http', 'method': 'POST', 'path': '/v1/predict', 'headers': [*headers]}
+        observed = Observed(Admission(app, limits, key), Metrics(), frozenset())
+        await asyncio.wait_for(observed(scope, coming.get, send), 10)
+        return sent
+
+    sent = asyncio.run(ask())
+    status = sent[0]['status'] if sent else 0
+    return status, b''.join(message.get('body', b'') for message in sent)
+
+
+def part(body, more_body=False):
+    return {'type': 'http.request', 'body': body, 'more_body': more_body}
+
+
+async def echo(scope, receive, send):
+    body = (await receive())['body']
+    await send({'type': 'http.response.start', 'status': 200, 'headers': []})
+    await send({'type': 'http.response.body', 'body': body})
+
+
+def test_a_body_has_a_size_and_a_time():
+    parts = [part(b'ab', True), part(b'cd')]
+    assert asked(echo, Limits(body=4), *parts) == (200, b'abcd')
+    assert asked(echo, Limits(body=3), *parts)[0] == 413
+    status, body = asked(echo, Limits(sending=0.05), part(b'ab', True))
+    assert (status, b'has not come within' in body) == (408, True)
+    assert asked(echo, Limits(), part(b'ab', True), {'type': 'http.disconnect'})[0] == 0
+
+
+def test_an_answer_has_a_time_and_ends_with_its_client():
+    ended = []
+
+    async def slow(scope, receive, send):
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(True)
+
+    assert asked(slow, Limits(timeout=0.05), part(b''))[0] == 504
+    assert asked(slow, Limits(), part(b''), {'type': 'http.disconnect'})[0] == 0
+    assert len(ended) == 2
+
+
+def test_a_stream_that_takes_too_long_says_so_in_its_last_event():
+    async def stream(scope, receive, send):
+        headers = [(b'content-type', b'text/event-stream')]
+        await send({'type': 'http.response.start', 'status': 200, 'headers': headers})
+        await send({'type': 'http.response.body', 'body': b'data: 1\n\n', 'more_body': True})
+        await asyncio.sleep(60)
+
+    status, body = asked(stream, Limits(timeout=0.05), part(b''))
+    assert status == 200
+    assert body.startswith(b'data: 1\n\ndata: {"error": {"message": "The answer took over')
+
+
+def test_an_unforeseen_fault_tells_nothing_of_itself():
+    async def broken(scope, receive, send):
+        raise ValueError('a secret')
+
+    status, body = asked(broken, Limits(), part(b''))
+    assert (status, b'secret' in body) == (500, False)
+
+
+@pytest.mark.parametrize('given', [b'', b'key', b'Basic key', b'Bearer', b'Bearer other', b'\xff'])
+def test_only_the_key_opens(given):
+    headers = [(b'authorization', given)]
+    assert asked(echo, Limits(), part(b''), key='key', headers=headers)[0] == 401
+    right = [(b'authorization', b'bearer key')]
+    assert asked(echo, Limits(), part(b''), key='key', headers=right)[0] == 200
+
+
+def test_examples_of_equal_shapes_are_computed_together():
+    sizes, may_go, begun = [], threading.Event(), threading.Event()
+
+    def double(examples, size):
+        begun.set()
+        assert may_go.wait(10)
+        if any(example['x'].sum() < 0 for example in examples):
+            raise errors.UserError('negative')
+        return [2 * example['x'] for example in examples]
+
+    batcher = Batcher(4, 0.001, sizes.append)
+
+    async def ask(*values):
+        return await batcher.answers(double, [{'x': np.array(value)} for value in values])
+
+    async def all_of_them():
+        first = asyncio.ensure_future(ask([1]))
+        await asyncio.to_thread(begun.wait)  # the device is busy; what follows waits
+        others = [asyncio.ensure_future(ask(*v)) for v in ([[2], [3]], [[4, 5]], [[6]], [[-7, 0]])]
+        left = asyncio.ensure_future(ask([8]))
+        await asyncio.sleep(0.05)
+        left.cancel()
+        await asyncio.sleep(0.05)
+        may_go.set()
+        return await asyncio.gather(first, *others, left, return_exceptions=True)
+
+    one, pair, wide, single, bad, left = asyncio.run(all_of_them())
+    assert [x.tolist() for x in (*one, *pair, *single)] == [[2], [4], [6], [12]]
+    assert isinstance(left, asyncio.CancelledError)
+    assert sizes == [1, 3, 2]  # two wide ones share a batch, and its fault
+    assert all(isinstance(answer, errors.UserError) for answer in (wide, bad))
+    batcher.close(10)
+
+
+@pytest.mark.parametrize(
+    ('parts', 'stops', 'wanted'),
+    [
+        ([b'ab', b'c'], (), ['ab', 'c', '']),
+        ([b'\xc3', b'\xa4b'], (), ['', 'äb', '']),
+        ([b'a\xc3'], (), ['a', '\ufffd']),
+        ([b'a<', b'b<e', b'nd>c'], ('<end>',), ['a', '<b', '', '']),
+        ([b'a<e', b'f'], ('<end>',), ['a', '<ef', '']),
+        ([b'a<e'], ('<end>',), ['a', '<e']),
+        ([b'abc', b'd'], ('c', 'bc'), ['a', '', '']),
+    ],
+)
+def test_text_is_told_when_it_is_certain(parts, stops, wanted):
+    assembler = Assembler(parts, stops)
+    assert [*map(assembler.add, range(len(parts))), assembler.end()] == wanted
+
+
+def test_the_pixels_of_a_request_are_limited_together():
+    files, image = records.Files(100, None), image_files.encoded(np.zeros((7, 8, 3), np.uint8))
+    assert files.decode(image, 'image', 'a').shape == (7, 8, 3)
+    with pytest.raises(errors.UserError, match='b has 7 x 8 pixels: 44 at most'):
+        files.decode(image, 'image', 'b')
+
+
+def test_a_recording_is_not_made_long_by_what_it_claims():
+    samples = np.ones(4000, np.int16)
+    assert len(records.recording(sound_files.wav(samples), 'file', 16_000)) == 8000
+    for rate in (1, 44_101, 2**31 - 1):
+        with pytest.raises(errors.UserError, match='Hz are taken'):
+            records.recording(sound_files.wav(samples, rate=rate), 'file', 16_000)
+
+
+FIELDS = {
+    'capital-gain': 'value', 'copy': 'text', 'items': 'ids', 'x': 'series', 'edges': 'array',
+}  # fmt: skip
+
+
+def test_a_record_is_read_by_its_fields():
+    reader = records.Reader(types.SimpleNamespace(record_fields=FIELDS), max_pixels=100)
+    good = {
+        'capital-gain': True, 'copy': 'ä', 'items': ['a', 3], 'x': [1, 2.5, None],
+        'edges': [[0, 1]],
+    }  # fmt: skip
+    read = reader.of_json(
+        reader.form.model_validate_json(json.dumps(good)), 'inputs.0', reader.files()
+    )
+    edges = read.pop('edges')
+    assert (edges.dtype, edges.tolist()) == (np.int64, [[0, 1]])
+    assert read == {name: value for name, value in good.items() if name != 'edges'}
+    for name, bad in [
+        ('capital-gain', [1]), ('capital-gain', 10**400), ('copy', 5), ('items', {'a': 1}),
+        ('items', [1.5]), ('x', 1), ('x', [[1]]), ('edges', [1]), ('edges', [['a']]),
+    ]:  # fmt: skip
+        with pytest.raises(pydantic.ValidationError) as caught:
+            reader.form.model_validate_json(json.dumps(good | {name: bad}))
+        assert failures.of_validation(caught.value).param.split('.')[0] == name
+    uneven = reader.form.model_validate_json(json.dumps(good | {'edges': [[0], [1, 2]]}))
+    with pytest.raises(errors.UserError, match='rows of different lengths'):
+        reader.of_json(uneven, 'inputs.0', reader.files())
+    nan = json.dumps(good | {'x': [float('nan')]})
+    with pytest.raises(pydantic.ValidationError):
+        reader.form.model_validate_json(nan)
+
+
+def test_what_is_no_number_in_json_is_null():
+    answer = {'a': [float('nan'), {'b': float('inf')}], 1: 'x'}
+    assert records.plain(answer) == {'a': [None, {'b': None}], '1': 'x'}
+
+
+def test_a_failure_names_its_faults():
+    failure = failures.of(errors.UserError('what came'))
+    assert failure.body()['error'] == {
+        'message': 'what came', 'type': 'invalid_request_error', 'param': None, 'code': None,
+    }  # fmt: skip
