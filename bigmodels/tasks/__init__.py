@@ -20,14 +20,15 @@ without its data: a config is then explained without opening any. One with `reco
 kind}`, what `preprocess` needs of a record, answers raw input: see `data.inputs`; of recordings it
 also says the `sample_rate`, and with `any_size` it takes images as they are, which are else scaled
 and cropped to the size of training, as frames of videos are; `answer_fields` names those of its
-fields that may have another value when it answers. One that embeds texts has
-`text_example(token ids) -> example` and `embed_texts(params, model_state, batch of these) -> [B,
-E]`. One with `compares_examples`, whose loss of an example depends on the others of its batch, is
-trained on whole batches only: its gradient is neither accumulated nor that of each device's part;
-an evaluation's loss is then of batches of that size. One with `compares_with_base` needs `config.adapter`: its loss compares the params with those
-of the frozen base, `adapters.without`. One that goes on with texts has `prompt(text)`, what its
-model is to continue for a user's text. Of one with a `vocabulary` the command that shows batches
-decodes 'inputs' and 'targets', or what its `token_fields` names.
+fields that may have another value when it answers. One that embeds texts has `text_example(token
+ids) -> example` and `embed_texts(params, model_state, batch of these) -> [B, E]`. One with
+`compares_examples`, whose loss of an example depends on the others of its batch, is trained on
+whole batches only: its gradient is neither accumulated nor that of each device's part; an
+evaluation's loss is then of batches of that size. One with `compares_with_base` needs
+`config.adapter`: its loss compares the params with those of the frozen base, `adapters.without`.
+One that goes on with texts has `prompt(text)`, what its model is to continue for a user's text. Of
+one with a `vocabulary` the command that shows batches decodes 'inputs' and 'targets', or what its
+`token_fields` names.
 
 Figures that are no means of examples, such as an area under a curve or BLEU, are scores:
 

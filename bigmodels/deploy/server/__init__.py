@@ -9,6 +9,7 @@ answering    predictions, embeddings and transcriptions
 texts        tokens that come one by one -> the text that is certain
 generation   the streams of tokens of an engine
 completions  those as completions and chats
+chats        messages of a chat -> the tokens that the model goes on from
 limits       who may ask, how much, how many at once and for how long
 telemetry    request ids, logs, metrics, and every failure as an answer
 failures     what goes wrong, as the OpenAI API says it

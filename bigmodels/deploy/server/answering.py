@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from bigmodels import errors, predict, rundir, runs
+from bigmodels.data.tokenizers import document
 from bigmodels.deploy.server import forms, records
 from bigmodels.deploy.server.batching import Batcher
 from bigmodels.deploy.server.failures import Failure, of_validation
@@ -194,7 +195,7 @@ class Embedding:
 def as_token_ids(
     given: str | Sequence, vocabulary: Any, param: str, empty: Sequence[int] = ()
 ) -> list[np.ndarray]:
-    """The token ids of a text, of several, or these ids themselves.
+    """The token ids of a document, of several, or these ids themselves.
 
     Args:
       param: what they are called in errors.
@@ -208,7 +209,7 @@ def as_token_ids(
     for i, item in enumerate([given] if one else given):
         where = param if one else f'{param}.{i}'
         try:
-            ids = np.asarray(vocabulary.encode(item) if isinstance(item, str) else item)
+            ids = np.asarray(document(vocabulary, item) if isinstance(item, str) else item)
             ids = ids if len(ids) else np.asarray(empty)
         except errors.UserError as error:
             raise Failure(400, f'{where}: {error}', param=where) from error

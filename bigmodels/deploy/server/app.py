@@ -124,9 +124,7 @@ class Server:
             self.run, settings.batch_size, settings.waiting, settings.weights
         )
         self._warm.append(self._generation.warm)
-        asked = Completions(
-            self._generation, self.run.task.vocabulary, settings.name, self._metrics
-        )
+        asked = Completions(self._generation, self.run.task, settings.name, self._metrics)
         returns = 'application/json', 'text/event-stream'
         return [
             Endpoint(

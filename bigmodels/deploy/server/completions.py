@@ -13,28 +13,26 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from bigmodels.deploy.sampling import Sampling
-from bigmodels.deploy.server import forms
+from bigmodels.deploy.server import chats, forms
 from bigmodels.deploy.server.answering import as_token_ids, check_model, parsed
 from bigmodels.deploy.server.generation import Generation, Piece, Stream
 from bigmodels.deploy.server.telemetry import Metrics
-
-ROLES = ('system', 'developer', 'user', 'assistant')
 
 
 class Completions:
     """The endpoints of a run that continues texts."""
 
-    def __init__(self, generation: Generation, vocabulary: Any, name: str, metrics: Metrics):
-        self._generation, self._vocabulary, self._name = generation, vocabulary, name
+    def __init__(self, generation: Generation, task: Any, name: str, metrics: Metrics):
+        self._generation, self._task, self._name = generation, task, name
         self._metrics = metrics
 
     async def complete(self, request: Request) -> Response:
         """Continuations of prompts, `n` of each."""
         asked = await parsed(request, forms.Completion)
         check_model(asked.model, self._name)
-        end = [self._vocabulary.end_of_text]  # before a document that an empty prompt begins
+        end = [self._task.vocabulary.end_of_text]  # before a document that an empty prompt begins
         prompts = await asyncio.to_thread(
-            as_token_ids, asked.prompt, self._vocabulary, 'prompt', empty=end
+            as_token_ids, asked.prompt, self._task.vocabulary, 'prompt', empty=end
         )
         streams = self._submit(asked, prompts, asked.max_tokens, _stops(asked))
         answer = _Answer('text_completion', 'cmpl', self._name, _text_choice(self._generation))
@@ -44,13 +42,11 @@ class Completions:
         """The message that follows those given, `n` times."""
         asked = await parsed(request, forms.Chat)
         check_model(asked.model, self._name)
-        prompts = await asyncio.to_thread(
-            as_token_ids, chat_prompt(asked.messages), self._vocabulary, 'messages'
-        )
-        room = max(self._generation.length - len(prompts[0]), 1)
+        ids, stops = await asyncio.to_thread(chats.prompt, self._task, asked.messages)
+        room = max(self._generation.length - len(ids), 1)
         most = asked.max_completion_tokens or asked.max_tokens or room
-        markers = [f'\n{role}:' for role in ROLES]
-        streams = self._submit(asked, prompts, most, [*_stops(asked), *markers])
+        prompts = [ids]
+        streams = self._submit(asked, prompts, most, [*_stops(asked), *stops])
         kind = 'chat.completion.chunk' if asked.stream else 'chat.completion'
         choice = _chat_chunk if asked.stream else _chat_choice
         answer = _Answer(kind, 'chatcmpl', self._name, choice(self._generation))
@@ -104,17 +100,6 @@ class Completions:
             async for item in merged:
                 self._metrics.tokens.labels('completion').inc()
                 yield item
-
-
-def chat_prompt(messages: Sequence[forms.Message]) -> str:
-    """Messages as a text with plain markers of their roles, which that of the answer ends."""
-    turns = []
-    for message in messages:
-        content = message.content
-        if not isinstance(content, str):
-            content = ''.join(part.text for part in content)
-        turns.append(f'{message.role}: {content}\n\n')
-    return ''.join([*turns, 'assistant:'])
 
 
 def _stops(asked) -> list[str]:
