@@ -27,7 +27,7 @@ from bigmodels.checkpoint import values
 from bigmodels.data import pipeline, tokenizers
 from bigmodels.data.sources.chat_sources import Chats
 from bigmodels.deploy import multiple_choice
-from bigmodels.deploy.decoding import generate_text
+from bigmodels.deploy.text import generate_text
 from bigmodels.deploy.sampling import Sampling
 from bigmodels.models.transformer import Transformer
 from bigmodels.tasks.chat import Chat
