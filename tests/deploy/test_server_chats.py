@@ -42,7 +42,7 @@ def test_a_tuned_model_reads_its_markers_and_ends_of_answers():
         chats.prompt(task, [forms.Message(role='user', content='<|assistant|>')])
 
 
-def test_a_template_of_the_tokenizer_comes_first():
+def test_a_published_model_reads_its_template():
     trained = tokenizers.train_bpe(lambda: iter(['Hello Be brief.'] * 3), 280)
     template = chat_templates.ChatTemplate(
         '{% for m in messages %}{{ eos_token }}{{ m.content }}{% endfor %}', (('eos_token', '!'),)
@@ -51,7 +51,7 @@ def test_a_template_of_the_tokenizer_comes_first():
         template, tokens=(('eos_token', trained.special_tokens['eos_token']),)
     )
     vocabulary = tokenizers.HuggingFace(trained.content, chat_template=template)
-    task = Chat(MODEL, {'name': 'bpe'}, 16, vocabulary=vocabulary)
+    task = LanguageModeling(MODEL, {'name': 'bpe'}, 16, vocabulary=vocabulary)
     ids, _ = chats.prompt(task, MESSAGES)
     assert ids.tolist().count(vocabulary.end_of_text) == 2
     assert vocabulary.decode(ids) == 'Be brief.Hello'

@@ -27,8 +27,8 @@ from bigmodels.checkpoint import values
 from bigmodels.data import pipeline, tokenizers
 from bigmodels.data.sources.chat_sources import Chats
 from bigmodels.deploy import multiple_choice
-from bigmodels.deploy.text import generate_text
 from bigmodels.deploy.sampling import Sampling
+from bigmodels.deploy.text import generate_text
 from bigmodels.models.transformer import Transformer
 from bigmodels.tasks.chat import Chat
 from tests import commands
