@@ -15,7 +15,7 @@ ROLES = ('system', 'developer', 'user', 'assistant')
 def prompt(task: Any, messages: Sequence[forms.Message]) -> tuple[np.ndarray, list[str]]:
     """(ids int32 [L], stop strings that no answer goes beyond), in the format the model knows.
 
-    That is the markers of `data.chat` for a model that was tuned with them, the chat template of its
+    Those are the markers of `data.chat` where it was tuned with them, the chat template of its
     tokenizer, and else the plain names of the roles, as a text that it may go on with.
 
     Raises:
