@@ -30,6 +30,7 @@ def generate(
       labels, speakers: int [B].
       seeds: uint32 [B]. A row is a function of its own seed, label and speaker.
     """
+    settings = sampling.rows(len(labels), only_used=True)
     keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(0), seed))(seeds)
 
     def one_sample(carry, step):
@@ -38,9 +39,8 @@ def generate(
         logits, cache = model.apply(
             {'params': params}, latest[:, None], labels, speakers, progress, cache=cache
         )
-        codes = jax.vmap(lambda key, row: sample(key, row, sampling)[0])(
-            jax.vmap(lambda key: jax.random.fold_in(key, step))(keys), logits
-        )
+        step_keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(keys)
+        codes = sample(step_keys, logits[:, 0], settings)
         return (codes, cache), codes
 
     nothing = jnp.full(len(labels), mu_law.silence(model.num_levels), jnp.int32)

@@ -32,10 +32,8 @@ def test_samples_are_those_of_the_whole_sequence_and_each_row_is_its_own():
     logits = MODEL.apply({'params': params}, before, LABELS, SPEAKERS, progress)
     for row in range(4):
         key = jax.random.fold_in(jax.random.key(0), SEEDS[row])
-        expected = [
-            sample(jax.random.fold_in(key, t), logits[row, t][None], Sampling(0.9))[0]
-            for t in range(LENGTH)
-        ]
+        keys = jax.vmap(lambda t, key=key: jax.random.fold_in(key, t))(jnp.arange(LENGTH))
+        expected = sample(keys, logits[row], Sampling(0.9).rows(LENGTH))
         np.testing.assert_array_equal(codes[row], expected)
     assert len(np.unique(codes, axis=0)) == 4
     alone = generate(params, LABELS[2:3], SPEAKERS[2:3], SEEDS[2:3])
