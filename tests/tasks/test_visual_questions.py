@@ -1,5 +1,7 @@
 """Questions about images: rows of tokens, exact answers, and greedy decoding."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +50,12 @@ def params(batch):
     return jax.tree.map(lambda leaf: 5 * leaf, params)
 
 
+@pytest.fixture(scope='module')
+def found(batch, params):
+    """What greedy decoding writes."""
+    return np.asarray(jax.jit(make_task().predict)(params, {}, batch))
+
+
 def test_a_row_is_question_end_answer_end_and_the_answer_counts(batch):
     ids = {character: int(VOCABULARY.encode(character)[0]) for character in '0123456789?'}
     q, end = ids['?'], VOCABULARY.encode('\n')[0]
@@ -69,9 +77,8 @@ def test_a_row_is_question_end_answer_end_and_the_answer_counts(batch):
     assert answered['inputs'].shape == (8, 8, 1)
 
 
-def test_greedy_answers_are_those_without_a_cache(batch, params):
+def test_greedy_answers_are_those_without_a_cache(batch, params, found):
     task = make_task()
-    found = np.asarray(jax.jit(task.predict)(params, {}, batch))
     apply = jax.jit(task.model.apply)
     for row in range(8):
         question = records()[row]['question']
@@ -88,10 +95,10 @@ def test_greedy_answers_are_those_without_a_cache(batch, params):
     assert len({task.postprocess(row) for row in found}) > 2
 
 
-def test_exact_are_the_answers_that_decoding_writes(batch, params):
+def test_exact_are_the_answers_that_decoding_writes(batch, params, found):
     """Some answers are made those that the model writes."""
     task = make_task()
-    written = [task.postprocess(row) for row in np.asarray(task.predict(params, {}, batch))]
+    written = [task.postprocess(row) for row in found]
     known = [
         record | ({'answer': answer} if i != 3 and 0 < len(answer) < 3 else {})
         for i, (record, answer) in enumerate(zip(records(), written, strict=True))
@@ -102,15 +109,15 @@ def test_exact_are_the_answers_that_decoding_writes(batch, params):
     batch['weights'][5] = 0  # as padding has it
     assert right[5]
     right[5] = False
-    loss, (pairs, _) = task.loss_fn(params, {}, batch, jax.random.key(0), train=False)
+    loss_fn = jax.jit(functools.partial(task.loss_fn, train=False))
+    loss, (pairs, _) = loss_fn(params, {}, batch, jax.random.key(0))
     for name, rows in (
         ('exact', slice(None)), ('exact_a', slice(0, None, 2)), ('exact_b', slice(1, None, 2)),
     ):  # fmt: skip
         total, count = pairs[name]
         assert (total, count) == (right[rows].sum(), (np.arange(8) != 5)[rows].sum())
-    logits = task.model.apply(
-        {'params': params}, batch['inputs'], batch['tokens'], batch['lengths']
-    )
+    inputs = batch['inputs'], batch['tokens'], batch['lengths']
+    logits = jax.jit(task.model.apply)({'params': params}, *inputs)
     each = losses.softmax_cross_entropy(logits, batch['targets'])
     mean = (each * batch['weights']).sum() / batch['weights'].sum()
     np.testing.assert_allclose(loss, mean, rtol=1e-5)
