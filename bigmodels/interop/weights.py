@@ -247,7 +247,7 @@ def unload(
         parts.sort(key=lambda part: where[part[0]].row.part)
         pieces = []
         for name, at in parts:
-            row, piece = where[name].row, np.asarray(leaves[name][at])
+            row, piece = where[name].row, np.asarray(leaves[name])[at]
             if row.vocabulary is not None:
                 piece = piece.take(range(vocab_size), axis=row.vocabulary)
             pieces.append(row.form.to_theirs(piece))
