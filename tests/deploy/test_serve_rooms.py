@@ -60,6 +60,12 @@ def test_a_body_has_a_size_and_a_time():
     assert asked(echo, Limits(), part(b'ab', True), {'type': 'http.disconnect'})[0] == 0
 
 
+def test_limits_are_numbers_that_can_be():
+    for name in ('body', 'concurrent', 'queued', 'timeout'):
+        with pytest.raises(errors.UserError, match=f'limit {name} = -1 must be at least'):
+            Limits(**{name: -1})
+
+
 def test_an_answer_has_a_time_and_ends_with_its_client():
     ended = []
 

@@ -192,16 +192,16 @@ def test_the_page_streams_stops_and_tells_what_is_wrong(text, tmp_path):
         assert page.locator('.turn').count() == 2
 
 
-def test_a_server_that_is_asked_to_end_ends_its_streams(text):
-    """The last test of this server."""
-    stream = text.client.completions.create(
-        model='tiny', prompt='a', max_tokens=100, stream=True, temperature=2, seed=1
-    )
-    chunks = iter(stream)
-    first = next(chunks)
-    began = time.monotonic()
-    text.process.terminate()
-    reasons = [first.choices[0].finish_reason, *(c.choices[0].finish_reason for c in chunks)]
-    assert reasons[-1] in ('stop', 'length')
-    assert text.process.wait(10) == 0
-    assert time.monotonic() - began < 10
+def test_a_server_that_is_asked_to_end_ends_its_streams(text, tmp_path):
+    with serving.served(text.run.workdir, tmp_path / 'log', '--name=tiny') as server:
+        client = openai.OpenAI(base_url=f'{server.url}/v1', api_key='any', max_retries=0)
+        chunks = client.completions.create(
+            model='tiny', prompt='a', max_tokens=100, stream=True, temperature=2, seed=1
+        )
+        first = next(chunks)
+        began = time.monotonic()
+        server.process.terminate()
+        reasons = [first.choices[0].finish_reason, *(c.choices[0].finish_reason for c in chunks)]
+        assert reasons[-1] in ('stop', 'length')
+        assert server.process.wait(10) == 0
+        assert time.monotonic() - began < 10

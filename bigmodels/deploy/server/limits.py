@@ -11,6 +11,7 @@ from typing import Any
 
 from starlette.datastructures import Headers
 
+from bigmodels import errors
 from bigmodels.deploy.server.failures import ClientLeft, Failure
 
 OPEN = ('/', '/healthz', '/readyz', '/openapi.json')  # to everyone, always
@@ -33,6 +34,13 @@ class Limits:
     queued: int = 64
     timeout: float = 120.0
     sending: float = 30.0
+
+    def __post_init__(self):
+        for name, least in (('body', 1), ('concurrent', 1), ('queued', 0), ('timeout', 1e-3)):
+            if not getattr(self, name) >= least:
+                raise errors.UserError(
+                    f'The limit {name} = {getattr(self, name)} must be at least {least}.'
+                )
 
 
 class Admission:
