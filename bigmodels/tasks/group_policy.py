@@ -110,6 +110,11 @@ class GroupPolicy(Tokenized):
         """One example a record, which has an answer."""
         return Examples(source, self, stacked=False)
 
+    def example_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of one of `examples`."""
+        shapes = dict(inputs=(self.prompt_length,), lengths=(), targets=(self.answer_length,))
+        return {name: jax.ShapeDtypeStruct(shape, 'int32') for name, shape in shapes.items()}
+
     def init(self, rng: jax.Array, batch: Mapping[str, jax.Array]) -> Mapping:
         """Variables of the model."""
         return self.model.init(rng, batch['inputs'][:1])
