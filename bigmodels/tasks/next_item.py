@@ -148,6 +148,7 @@ class _Documents:
 
     tokens: np.ndarray
     offsets: np.ndarray
+    learnt: None = None  # all are
 
     @classmethod
     def of(cls, histories: Sequence[np.ndarray]) -> '_Documents':
