@@ -229,7 +229,7 @@ class Saver:
         self._began, self._cost, self._copier = 0.0, {}, None
         self._manager = _Manager(
             self.directory,
-            # Half written steps are `_clear`ed before a save: orbax's own thread would race with it.
+            # `_clear` removes half written steps: orbax's own thread for that would race with it.
             options=ocp.CheckpointManagerOptions(
                 async_options=ocp.options.AsyncOptions(
                     timeout_secs=settings.timeout, post_finalization_callback=self._seal
