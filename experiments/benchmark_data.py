@@ -1,19 +1,21 @@
 """What data costs: every source and preprocessing step on one core, and the wait of each config.
 
-    python experiments/benchmark_data.py [--data=FOLDER] [--seconds=1] [--against=REF]
+    python experiments/benchmark_data.py [--configs=bert,detect] [--data=FOLDER] [--against=REF]
 
 Per core: how many examples, tokens, pixels or seconds of sound one second of processor time
 gives, by calls that are repeated for --seconds. Sources are read as a training run reads them, in
 shuffled batches. Waiting: every config that needs no other run, nor files of one's own, trained by
 the command, shorter; the share of the time between two lines of metrics that the loop waited for
 its next batch. The first interval, in which the prefetching starts, is not counted. With --against
-the same for the tree of a commit, in turns. Writes results/data.json and results/data.md. The data
-sets are those of the configs: in $BIGMODELS_DATA, or in shared/data beside the checkout.
+the same for the tree of a commit, in turns. Each result takes the place of its last one in
+results/data.json and results/data.md. The data sets are those of the configs: in $BIGMODELS_DATA,
+or in shared/data beside the checkout.
 """
 
 import argparse
 import contextlib
 import functools
+import itertools
 import pathlib
 import statistics
 import tempfile
@@ -69,6 +71,9 @@ CONFIGS = {
     'forecast': 50,
     'forecast:dlinear': 250,
     'graph': 50,
+    'wavenet': 50,
+    'vision_language': 50,
+    'arithmetic': 200,
 }
 Row = tuple[str, float, str]  # what, per second of one core, unit
 
@@ -193,48 +198,59 @@ def waiting(tree: pathlib.Path, name: str, steps: int, data: pathlib.Path) -> di
     }
 
 
-def main() -> None:
-    """Measures, and writes the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument('--data', type=pathlib.Path, default=measure.data_path())
-    parser.add_argument('--seconds', type=float, default=1.0)
-    parser.add_argument('--against', metavar='REF', help='a commit, for the waiting')
-    options = parser.parse_args()
-    runs.configure_process()
-    data, seconds = options.data.resolve(), options.seconds
-    with contextlib.ExitStack() as stack:
-        trees = {'here': measure.ROOT}
-        if options.against:
-            trees = {
-                options.against: stack.enter_context(measure.checkout(options.against))
-            } | trees
-        waited = [
-            {'config': name, 'tree': label, **waiting(tree, name, steps, data)}
-            for name, steps in CONFIGS.items()
-            for label, tree in trees.items()
-        ]
-        scratch = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        rows = [
-            *source_rows(data, scratch, seconds),
-            *image_rows(data, seconds),
-            *text_and_sound_rows(data, seconds),
-        ]
-    measure.write('data', {
-        'waiting': waited,
-        'per_second_and_core': [
-            {'what': what, 'rate': float(f'{rate:.3g}'), 'unit': unit} for what, rate, unit in rows
-        ],
-    })  # fmt: skip
-    rates = [(what, f'{float(f"{rate:.3g}"):,.0f} {unit}') for what, rate, unit in rows]
+def place(result: dict) -> tuple[int, int, str]:
+    """Of a config's waiting, or behind these of a rate, among the results."""
+    if 'config' in result:
+        return 0, list(CONFIGS).index(result['config']), result['tree']
+    return 1, result['number'], ''
+
+
+def table(results: list[dict]) -> str:
+    """The results as Markdown: two tables."""
     shares = [
-        (row['config'], row['tree'], f'{row["waiting_percent"]} %', f'{row["largest_percent"]} %')
-        for row in waited
+        (r['config'], r['tree'], f'{r["waiting_percent"]} %', f'{r["largest_percent"]} %')
+        for r in results
+        if 'config' in r
     ]
+    rates = [(r['what'], f'{r["rate"]:,.0f} {r["unit"]}') for r in results if 'what' in r]
     tables = (
         [('config', 'tree', 'waiting for data', 'at most'), *shares],
         [('on one core', 'per second'), *rates],
     )
-    (measure.RESULTS / 'data.md').write_text('\n\n'.join(map(measure.markdown, tables)) + '\n')
+    return '\n\n'.join(map(measure.markdown, tables))
+
+
+def main() -> None:
+    """Measures, and keeps each result at once."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument('--data', type=pathlib.Path, default=measure.data_path())
+    parser.add_argument('--seconds', type=float, default=1.0)
+    parser.add_argument('--configs', default=','.join(CONFIGS), help="'' for the rates alone")
+    parser.add_argument('--against', metavar='REF', help='a commit, for the waiting')
+    options = parser.parse_args()
+    names = options.configs.split(',') if options.configs else []
+    if unknown := set(names) - set(CONFIGS):
+        parser.error(f'unknown {", ".join(sorted(unknown))}; there are: {", ".join(CONFIGS)}')
+    runs.configure_process()
+    data, seconds = options.data.resolve(), options.seconds
+    keep = functools.partial(measure.keep, 'data', place=place, table=table)
+    with contextlib.ExitStack() as stack:
+        trees = {'here': measure.ROOT}
+        if options.against:
+            other = stack.enter_context(measure.checkout(options.against))
+            trees = {options.against: other} | trees
+        for name in names:
+            for label, tree in trees.items():
+                waited = waiting(tree, name, CONFIGS[name], data)
+                keep({'config': name, 'tree': label, **waited})
+        scratch = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        rows = itertools.chain(
+            source_rows(data, scratch, seconds),
+            image_rows(data, seconds),
+            text_and_sound_rows(data, seconds),
+        )
+        for number, (what, rate, unit) in enumerate(rows):
+            keep({'number': number, 'what': what, 'rate': float(f'{rate:.3g}'), 'unit': unit})
 
 
 if __name__ == '__main__':
