@@ -128,6 +128,10 @@ def compare(model, params, kept: str, options) -> dict:
     alone, shared = (new_tokens / statistics.median(seconds) for seconds in times)
     return {
         'weights': kept,
+        'parameters': trees.count(params),
+        'prompts': PROMPTS,
+        'answers': ANSWERS,
+        'rounds': options.rounds,
         'clients': options.clients,
         'slots': options.slots,
         'new_tokens': new_tokens,
@@ -155,21 +159,22 @@ def main() -> None:
     options = parser.parse_args()
     runs.configure_process()
     model, params = random_model(TINY if options.tiny else GPT2)
-    rows = []
     for kept in options.weights:
         dtype = kept if kept in weights.FLOATS else model.dtype
-        rows.append(compare(model.clone(dtype=dtype), params, kept, options))
-        print(rows[-1], flush=True)
-    result = {
-        'parameters': trees.count(params), 'prompts': PROMPTS, 'answers': ANSWERS,
-        'rounds': options.rounds, 'rows': rows,
-    }  # fmt: skip
-    measure.write('engine', result, options.results, quiet=True)
-    table = [list(COLUMNS.values()), *([str(row[name]) for name in COLUMNS] for row in rows)]
-    stamp = measure.stamp(('jax', 'flax'))
-    versions = ', '.join(f'{name} {version}' for name, version in stamp['versions'].items())
-    heading = f'{stamp["date"]}, {stamp["machine"]}: {versions}'
-    (options.results / 'engine.md').write_text(f'{measure.markdown(table)}\n\n{heading}\n')
+        result = compare(model.clone(dtype=dtype), params, kept, options)
+        print(result, flush=True)
+        measure.keep('engine', result, place, table, folder=options.results)
+
+
+def place(result: dict) -> tuple[int]:
+    """Of a way to keep weights, among the results."""
+    return (weights.WEIGHTS.index(result['weights']),)
+
+
+def table(results: list[dict]) -> str:
+    """The results as Markdown."""
+    rows = ([str(result[name]) for name in COLUMNS] for result in results)
+    return measure.markdown([list(COLUMNS.values()), *rows])
 
 
 if __name__ == '__main__':
