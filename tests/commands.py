@@ -4,6 +4,9 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
+
+import pytest
 
 from bigmodels import config
 
@@ -60,3 +63,12 @@ def tiny_text_config(directory: pathlib.Path, overrides: tuple[str, ...] | list[
     """The config of `tiny_text`."""
     path, values = tiny_text(directory)
     return config.load(path, [*values, *overrides])
+
+
+def printed(module: Any, capsys: Any, **options: Any) -> str:
+    """What a command of this package prints, run in this process with its devices."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', ['', *(f'--{key}={value}' for key, value in options.items())])
+        capsys.readouterr()
+        module.main()
+    return capsys.readouterr().out

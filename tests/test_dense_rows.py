@@ -1,7 +1,6 @@
 """The configs whose answers are images, each from end to end on images made here."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -25,19 +24,12 @@ def run(tmp_path_factory):
         return folder / 'run', train_lib.train(config, folder / 'run')
 
 
-def command(module, capsys, **options):
-    """What a command prints."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, 'argv', ['', *(f'--{key}={value}' for key, value in options.items())])
-        capsys.readouterr()
-        module.main()
-    return capsys.readouterr().out
-
-
 def test_segment_learns_and_evaluation_draws_overlays(run, tmp_path, capsys):
     workdir, figures = run
     assert figures['test/dice'] > 0.5
-    printed = json.loads(command(evaluate, capsys, workdir=workdir, pictures=tmp_path / 'shown'))
+    printed = json.loads(
+        commands.printed(evaluate, capsys, workdir=workdir, pictures=tmp_path / 'shown')
+    )
     assert printed['test/dice'] == pytest.approx(figures['test/dice'], abs=1e-3)
     with Image.open(tmp_path / 'shown' / 'test_overlays.png') as picture:
         assert min(picture.size) > 100
@@ -53,7 +45,9 @@ def test_masks_of_raw_images_of_any_size_are_written(run, tmp_path, capsys):
         Image.fromarray(image).save(tmp_path / f'{i}.png')
         wanted.append(mask > 0)
     options = dict(workdir=workdir, input=tmp_path, pictures=tmp_path / 'masks')
-    answers = [json.loads(line) for line in command(predict, capsys, **options).splitlines()]
+    answers = [
+        json.loads(line) for line in commands.printed(predict, capsys, **options).splitlines()
+    ]
     right = []
     for answer, mask in zip(answers, wanted, strict=True):
         found = np.asarray(Image.open(answer['mask']))
@@ -79,7 +73,7 @@ def test_diffusion_learns_and_writes_what_it_is_asked_for(tmp_path, monkeypatch,
     assert losses[-1] < losses[0]
     (tmp_path / 'asked.csv').write_text('label,seed\n3,0\n3,1\n3,0\n')
     options = dict(input=tmp_path / 'asked.csv', pictures=tmp_path / 'written')
-    out = command(predict, capsys, workdir=tmp_path / 'run', **options)
+    out = commands.printed(predict, capsys, workdir=tmp_path / 'run', **options)
     written = [np.asarray(Image.open(json.loads(line)['image'])) for line in out.splitlines()]
     assert [image.shape for image in written] == [(28, 28)] * 3
     np.testing.assert_array_equal(written[0], written[2])

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 import warnings
 
 import numpy as np
@@ -45,19 +44,10 @@ def loaded():
     return config_lib.load(str(commands.ROOT / 'configs/video.py:tiny'), overrides)
 
 
-def command(module, capsys, **options):
-    """What a command prints."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, 'argv', ['', *(f'--{key}={value}' for key, value in options.items())])
-        capsys.readouterr()
-        module.main()
-    return capsys.readouterr().out
-
-
 def test_it_learns_and_is_evaluated_again(run, capsys):
     workdir, figures, _ = run
     assert figures['test/accuracy'] > 0.5  # of eight directions
-    again = json.loads(command(evaluate, capsys, workdir=workdir))
+    again = json.loads(commands.printed(evaluate, capsys, workdir=workdir))
     assert again['test/accuracy'] == pytest.approx(figures['test/accuracy'], abs=1e-6)
 
 
@@ -77,7 +67,9 @@ def test_clips_as_files_are_answered_as_they_were_evaluated(run, tmp_path, capsy
     expected = opened.task.predict(opened.params, opened.model_state, {'inputs': inputs})
     for folder in ('gif', 'frames'):
         options = dict(workdir=workdir, input=tmp_path / folder, batch_size=4)
-        answers = [json.loads(line) for line in command(predict, capsys, **options).splitlines()]
+        answers = [
+            json.loads(line) for line in commands.printed(predict, capsys, **options).splitlines()
+        ]
         assert len(answers) == 6
         for answer, probabilities in zip(answers, np.asarray(expected), strict=True):
             assert answer['label'] == probabilities.argmax()
@@ -93,7 +85,7 @@ def test_longer_and_larger_clips_are_cut_to_size(run, tmp_path, capsys):
         (tmp_path / f'{i}.gif').write_bytes(image_files.gif(video))
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter('always')
-        printed = command(predict, capsys, workdir=workdir, input=tmp_path)
+        printed = commands.printed(predict, capsys, workdir=workdir, input=tmp_path)
     answers = [json.loads(line) for line in printed.splitlines()]
     assert any('scaled and cropped to the 32 x 32 pixels' in str(one.message) for one in told)
     opened = runs.open_run(workdir)
@@ -110,7 +102,7 @@ def test_a_clip_that_is_too_short_is_named(run, tmp_path, capsys):
     workdir, _, source = run
     (tmp_path / 'a.gif').write_bytes(image_files.gif(source[0]['video'][:3, ..., 0]))
     with pytest.raises(errors.UserError, match=r'a\.gif: A video has 3 frames, fewer than the 8'):
-        command(predict, capsys, workdir=workdir, input=tmp_path / 'a.gif')
+        commands.printed(predict, capsys, workdir=workdir, input=tmp_path / 'a.gif')
 
 
 def test_resumed_is_uninterrupted(run, tmp_path):

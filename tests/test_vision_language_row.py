@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -38,19 +37,10 @@ def loaded():
     return config_lib.load(str(commands.ROOT / 'configs/vision_language.py:tiny'), overrides)
 
 
-def command(module, capsys, **options):
-    """What a command prints."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, 'argv', ['', *(f'--{key}={value}' for key, value in options.items())])
-        capsys.readouterr()
-        module.main()
-    return capsys.readouterr().out
-
-
 def test_it_learns_and_is_evaluated_again(run, capsys):
     workdir, figures, _ = run
     assert figures['test/loss'] < 4.5  # log(256) before
-    again = json.loads(command(evaluate, capsys, workdir=workdir))
+    again = json.loads(commands.printed(evaluate, capsys, workdir=workdir))
     for name in ('loss', 'exact', 'exact_count', 'exact_largest', 'exact_sum'):
         assert again[f'test/{name}'] == pytest.approx(figures[f'test/{name}'], abs=1e-5)
 
@@ -64,14 +54,14 @@ def test_questions_about_files_are_answered_as_they_were_evaluated(run, tmp_path
         lines.append(json.dumps({'image': f'{i}.png', 'question': record['question']}))
     asked = tmp_path / 'asked.jsonl'
     asked.write_text('\n'.join(lines))
-    out = command(predict, capsys, workdir=workdir, input=asked, batch_size=40)
+    out = commands.printed(predict, capsys, workdir=workdir, input=asked, batch_size=40)
     answers = [json.loads(line)['answer'] for line in out.splitlines()]
     right = [a == record['answer'] for a, record in zip(answers, records, strict=True)]
     assert np.mean(right) == pytest.approx(figures['test/exact'])
     assert any(right)
     asked.write_text(lines[0] + '\n{"image": "1.png", "question": "' + 'why? ' * 9 + '"}')
     with pytest.raises(errors.UserError, match=r'asked\.jsonl, record 1: The question .* 46 tok'):
-        command(predict, capsys, workdir=workdir, input=asked)
+        commands.printed(predict, capsys, workdir=workdir, input=asked)
 
 
 def test_resumed_is_uninterrupted(run, tmp_path):

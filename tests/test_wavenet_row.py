@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 import wave
 
 import pytest
@@ -31,19 +30,10 @@ def loaded():
     return config_lib.load(str(commands.ROOT / 'configs/wavenet.py:tiny'), overrides)
 
 
-def command(module, capsys, **options):
-    """What a command prints."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, 'argv', ['', *(f'--{key}={value}' for key, value in options.items())])
-        capsys.readouterr()
-        module.main()
-    return capsys.readouterr().out
-
-
 def test_it_learns_and_is_evaluated_again(run, capsys):
     workdir, figures = run
     assert figures['test/bits'] < 7.8  # 8 before
-    again = json.loads(command(evaluate, capsys, workdir=workdir))
+    again = json.loads(commands.printed(evaluate, capsys, workdir=workdir))
     assert again['test/bits'] == pytest.approx(figures['test/bits'], abs=1e-4)
 
 
@@ -67,7 +57,9 @@ def test_it_says_what_it_is_asked_for(run, tmp_path, capsys):
                   for row in rows)
     )  # fmt: skip
     options = dict(workdir=workdir, input=asked, pictures=tmp_path / 'said', batch_size=3)
-    answers = [json.loads(line) for line in command(predict, capsys, **options).splitlines()]
+    answers = [
+        json.loads(line) for line in commands.printed(predict, capsys, **options).splitlines()
+    ]
     assert [answer['input'] for answer in answers] == [f'{asked}, record {i}' for i in range(4)]
     said = []
     for answer in answers:
@@ -78,4 +70,4 @@ def test_it_says_what_it_is_asked_for(run, tmp_path, capsys):
     assert len(set(said)) == 3
     asked.write_text('{"label": 3, "speaker": 6, "seed": 0}')
     with pytest.raises(errors.UserError, match=r'asked\.jsonl, record 0: .*num_speakers is 6'):
-        command(predict, capsys, **options)
+        commands.printed(predict, capsys, **options)

@@ -242,3 +242,20 @@ def test_the_real_questions_and_answers(shared_data, tmp_path):
     task = make(sequence_length=L, cut_conversations=True)
     batch = pipeline.take(task.examples(source, tmp_path, train=False), np.arange(4))
     assert batch['inputs'].shape == (4, L)
+
+
+def test_the_base_may_be_any_run(tmp_path):
+    """The config takes the model, the tokenizer and the parameters of the directory it is given."""
+    fields = dict(vocab_size=300, num_layers=1, embed_dim=8, num_heads=1, max_length=512)
+    kept = {
+        'model': {'name': 'transformer', **fields},
+        'task': {'tokenizer': {'name': 'hugging_face', 'path': 'anywhere'}},
+    }
+    (tmp_path / 'config.json').write_text(json.dumps(kept))
+    loaded = config.load(f'{commands.ROOT}/configs/chat.py:{tmp_path}')
+    settings = experiment.from_config(loaded)
+    assert experiment.make_task(settings).model == Transformer(**fields)
+    assert settings.init_from.workdir == str(tmp_path)
+    assert loaded.task.tokenizer.path == 'anywhere'
+    assert loaded.task.sequence_length + loaded.task.answer_tokens == fields['max_length']
+    assert settings.adapter.rank > 0
