@@ -17,7 +17,7 @@ import ml_collections
 
 from bigmodels import config as config_lib
 from bigmodels import errors, experiment, program, rundir, runs, sharding, trees
-from bigmodels.data import chat_templates, tokenizers
+from bigmodels.data import chat_templates, subwords, tokenizers
 from bigmodels.interop import directories, families, pictures, weights
 from bigmodels.models.parts.layers import Dtype
 from bigmodels.models.vit import ViT
@@ -151,7 +151,7 @@ def _tokenizer(directory: pathlib.Path, published: Mapping) -> tuple[dict[str, A
     entries = directories.read_json(path) if path.is_file() else {}
     if (directory / directories.TOKENIZER).is_file():
         ends = published.get('eos_token_id')
-        end, begin, mask = tokenizers.published_names(
+        end, begin, mask = subwords.published_names(
             directory / directories.TOKENIZER, ends[0] if isinstance(ends, list) else ends
         )
         end = dict(chat_templates.special_tokens(entries)).get('eos_token', end)
@@ -226,14 +226,14 @@ def _token_ids(vocabulary: tokenizers.Tokenizer) -> dict[str, Any]:
 
 def _write_tokenizer(directory: pathlib.Path, vocabulary: tokenizers.Tokenizer) -> None:
     """Its files, of the kinds that such directories hold; others have no such form."""
-    if isinstance(vocabulary, tokenizers.HuggingFace):
+    if isinstance(vocabulary, subwords.HuggingFace):
         entries = {'tokenizer_class': 'PreTrainedTokenizerFast', **vocabulary.special_tokens}
         (directory / directories.TOKENIZER).write_text(vocabulary.content, encoding='utf-8')
         directories.write_json(directory / directories.TOKENIZER_CONFIG, entries)
         if vocabulary.chat_template is not None:
             path = directory / directories.CHAT_TEMPLATE
             path.write_text(vocabulary.chat_template.source, encoding='utf-8')
-    elif isinstance(vocabulary, tokenizers.SentencePiece):
+    elif isinstance(vocabulary, subwords.SentencePiece):
         (directory / directories.SENTENCEPIECE).write_bytes(vocabulary.content)
 
 
