@@ -12,7 +12,6 @@ from bigmodels import evaluate, predict, writers
 from bigmodels import train as train_lib
 from tests import commands
 from tests.data import box_files
-from tests.test_dense_rows import command
 
 pytest.importorskip('pycocotools')
 pytestmark = pytest.mark.slow
@@ -39,7 +38,7 @@ def test_detect_learns_and_evaluation_draws_boxes(run, tmp_path, capsys):
     losses = [row['train/loss'] for row in rows if 'train/loss' in row]
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
     options = dict(workdir=folder / 'run', pictures=tmp_path / 'shown')
-    printed = json.loads(command(evaluate, capsys, **options))
+    printed = json.loads(commands.printed(evaluate, capsys, **options))
     assert printed['test/loss'] == pytest.approx(figures['test/loss'], rel=1e-3)
     assert printed['test/map50'] == pytest.approx(figures['test/map50'], abs=1e-3)
     with Image.open(tmp_path / 'shown' / 'test_overlays.png') as picture:
@@ -53,7 +52,9 @@ def test_boxes_of_raw_images_of_any_size_are_told_and_drawn(run, tmp_path, capsy
         [scene] = box_files.scenes(1, *size, seed=i)
         Image.fromarray(scene['image']).save(tmp_path / f'{i}.png')
     options = dict(workdir=folder / 'run', input=tmp_path, pictures=tmp_path / 'drawn')
-    answers = [json.loads(line) for line in command(predict, capsys, **options).splitlines()]
+    answers = [
+        json.loads(line) for line in commands.printed(predict, capsys, **options).splitlines()
+    ]
     assert len(answers) == 3
     for answer, (height, width) in zip(answers, sizes, strict=True):
         with Image.open(answer['picture']) as picture:
