@@ -26,7 +26,7 @@ def get_config(variant: str = ''):
         dense_widths=(120, 84),
     )
     common.use_mnist(config, shift=2)
-    config.total_steps = 4000  # 17 epochs
+    config.total_steps = 3500  # 15 epochs
     if variant == 'tiny':
         config = common.tiny(config)
     return config.lock()
