@@ -22,7 +22,8 @@ def average_precision(
 
     Args:
       found: 'boxes' [N, K, 4], 'labels' int [N, K], 'scores' [N, K], 0 where there is no box.
-      wanted: 'boxes' [N, M, 4], 'labels' int [N, M], -1 where there is no box.
+      wanted: 'boxes' [N, M, 4], 'labels' int [N, M], -1 where there is no box, and 'ignored' bool
+        [N, M]: as COCO's crowds, of which any part may be found any number of times.
 
     Returns:
       float64 [10, num_classes]: at intersections over union of at least 0.5, 0.55, ..., 0.95; NaN
@@ -86,7 +87,7 @@ def _dataset(given: dict[str, np.ndarray], real: np.ndarray, num_classes: int) -
                 'category_id': int(given['labels'][image, i]),
                 'bbox': [left, top, width, height],
                 'area': width * height,
-                'iscrowd': 0,
+                'iscrowd': int('ignored' in given and given['ignored'][image, i]),
                 'score': float(given['scores'][image, i]) if 'scores' in given else 1.0,
             }
         )

@@ -34,6 +34,8 @@ class Detection(Defaults):
       image_size: height and width that the model sees, multiples of its stride.
       max_boxes: room for the boxes of an image.
       input_key, boxes_key, names_key: of the source's records.
+      ignored_key: of the boxes in a record that no figure counts, nor punishes finding; they are
+        not learnt either. Records may lack it.
       mean, std: inputs are normalised to (x - mean) / std.
       augment: changes of training images, see `augmentation.with_boxes.BoxAugmentation`.
       box_weight: of the loss of boxes beside that of centres (5 in TTFNet).
@@ -51,6 +53,7 @@ class Detection(Defaults):
     input_key: str = 'image'
     boxes_key: str = 'boxes'
     names_key: str = 'names'
+    ignored_key: str = 'ignored'
     mean: float = 0.0
     std: float = 1.0
     augment: Mapping[str, Any] | None = None
@@ -106,7 +109,7 @@ class Detection(Defaults):
 
         'inputs' float32 [H, W, 3], 'extent' and 'original' float32 [2], the width and height of the
         image within them and as it came; 'boxes' float32 [max_boxes, 4] in pixels of the inputs,
-        and 'labels' int32 [max_boxes], -1 for padding.
+        'labels' int32 [max_boxes], -1 for padding, and 'ignored' bool [max_boxes].
 
         Raises:
           UserError: for a record without an image, of an unknown class, of too many boxes, of one
@@ -151,7 +154,9 @@ class Detection(Defaults):
                 raise errors.unknown(f'class of {where}box {i}, in config.task.classes:', name,
                                      self.classes)  # fmt: skip
             labels[i] = tuple(self.classes).index(name)
-        return {'boxes': boxes, 'labels': labels}
+        ignored = np.zeros(self.max_boxes, bool)
+        ignored[: len(given)] = raw.get(self.ignored_key, False)
+        return {'boxes': boxes, 'labels': labels, 'ignored': ignored}
 
     def postprocess(self, prediction: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """One of `predict` -> {'boxes', 'labels', 'scores'}, the best first; with `overlays` also
@@ -186,7 +191,8 @@ class Detection(Defaults):
             'boxes': (self.max_boxes, 4),
         }
         shapes = {k: jax.ShapeDtypeStruct(shape, 'float32') for k, shape in shapes.items()}
-        return shapes | {'labels': jax.ShapeDtypeStruct((self.max_boxes,), 'int32')}
+        kinds = {'labels': 'int32', 'ignored': 'bool'}
+        return shapes | {k: jax.ShapeDtypeStruct((self.max_boxes,), t) for k, t in kinds.items()}
 
     def init(self, rng: jax.Array, batch: Mapping[str, jax.Array]) -> Mapping:
         """Variables of the model."""
@@ -209,8 +215,9 @@ class Detection(Defaults):
         def wanted(boxes, labels):
             return boxes_lib.targets(boxes, labels, len(self.classes), size, stride)
 
-        peaks, boxes, shares = jax.vmap(wanted)(batch['boxes'], batch['labels'])
-        count = jnp.maximum((batch['labels'] >= 0).sum(1), 1)
+        labels = jnp.where(batch['ignored'], -1, batch['labels'])
+        peaks, boxes, shares = jax.vmap(wanted)(batch['boxes'], labels)
+        count = jnp.maximum((labels >= 0).sum(1), 1)
         found = boxes_lib.decode(codes, boxes_lib.centres(*size, stride), stride)
         centre = losses.centre_focal(heat, peaks).sum((1, 2, 3)) / count
         away = (jnp.where(shares > 0, losses.giou(found, boxes), 0) * shares).sum((1, 2)) / count
@@ -251,15 +258,19 @@ class Detection(Defaults):
         return {'images': pixels.astype(jnp.uint8), **kept}
 
     def outcomes(self, params, model_state, batch) -> dict[str, jax.Array]:
-        """What is found, and what there is: 'true_boxes' and 'true_labels'."""
+        """What is found, and what there is: 'true_boxes', 'true_labels' and 'true_ignored'."""
         found = self.predict(params, model_state, batch)
-        boxes = batch['boxes'] * _to_original(batch)
-        return {**found, 'true_boxes': boxes, 'true_labels': batch['labels']}
+        true = {
+            'boxes': batch['boxes'] * _to_original(batch),
+            'labels': batch['labels'],
+            'ignored': batch['ignored'],
+        }
+        return found | {f'true_{name}': value for name, value in true.items()}
 
     def scores(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Average precision, see `scores.detection.figures`."""
         found = {name: outcomes[name] for name in ('boxes', 'labels', 'scores')}
-        wanted = {name: outcomes[f'true_{name}'] for name in ('boxes', 'labels')}
+        wanted = {name: outcomes[f'true_{name}'] for name in ('boxes', 'labels', 'ignored')}
         return scores_lib.figures(found, wanted, len(self.classes))
 
     def pictures(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -45,11 +45,14 @@ def test_boxes_of_a_pixel_are_an_error_or_left_out_and_counted(tmp_path):
     scene['names'].append('WBC')
     box_files.write_voc(tmp_path, {'train': [scene]})
     count = len(scene['boxes'])
+    first = tmp_path / 'Annotations' / 'train_0.xml'
+    first.write_text(first.read_text().replace('<difficult>0', '<difficult>1', 1))
     message = rf'train_0\.xml, box {count - 1} \(WBC\): \[5.0, 5.0, 5.0, 9.0\].* is at most a pixel'
     with pytest.raises(errors.UserError, match=message):
         box_sources.PascalVoc(str(tmp_path), 'train')
     source = box_sources.PascalVoc(str(tmp_path), 'train', drop_empty=True)
     assert len(source[0]['boxes']) == len(source[0]['names']) == count - 1
+    assert source[0]['ignored'].tolist() == [True] + [False] * (count - 2)
     assert '1 of a pixel left out' in source.describe()
 
 
@@ -90,7 +93,8 @@ def test_what_is_wrong_with_a_json_file_is_said(tmp_path):
     good['annotations'][0]['iscrowd'] = 1
     file.write_text(json.dumps(good))
     source = box_sources.Coco(str(tmp_path / 'coco'), str(file))
-    assert sum(len(source[i]['boxes']) for i in range(2)) == len(good['annotations']) - 1
+    assert sum(len(source[i]['boxes']) for i in range(2)) == len(good['annotations'])
+    assert [source[i]['ignored'].sum() for i in range(2)] == [1, 0]
     good['annotations'][0] |= {'iscrowd': 0, 'bbox': [70, 5, 20, 5]}
     file.write_text(json.dumps(good))
     with pytest.raises(errors.UserError, match=r'coco\.json, image 7 \(0\.png\), box 0.*inside'):

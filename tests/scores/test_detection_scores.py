@@ -72,6 +72,21 @@ def test_average_precision_is_as_published(capsys):
     assert capsys.readouterr().out == ''
 
 
+def test_to_find_what_is_ignored_is_neither_right_nor_wrong():
+    found, wanted = a_set()
+    plain = detection.figures(found, wanted, 2)
+    crowd = np.full((12, 1, 4), [200, 200, 290, 290], np.float32)
+    inside = np.full((12, 2, 4), [210, 220, 260, 280], np.float32)
+    more = {'boxes': np.concatenate([found['boxes'], inside], 1),
+            'labels': np.pad(found['labels'], ((0, 0), (0, 2))),
+            'scores': np.pad(found['scores'], ((0, 0), (0, 2)), constant_values=2)}  # fmt: skip
+    true = {'boxes': np.concatenate([wanted['boxes'], crowd], 1),
+            'labels': np.pad(wanted['labels'], ((0, 0), (0, 1))),
+            'ignored': np.arange(7) == np.full((12, 1), 6)}  # fmt: skip
+    assert detection.figures(more, true, 2) == pytest.approx(plain)
+    assert detection.figures(more, true | {'ignored': np.zeros((12, 7), bool)}, 2) != plain
+
+
 def test_the_truth_has_one_and_nothing_found_zero():
     _, wanted = a_set()
     scores = (wanted['labels'] >= 0) * 0.9

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bigmodels import boxes as boxes_lib
-from bigmodels import errors
+from bigmodels import errors, sharding
 from bigmodels.models.detector import Detector
 from bigmodels.tasks import Detection
 from tests.data import box_files
@@ -74,7 +74,7 @@ def test_encoded_truth_is_found_exactly_and_scores_one(batch):
         expected = true[np.lexsort(true.T)]
         np.testing.assert_allclose(found['boxes'][i][sure][order], expected, atol=1e-3)
     outcomes = {k: v * (found['scores'] > 0.999) if k == 'scores' else v for k, v in found.items()}
-    true = {'true_boxes': batch['boxes'], 'true_labels': batch['labels']}
+    true = {f'true_{name}': batch[name] for name in ('boxes', 'labels', 'ignored')}
     assert task.scores(outcomes | true) == pytest.approx(dict(map=1, map50=1, map75=1))
 
 
@@ -111,9 +111,14 @@ def test_padding_and_images_without_objects_count_as_they_should(batch, variable
         np.testing.assert_allclose(pair, np.sum([h[name] for h in halves], 0), rtol=1e-4)
     padded = sums([0, 1, 1, 1], weights=np.float32([1, 1, 0, 0]))
     np.testing.assert_allclose(padded['loss'], halves[0]['loss'], rtol=1e-4)
+    mesh = sharding.make_mesh(sharding.MeshShape(data=4), jax.devices()[:4])
+    by_rows = sums(slice(0, 4), **jax.device_put(batch, sharding.batch_sharding(mesh)))
+    np.testing.assert_allclose(by_rows['loss'], whole['loss'], rtol=1e-5)
     empty = sums(slice(0, 2), labels=np.full((2, 4), -1, np.int32))
     assert np.isfinite(empty['loss'][0])
     assert empty['box_loss'][0] == 0
+    ignored = sums(slice(0, 2), ignored=np.ones((2, 4), bool))
+    np.testing.assert_array_equal(ignored['loss'], empty['loss'])
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Random-access sources of images with boxes around their objects: Pascal VOC's layout, COCO's.
 
-Record: {'image': uint8 [H, W, 3], 'boxes': float32 [n, 4], 'names': str [n], 'path': str}. A box is
-(left, top, right, bottom), the edges in pixels; its name says of which class its object is.
+Record: {'image': uint8 [H, W, 3], 'boxes': float32 [n, 4], 'names': str [n], 'ignored': bool [n],
+'path': str}. A box is (left, top, right, bottom), the edges in pixels; its name says of which class
+its object is. To find an ignored one is neither right nor wrong.
 """
 
 import abc
@@ -20,12 +21,13 @@ from bigmodels.data.sources import checked_index, digest, one_file, read_below, 
 
 @dataclasses.dataclass(frozen=True)
 class Annotated:
-    """What is known of an image before it is read: file, (width, height), boxes and their names."""
+    """What is known of an image before it is read: its file, (width, height), and its boxes."""
 
     path: str
     size: tuple[int, int]
     boxes: np.ndarray
     names: np.ndarray
+    ignored: np.ndarray
 
 
 class BoxSource(abc.ABC):
@@ -45,7 +47,10 @@ class BoxSource(abc.ABC):
         sample = np.linspace(0, len(self) - 1, min(64, len(self))).astype(int)
         self._fingerprint = digest(
             type(self).__name__,
-            *(f'{r.path} {r.size} {list(r.names)} {r.boxes.tolist()}' for r in self._records),
+            *(
+                f'{r.path} {r.size} {list(r.names)} {r.boxes.tolist()} {r.ignored.tolist()}'
+                for r in self._records
+            ),
             *(self._read(self._records[i].path) for i in sample),
         )
 
@@ -58,7 +63,13 @@ class BoxSource(abc.ABC):
         return read_below(self._path, name)
 
     def _annotated(
-        self, path: str, size: tuple[int, int], boxes: Sequence, names: Sequence[str], where: str
+        self,
+        path: str,
+        size: tuple[int, int],
+        boxes: Sequence,
+        names: Sequence[str],
+        ignored: Sequence[bool],
+        where: str,
     ) -> Annotated:
         """A record whose boxes are larger than a pixel and lie in the image; else a UserError."""
         edges = np.asarray(boxes, np.float32).reshape(-1, 4)
@@ -75,7 +86,8 @@ class BoxSource(abc.ABC):
                 f'{wrong}. Mend it{hint}.'
             )
         self._dropped += int((~full).sum())
-        return Annotated(path, size, edges[full], np.array(names, str).reshape(-1)[full])
+        named, passed = np.array(names, str).reshape(-1), np.array(ignored, bool).reshape(-1)
+        return Annotated(path, size, edges[full], named[full], passed[full])
 
     def __len__(self) -> int:
         return len(self._records)
@@ -90,7 +102,13 @@ class BoxSource(abc.ABC):
                 f'{where} has {image.shape[1]} x {image.shape[0]} pixels, and its annotation says '
                 f'{record.size[0]} x {record.size[1]}.'
             )
-        return {'image': image, 'boxes': record.boxes, 'names': record.names, 'path': record.path}
+        return {
+            'image': image,
+            'boxes': record.boxes,
+            'names': record.names,
+            'ignored': record.ignored,
+            'path': record.path,
+        }
 
     def fingerprint(self) -> str:
         """Over all annotations, and the content of 64 images, evenly spaced.
@@ -113,7 +131,7 @@ class PascalVoc(BoxSource):
     `Annotations/NAME.xml`, and the names of a split in `ImageSets/Main/SPLIT.txt`.
 
     Files there number pixels from 1, and say the first and the last within a box. Boxes that are
-    marked difficult are left out, where VOC's own figures neither count nor punish finding them.
+    marked difficult are ignored.
 
     Args:
       first_pixel: 0 for files that number pixels from 0.
@@ -136,7 +154,8 @@ class PascalVoc(BoxSource):
         try:
             root = ElementTree.fromstring(self._read(file))
             width, height = (int(root.findtext(f'size/{side}')) for side in ('width', 'height'))
-            objects = [o for o in root.iter('object') if o.findtext('difficult') != '1']
+            objects = list(root.iter('object'))
+            difficult = [o.findtext('difficult') == '1' for o in objects]
             boxes = [
                 [float(o.findtext(f'bndbox/{edge}')) for edge in ('xmin', 'ymin', 'xmax', 'ymax')]
                 for o in objects
@@ -149,7 +168,8 @@ class PascalVoc(BoxSource):
                 f'{where} is no annotation of Pascal VOC, with a size and for each object a name '
                 f'and the four edges of its bndbox: {error}.'
             ) from error
-        return self._annotated(f'JPEGImages/{name}.jpg', (width, height), boxes, names, where)
+        image, size = f'JPEGImages/{name}.jpg', (width, height)
+        return self._annotated(image, size, boxes, names, difficult, where)
 
     def _described(self) -> str:
         return f'{self._path} {self._split}'
@@ -158,7 +178,7 @@ class PascalVoc(BoxSource):
 class Coco(BoxSource):
     """The layout of COCO (Lin et al. 2014): a folder of images, and a JSON file of instances.
 
-    Boxes of crowds (`iscrowd`) are left out, where COCO's own figures do not punish finding them.
+    Boxes of crowds (`iscrowd`) are ignored.
 
     Args:
       path: the folder, or a `.zip` of it, with the images below.
@@ -186,8 +206,7 @@ class Coco(BoxSource):
                     )
                 if len(one.get('bbox', ())) != 4:
                     raise errors.UserError(f'{where}: its bbox must be four numbers.')
-                if not one.get('iscrowd'):
-                    known[one['image_id']].append(one)
+                known[one['image_id']].append(one)
             return [self._of_image(image, known, categories) for image in content['images']]
         except (KeyError, TypeError, ValueError) as error:
             raise errors.UserError(
@@ -200,7 +219,8 @@ class Coco(BoxSource):
         boxes = [(x, y, x + w, y + h) for x, y, w, h in (one['bbox'] for one in given)]
         names = [categories[one['category_id']] for one in given]
         where = f'{self._file}, image {image["id"]} ({image["file_name"]})'
-        return self._annotated(image['file_name'], size, boxes, names, where)
+        crowds = [bool(one.get('iscrowd')) for one in given]
+        return self._annotated(image['file_name'], size, boxes, names, crowds, where)
 
     def _described(self) -> str:
         return f'{self._path} by {self._file}'
