@@ -29,6 +29,7 @@ from bigmodels.data.sources import (
     pair_sources,
     scene_sources,
     speech_sources,
+    stdlib_source,
     sum_sources,
     table_sources,
     tfds_source,
@@ -36,7 +37,7 @@ from bigmodels.data.sources import (
 )
 
 SOURCES: dict[str, type] = {
-    'stdlib': sources.Stdlib,
+    'stdlib': stdlib_source.Stdlib,
     'text_files': sources.TextFiles,
     'jsonl': sources.JsonLines,
     'chats': chat_sources.Chats,

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigmodels import errors
-from bigmodels.data import sources, text, tokenizers
+from bigmodels.data import text, tokenizers
+from bigmodels.data.sources import digest, stdlib_source
 
 
 class Documents:
@@ -27,7 +28,7 @@ class Documents:
         return {'text': self._texts[i], 'label': np.int64(i)}
 
     def fingerprint(self):
-        return sources.digest(*self._texts)
+        return digest(*self._texts)
 
     def describe(self):
         return f'{len(self)} documents'
@@ -210,7 +211,7 @@ def test_best_fit_decreasing_against_the_definition():
 
 
 def test_packing_the_standard_library_wastes_little(tmp_path):
-    source = sources.Stdlib('valid')
+    source = stdlib_source.Stdlib('valid')
     corpus = text.tokenize_corpus(source, tokenizers.Bytes(), tmp_path)
     for length in (256, 1024):
         packed = text.Packed(corpus, length)

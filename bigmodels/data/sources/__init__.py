@@ -1,4 +1,4 @@
-"""Random-access sources of text and records in files, and the standard library's own source text.
+"""Random-access sources of text and records in files.
 
 The contract is in `bigmodels.data`. Everything that can be wrong with a file is found when the
 source is built, and told as a UserError that names the file and the line or byte.
@@ -12,28 +12,14 @@ import json
 import operator
 import os
 import pathlib
-import sysconfig
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from bigmodels import errors
-
-# Folders of the standard library that hold tests, vendored tools or other packages.
-_STDLIB_SKIPPED = (
-    'site-packages',
-    'dist-packages',
-    'test',
-    'tests',
-    'idlelib',
-    'lib2to3',
-    '__pycache__',
-    'ensurepip',
-    'turtledemo',
-)
 
 
 def digest(*parts: str | bytes) -> str:
@@ -109,45 +95,6 @@ class FileSpans:
             raise errors.UserError(
                 f'{path} vanished during the run. Put it back, or start a new run without it.'
             ) from error
-
-
-class Stdlib:
-    """The running Python's own standard library: one document per `.py` file.
-
-    Record: {'text': str, 'path': str}, the path relative to the library. About one file in
-    twenty, chosen by a hash of its relative path alone, is held out as 'valid'.
-    """
-
-    def __init__(self, split: Literal['train', 'valid'] = 'train'):
-        self._split = split
-        root = pathlib.Path(sysconfig.get_path('stdlib'))
-        names, sizes, contents = [], [], hashlib.sha256()
-        for name in sorted(_library_files(root)):
-            held_out = int(digest(name)[:8], 16) % 20 == 0
-            if held_out != (split == 'valid'):
-                continue
-            data = (root / name).read_bytes()
-            if data and _is_utf8(data):
-                names.append(name)
-                sizes.append(len(data))
-                contents.update(digest(name, data).encode())
-        self._names = tuple(names)
-        paths = [str(root / name) for name in names]
-        self._spans = FileSpans(paths, range(len(paths)), np.zeros(len(paths)), sizes)
-        self._fingerprint = digest('stdlib', contents.hexdigest())
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        i = checked_index(index, len(self))
-        return {'text': self._spans.read(i).decode(), 'path': self._names[i]}
-
-    def fingerprint(self) -> str:
-        return self._fingerprint
-
-    def describe(self) -> str:
-        return f'stdlib {self._split}: {len(self):,} files, {self._spans.num_bytes / 1e6:.1f} MB'
 
 
 class TextFiles:
@@ -246,29 +193,6 @@ class JsonLines:
         return f'jsonl {self._path}: {len(self):,} records, {self._spans.num_bytes / 1e6:.1f} MB'
 
 
-def _library_files(root: pathlib.Path) -> Iterator[str]:
-    """The POSIX paths of the `.py` files below `root`, relative to it."""
-    for folder, folders, files in os.walk(root):
-        folders[:] = [
-            name
-            for name in folders
-            if name not in _STDLIB_SKIPPED and not name.startswith('config-')
-        ]
-        relative = pathlib.Path(folder).relative_to(root)
-        for name in files:
-            # A distribution may leave a link there whose target is not installed.
-            if name.endswith('.py') and os.path.isfile(os.path.join(folder, name)):
-                yield (relative / name).as_posix()
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 def _matching_files(pattern: str) -> list[str]:
     """The sorted files that a path or a glob names; at least one, or a UserError."""
     if os.path.isdir(pattern):
@@ -339,12 +263,33 @@ def read_below(path: str, name: str) -> bytes:
     if not os.path.isfile(path):
         return read_bytes(os.path.join(path, name))
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _archive(path) as archive:
             return archive.read(name)
     except KeyError as error:
         raise errors.UserError(f'{path} holds no file {name!r}.') from error
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise errors.UserError(f'{path}: {name} cannot be read: {error}.') from error
+
+
+def sizes_below(path: str, names: Iterable[str]) -> dict[str, int]:
+    """The bytes of those of the files of a folder, or of a `.zip` of one, that are there.
+
+    Raises:
+      UserError: if a file of this path is no archive.
+    """
+    if not os.path.isfile(path):
+        paths = {name: os.path.join(path, name) for name in names}
+        return {n: os.path.getsize(p) for n, p in paths.items() if os.path.isfile(p)}
+    with _archive(path) as archive:
+        sizes = {info.filename: info.file_size for info in archive.infolist()}
+    return {name: sizes[name] for name in names if name in sizes}
+
+
+def _archive(path: str) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise errors.UserError(f'{path} is no whole zip archive: {error}.') from error
 
 
 def read_text(path: str) -> str:

@@ -2,16 +2,14 @@
 
 import csv
 import io
-import os
 import pathlib
-import zipfile
 from typing import Any, Literal
 
 import numpy as np
 
 from bigmodels import errors
 from bigmodels.data import audio
-from bigmodels.data.sources import checked_index, digest, read_below
+from bigmodels.data.sources import checked_index, digest, read_below, sizes_below
 from bigmodels.data.sources.audio_sources import AudioNpz
 
 
@@ -41,7 +39,6 @@ class Transcribed:
         """
         audio.check_rate(sample_rate)
         self._path, self._sample_rate, self._keep = path, sample_rate, keep
-        self._in_zip = os.path.isfile(path)
         content = self._read(table)
         names, texts = [], []
         reader = csv.DictReader(io.StringIO(_utf8(content, f'{path}: {table}'), newline=''))
@@ -74,12 +71,7 @@ class Transcribed:
 
     def _sizes(self, names: list[str], table: str) -> list[int]:
         """The bytes of every file; raises UserError for the first that is not there."""
-        if self._in_zip:
-            with zipfile.ZipFile(self._path) as archive:
-                found = {info.filename: info.file_size for info in archive.infolist()}
-        else:
-            paths = {name: os.path.join(self._path, name) for name in names}
-            found = {n: os.path.getsize(p) for n, p in paths.items() if os.path.isfile(p)}
+        found = sizes_below(self._path, names)
         missing = [name for name in names if name not in found]
         if missing:
             raise errors.UserError(
