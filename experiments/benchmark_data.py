@@ -57,7 +57,6 @@ CONFIGS = {
     'clip': 25,
     'sst2_lstm': 200,
     'bert': 50,
-    'sst2_bert:scratch': 50,
     'translate': 25,
     'speech_digits': 50,
     'speaker': 50,
