@@ -49,22 +49,22 @@ def read(path: str) -> list[Question]:
 
 
 def log_likelihoods(
-    task: LanguageModeling, params: Any, pairs: Sequence[tuple[str, str]], batch_size: int
+    task: LanguageModeling, params: Any, pairs: Sequence[tuple[np.ndarray, str]], batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """What a model gives texts after others: (their log-probabilities [N] in nats, tokens [N]).
 
     Args:
-      pairs: (the text before, the text); they are tokenised apart.
+      pairs: (ids of what is before, as of `task.prompt`; the text).
 
     Raises:
       UserError: for a pair that is longer than the model's context.
     """
     encoded = []
-    for before, text in pairs:
-        context, ids = task.vocabulary.encode(before), task.vocabulary.encode(text)
+    for context, text in pairs:
+        ids = task.vocabulary.encode(text)
         if len(context) + len(ids) > task.model.max_length:
             raise errors.UserError(
-                f'{before[:40]!r}... with a choice has {len(context) + len(ids)} tokens, more than '
+                f'{text[:40]!r} with its question has {len(context) + len(ids)} tokens, more than '
                 f'the context of {task.model.max_length}.'
             )
         encoded.append((context, ids))

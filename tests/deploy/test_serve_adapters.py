@@ -96,13 +96,31 @@ def test_all_are_listed_and_what_they_say_is_their_own(served):
         answer = client.post(f'/v1/{path}', json={'model': name, **body})
         assert (answer.status_code, answer.json()['error']['code']) == (404, 'model_not_found')
     asked = {'prompt': 'abc', 'max_tokens': 1, 'logprobs': 0, 'echo': True}
-    ids = np.frombuffer(b'abc', np.uint8)[None].astype(np.int32)
+    ids = np.array([[*b'abc']])
     for name, run in found.items():
         answer = client.post('/v1/completions', json={'model': name, **asked}).json()
         logits = forward(run.model)(run.params, ids)[0]
         wanted = np.asarray(jax.nn.log_softmax(logits))[[0, 1], ids[0, 1:]]
         given = answer['choices'][0]['logprobs']['token_logprobs'][1:3]
         np.testing.assert_allclose(given, wanted, atol=1e-4)
+
+
+def test_the_client_of_lm_eval_gets_what_it_needs(served):
+    """What it asks, as its `_create_payload` does, and how it reads the answer."""
+    reason = "needs pip install 'bigmodels[evaluation]'"
+    client_of = pytest.importorskip('lm_eval.models.openai_completions', reason=reason)
+    found, client = served
+    ids = [*b'abcab']
+    asked = {
+        'model': 'a', 'prompt': [ids], 'temperature': 0, 'max_tokens': 1, 'logprobs': 1,
+        'seed': 1234, 'echo': True,
+    }  # fmt: skip
+    answer = client.post('/v1/completions', json=asked).json()
+    [(nats, greedy)] = client_of.LocalCompletionsAPI.parse_logprobs(answer, ctxlens=[2])
+    logits = forward(found['a'].model)(found['a'].params, np.array([ids]))[0]
+    log_probs = np.asarray(jax.nn.log_softmax(logits))[1:4]
+    assert nats == pytest.approx(log_probs[np.arange(3), ids[2:]].sum(), rel=1e-4)
+    assert greedy == (log_probs.argmax(-1) == ids[2:]).all()
 
 
 def test_what_cannot_be_served_together_is_told_by_what_differs(tmp_path):

@@ -58,11 +58,11 @@ class Completions:
         task = self._task(asked.model)
         if asked.top_logprobs and not asked.logprobs:
             raise Failure(400, 'top_logprobs needs logprobs: true.', param='top_logprobs')
-        ids, stops = await asyncio.to_thread(chats.prompt, task, asked.messages)
+        ids, stops, ends = await asyncio.to_thread(chats.prompt, task, asked.messages)
         room = max(self._generation.length - len(ids), 1)
         most = asked.max_completion_tokens or asked.max_tokens or room
         streams = await self._submit(
-            asked, [ids], most, [*_stops(asked), *stops], asked.top_logprobs or 0
+            asked, [ids], most, [*_stops(asked), *stops], asked.top_logprobs or 0, ends
         )
         kind = 'chat.completion.chunk' if asked.stream else 'chat.completion'
         choice = self._choices.delta if asked.stream else self._choices.message
@@ -83,7 +83,13 @@ class Completions:
             )  # fmt: skip
 
     async def _submit(
-        self, asked, prompts: Sequence, most: int, stop: Sequence[str], alternatives: int
+        self,
+        asked,
+        prompts: Sequence,
+        most: int,
+        stop: Sequence[str],
+        alternatives: int,
+        ends: Sequence[Sequence[int]] = (),
     ) -> list[Stream]:
         """A stream for each choice; the i-th of a prompt has the i-th seed from that given."""
         try:
@@ -104,8 +110,7 @@ class Completions:
             for ids in prompts:
                 for i in range(asked.n):
                     settings = Settings(
-                        most, sampling, seed=(seed + i) % 2**32, matcher=matcher,
-                        alternatives=alternatives,
+                        most, sampling, ends, (seed + i) % 2**32, matcher, alternatives
                     )  # fmt: skip
                     streams.append(self._generation.submit(ids, asked.model, settings, stop))
         except Exception:

@@ -111,7 +111,7 @@ class Generation:
         """Takes a prompt, int32 [n]; its answer ends before a stop string.
 
         Args:
-          settings: but for what ends a text, and which adapter the model is.
+          settings: but for what ends a text of the model, and which adapter it is.
 
         Raises:
           Failure: if too many wait.
@@ -119,12 +119,11 @@ class Generation:
         """
         if '' in stop:
             raise errors.UserError('A stop string is empty: it would end every text at once.')
-        # Where it does not end documents it is an ordinary token, but not for a grammar.
-        ends = self.tasks[model].append_end_of_text or settings.matcher is not None
-        end = self._vocabulary.end_of_text if ends else None
-        settings = dataclasses.replace(
-            settings, stops=() if end is None else ((end,),), adapter=self.adapter(model)
-        )
+        end = self.tasks[model].end
+        if settings.matcher is not None:  # for a grammar it always ends a text
+            end = self._vocabulary.end_of_text
+        stops = settings.stops if end is None else (*settings.stops, (end,))
+        settings = dataclasses.replace(settings, stops=stops, adapter=self.adapter(model))
         loop, events = asyncio.get_running_loop(), asyncio.Queue()
 
         def listener(event: Event) -> None:
