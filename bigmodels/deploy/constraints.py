@@ -38,9 +38,11 @@ class Grammars:
             raise errors.UserError(f'The JSON schema is not JSON: {error}.') from error
         if not isinstance(parsed, dict):
             raise errors.UserError(f'A JSON schema is an object, not {parsed!r}.')
-        return self._checked(
-            self._library.LLMatcher.grammar_from_json_schema(parsed), 'JSON schema'
-        )
+        try:
+            grammar = self._library.LLMatcher.grammar_from_json_schema(parsed)
+        except ValueError as error:  # as of a number with hundreds of digits
+            raise errors.UserError(f'The JSON schema cannot be matched: {error}'[:300]) from error
+        return self._checked(grammar, 'JSON schema')
 
     def regex(self, pattern: str) -> Callable[[], Matcher]:
         """Of texts that a regular expression (of Rust's kind, without look-around) matches whole.

@@ -112,6 +112,8 @@ def test_mistakes(monkeypatch):
         grammars().json_schema('[]')
     with pytest.raises(errors.UserError, match='JSON schema cannot be matched'):
         grammars().json_schema({'type': 'number', 'not': {'const': 3}})
+    with pytest.raises(errors.UserError, match='JSON schema cannot be matched: Value is not'):
+        grammars().json_schema({'type': 'integer', 'minimum': 10**400})
     with pytest.raises(errors.UserError, match='expression cannot be matched'):
         grammars().regex('(a')
     monkeypatch.setitem(sys.modules, 'llguidance', None)

@@ -6,14 +6,14 @@ import json
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from bigmodels import errors
-from bigmodels.deploy.requests import Settings
+from bigmodels.deploy.requests import Matcher, Settings
 from bigmodels.deploy.sampling import Sampling
 from bigmodels.deploy.server import chats, forms
 from bigmodels.deploy.server.answering import as_token_ids, check_model, parsed
@@ -92,10 +92,7 @@ class Completions:
         ends: Sequence[Sequence[int]] = (),
     ) -> list[Stream]:
         """A stream for each choice; the i-th of a prompt has the i-th seed from that given."""
-        try:
-            matcher = await asyncio.to_thread(self._generation.matcher, asked.response_format)
-        except errors.UserError as error:
-            raise Failure(400, str(error), param='response_format') from error
+        matcher = await self._matcher(asked.response_format)
         seed = secrets.randbits(32) if asked.seed is None else asked.seed
         sampling = Sampling(
             temperature=asked.temperature,
@@ -118,6 +115,14 @@ class Completions:
                 stream.cancel()
             raise
         return streams
+
+    async def _matcher(self, asked: forms.AnyFormat | None) -> Callable[[], Matcher] | None:
+        if asked is None or isinstance(asked, forms.TextFormat):
+            return None
+        try:
+            return await asyncio.to_thread(self._generation.matcher, asked)
+        except errors.UserError as error:
+            raise Failure(400, str(error), param='response_format') from error
 
     async def _respond(
         self,

@@ -91,14 +91,12 @@ class Generation:
     def _grammars(self) -> Grammars:
         return Grammars(self._vocabulary)
 
-    def matcher(self, asked: forms.AnyFormat | None) -> Callable[[], Matcher] | None:
-        """What keeps an answer to a format; takes up to a second.
+    def matcher(self, asked: forms.AnyFormat) -> Callable[[], Matcher]:
+        """What keeps an answer to a format other than text; may take a second.
 
         Raises:
           UserError: for what is no schema or expression, or cannot be kept to here.
         """
-        if asked is None or isinstance(asked, forms.TextFormat):
-            return None
         if isinstance(asked, forms.RegexFormat):
             return self._grammars.regex(asked.pattern)
         if isinstance(asked, forms.JsonSchemaFormat):
