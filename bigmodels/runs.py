@@ -179,6 +179,7 @@ def configure_process() -> None:
     """For commands, once: compiled programs persist between processes; libraries keep quiet."""
     logging.set_verbosity(logging.FATAL)  # orbax's errors reach us as exceptions, told once
     stdlib_logging.getLogger('asyncio').setLevel(stdlib_logging.CRITICAL)  # the same again
+    stdlib_logging.getLogger('onnx_ir').setLevel(stdlib_logging.ERROR)  # a line for each shape
     sys.unraisablehook = _without_closed_loops
     keep_freed_memory()
     if jax.config.jax_compilation_cache_dir is None:

@@ -19,10 +19,12 @@ def flatten_named(tree: Any) -> dict[str, Any]:
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def map_named(function: Callable, tree: Any, *rest: Any) -> Any:
+def map_named(
+    function: Callable, tree: Any, *rest: Any, is_leaf: Callable[[Any], bool] | None = None
+) -> Any:
     """`jax.tree.map` whose function gets the leaf's name first."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, *leaves: function(_name(path), *leaves), tree, *rest
+        lambda path, *leaves: function(_name(path), *leaves), tree, *rest, is_leaf=is_leaf
     )
 
 

@@ -6,8 +6,8 @@ Serves the run in a process of its own and asks it from this one, each client at
 is answered, so that the server is never idle. What is asked is by what the run offers: completions
 of 32 tokens, or predictions of an image, a text or a row of zeros; --path and --body, a JSON file,
 ask anything else. The first tenth of the time warms up and is left out. Memory is resident; what it
-grows by is told between the first and the last fifth of what is left. Writes
-results/serve_TASK.json.
+grows by is told between the first and the last fifth of what is left. Keeps the result of each run
+and path in results/serve.json and the table results/serve.md; --note says what else went on.
 """
 
 import argparse
@@ -25,6 +25,8 @@ import sys
 import time
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import measure
 import numpy as np
@@ -41,11 +43,11 @@ class Load:
     memory: list[tuple[float, int]] = dataclasses.field(default_factory=list)
 
 
-def started(workdir: pathlib.Path) -> tuple[subprocess.Popen, str]:
+def started(workdir: pathlib.Path, log: Any = subprocess.DEVNULL) -> tuple[subprocess.Popen, str]:
     """A server of a run, when it is ready, and its URL."""
     process = subprocess.Popen(
         [sys.executable, '-m', 'bigmodels.deploy.serve', f'--workdir={workdir}', '--port=0'],
-        cwd=measure.ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        cwd=measure.ROOT, stdout=subprocess.PIPE, stderr=log, text=True,
     )  # fmt: skip
     url = process.stdout.readline().split()[-1]
     while True:
@@ -130,12 +132,29 @@ def summary(load: Load, seconds: float) -> dict:
     }
 
 
+def table(results: Sequence[Mapping]) -> str:
+    """One row a run, path and number of clients."""
+    head = ['run', 'asked', 'clients', 's', 'answers', 'answers/s', 'p50 ms', 'p90', 'p99', 'most']
+    rows = [[*head, 'other than 200', 'memory MB, first and last fifth', 'note']]
+    for r in results:
+        errors = ', '.join(f'{count} x {status}' for status, count in r['errors'].items())
+        memory = r['memory_mb']
+        rows.append([
+            f'{r["run"]}, {r["task"]}, {r["parameters"]:,}', r['path'], str(r['clients']),
+            f'{r["seconds"]:g}', f'{r["requests"]:,}', str(r['requests_per_second']),
+            *(f'{ms:,}' for ms in r['latency_ms'].values()), errors or 'none',
+            f'{memory["first_fifth"]}, {memory["last_fifth"]}', r['note'] or '-',
+        ])  # fmt: skip
+    return measure.markdown(rows)
+
+
 def main() -> None:
     """Measures, and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument('--workdir', type=pathlib.Path, required=True)
     parser.add_argument('--seconds', type=float, default=60.0)
     parser.add_argument('--clients', type=int, default=48)
+    parser.add_argument('--note', default='', help='for the table, such as: beside other work')
     parser.add_argument('--path', help='for example /v1/embeddings')
     parser.add_argument('--body', type=pathlib.Path, help='a file with the JSON that is asked')
     a = parser.parse_args()
@@ -153,9 +172,19 @@ def main() -> None:
     finally:
         process.terminate()
         status = process.wait(15)
-    result = {'task': model['task'], 'parameters': model['parameters'], 'path': load.path}
-    result |= {'clients': a.clients, 'seconds': a.seconds, **summary(load, a.seconds)}
-    measure.write(f'serve_{model["task"]}', {**result, 'exit_status': status})
+    result = {
+        'run': a.workdir.resolve().name,
+        'task': model['task'],
+        'parameters': model['parameters'],
+        'path': load.path,
+        'clients': a.clients,
+        'seconds': a.seconds,
+        **summary(load, a.seconds),
+        'exit_status': status,
+        'note': a.note,
+    }
+    print(json.dumps(result, indent=1))
+    measure.keep('serve', result, lambda r: (r['run'], r['path'], r['clients']), table)
 
 
 if __name__ == '__main__':

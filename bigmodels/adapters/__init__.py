@@ -119,23 +119,41 @@ def joined(settings: Settings, params: Mapping, frozen: Mapping | None) -> Mappi
     return whole
 
 
-def joined_by_row(
-    settings: Settings, adapters: Sequence[Mapping], frozen: Mapping, rows: jax.Array
-) -> Mapping:
-    """The params that give each row of a batch one of several adapters of the same frozen base.
+def together(several: Sequence[Mapping]) -> Mapping:
+    """Joined params that differ in their adapters alone, as one from which `by_row` chooses."""
 
-    They are for `model.apply` alone, as no kernel has all of them added.
+    def stack(*leaves):
+        if not _is_adapted(leaves[0]):
+            return leaves[0]
+        down, up = (
+            jnp.stack([getattr(leaf, name) for leaf in leaves], -3) for name in ('down', 'up')
+        )
+        return leaves[0].replace(down=down, up=up)
+
+    return jax.tree.map(stack, *several, is_leaf=_is_adapted)
+
+
+def by_row(params: Mapping, rows: jax.Array) -> Mapping:
+    """The params that give each row of a batch its own of the adapters of `together`.
+
+    They are for `model.apply` alone, as no kernel has all of them added. Others are as they were.
 
     Args:
-      adapters: the trained params of several runs, of adapters alone.
       rows: int [B], which of them each row of the batch has.
     """
 
-    def of_rows(name: str, *leaves: jax.Array) -> jax.Array:
-        axis = int(trees.is_scanned(name))
-        return jnp.take(jnp.stack(leaves, axis), rows, axis)
+    def take(leaf):
+        if not _is_adapted(leaf):
+            return leaf
+        return leaf.replace(down=jnp.take(leaf.down, rows, -3), up=jnp.take(leaf.up, rows, -3))
 
-    return joined(settings, trees.map_named(of_rows, *adapters), frozen)
+    return jax.tree.map(take, params, is_leaf=_is_adapted)
+
+
+def count(params: Mapping) -> int:
+    """How many adapters `by_row` chooses from; 1 where there is no choice."""
+    leaves = filter(_is_adapted, jax.tree.leaves(params, is_leaf=_is_adapted))
+    return next((leaf.down.shape[-3] for leaf in leaves), 1)
 
 
 def trained(settings: Settings, params: Mapping) -> dict:

@@ -69,8 +69,14 @@ class HuggingFace:
 
     def encode_chat(self, text: str) -> np.ndarray:
         """The ids of a rendered chat, int32 [L]: special tokens that it spells are these tokens."""
+        return self.encode_spans(text)[0]
+
+    def encode_spans(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """`encode_chat`, and with which character of the text each begins: int32 [L] both."""
         as_utf8(text)
-        return np.array(self._spelt.encode(text, add_special_tokens=False).ids, np.int32)
+        encoded = self._spelt.encode(text, add_special_tokens=False)
+        begins = [begin for begin, _ in encoded.offsets]
+        return np.array(encoded.ids, np.int32), np.array(begins, np.int32)
 
     @functools.cached_property
     def _spelt(self):

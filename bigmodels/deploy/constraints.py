@@ -38,9 +38,11 @@ class Grammars:
             raise errors.UserError(f'The JSON schema is not JSON: {error}.') from error
         if not isinstance(parsed, dict):
             raise errors.UserError(f'A JSON schema is an object, not {parsed!r}.')
-        return self._checked(
-            self._library.LLMatcher.grammar_from_json_schema(parsed), 'JSON schema'
-        )
+        try:
+            grammar = self._library.LLMatcher.grammar_from_json_schema(parsed)
+        except ValueError as error:  # as of a number with hundreds of digits
+            raise errors.UserError(f'The JSON schema cannot be matched: {error}'[:300]) from error
+        return self._checked(grammar, 'JSON schema')
 
     def regex(self, pattern: str) -> Callable[[], Matcher]:
         """Of texts that a regular expression (of Rust's kind, without look-around) matches whole.
@@ -54,6 +56,10 @@ class Grammars:
         first = self._library.LLMatcher(self._tokens, grammar, log_level=0)
         if first.is_error():
             raise errors.UserError(f'The {kind} cannot be matched: {first.get_error().strip()}')
+        if not GrammarMatcher(first.deep_copy(), self._tokens.vocab_size).allowed().any():
+            raise errors.UserError(
+                f'The {kind} cannot be matched: no token of the model begins a text that is of it.'
+            )
         return lambda: GrammarMatcher(first.deep_copy(), self._tokens.vocab_size)
 
 
@@ -66,15 +72,16 @@ class GrammarMatcher:
 
     @property
     def is_complete(self) -> bool:
-        return self._matcher.is_stopped()
+        return self._matcher.is_stopped() and not self._matcher.is_error()
 
     def allowed(self) -> np.ndarray:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        if self._matcher.is_error():  # as where its limits do not suffice; it is told by no other
+            return np.zeros(self._vocab_size, bool)
         return np.unpackbits(bits, count=self._vocab_size, bitorder='little').astype(bool)
 
     def advance(self, token: int) -> None:
-        if not self._matcher.consume_token(token):
-            raise ValueError(self._matcher.get_error())
+        self._matcher.consume_token(token)  # after another one than may follow nothing is allowed
 
 
 class _Vocabulary:

@@ -3,7 +3,7 @@
 The engine holds a cache of keys and values with a row, a slot, for every request at hand. A prompt
 is written into a free slot in chunks; then each step continues all slots by a token. What varies
 between requests, also how they are sampled, is an array over the slots, and chunks have a few
-widths: so there are two programs, compiled ahead, and none is compiled while requests come.
+widths: so there are few programs, those of `slots`, and none is compiled while requests come.
 A decoding step reads every weight once for all slots, which makes many nearly as cheap as one
 where reading is the cost (experiments/notes_decode.md).
 
@@ -11,37 +11,35 @@ Axes: B slots, W width of a chunk, V vocab.
 """
 
 import collections
-import contextlib
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from bigmodels import errors
-from bigmodels.deploy import decoding
+from bigmodels import adapters, errors
 from bigmodels.deploy.requests import Event, Matcher, Request, Settings
-from bigmodels.deploy.sampling import Sampling, choose
+from bigmodels.deploy.sampling import Sampling
+from bigmodels.deploy.slots import Programs
 from bigmodels.models import transformer
-
-Array = jax.Array
 
 
 @dataclasses.dataclass(eq=False)
 class _Slot:
     """A row of the cache, which holds keys and values of `tokens`; they stay for later requests.
 
-    `used` grows with the time of its last request. `request` is None where it is free.
+    `used` grows with the time of its last request. `request` is None where it is free. `adapter` is
+    that by which the keys and values were computed: with another one they are others. Nothing
+    follows where `is_unmatched`, as its matcher allows no token.
     """
 
     row: int
     tokens: list[int] = dataclasses.field(default_factory=list)
+    adapter: int = 0
     request: Request | None = None
     matcher: Matcher | None = None
+    is_unmatched: bool = False
     used: int = 0
 
 
@@ -67,7 +65,8 @@ class Engine:
         """Compiles everything.
 
         Args:
-          model, params: as of `weights.packed`; params lie where they are to be used.
+          model, params: as of `weights.packed`, or of `weights.packed_together` to choose among
+            adapters; params lie where they are to be used.
           slots: B, the most requests at a time.
           length: the most tokens of a prompt and its answer, by default `model.max_length`. Every
             step reads as much of the cache, so that no more than needed is best.
@@ -95,7 +94,6 @@ class Engine:
                 'An engine needs a causal Transformer with unrolled layers: use `weights.packed`.'
             )
         self.length = length
-        self._params = params
         self._slots = [_Slot(row) for row in range(slots)]
         self._inbox: collections.deque[Request] = collections.deque()
         self._waiting: collections.deque[Request] = collections.deque()
@@ -109,44 +107,15 @@ class Engine:
         self._history = np.zeros((slots, model.vocab_rows), np.int32)
         self._allowed = np.ones((slots, model.vocab_rows), bool)
         self._vocab_size = model.vocab_size
-        self._compile(model, sorted({min(width, length) for width in widths}), mesh)
-
-    def _compile(self, model, widths: Sequence[int], mesh: jax.sharding.Mesh | None) -> None:
-        if mesh is None:
-            [device] = jax.tree.leaves(self._params)[0].devices()
-            whole = split = SingleDeviceSharding(device)
-            context = contextlib.nullcontext()
-        else:
-            heads = 'tensor' if model.kv_heads % mesh.shape['tensor'] == 0 else None
-            whole = NamedSharding(mesh, PartitionSpec())
-            split = NamedSharding(mesh, PartitionSpec(None, heads))
-            context = jax.set_mesh(mesh)
-        # As they mostly are: then they need not be copied to the devices at every step.
-        self._no_history, self._all_allowed = jax.device_put((self._history, self._allowed), whole)
-
-        def compiled(function, out_shardings, *arguments):
-            jitted = jax.jit(
-                functools.partial(function, model),
-                donate_argnums=1,
-                out_shardings=out_shardings,
-                compiler_options=decoding.compiler_options(),
-            )
-            arguments = jax.device_put(arguments, whole)
-            return jitted.lower(self._params, self._cache, *arguments).compile()
-
-        with context:
-            make_cache = functools.partial(model.init_cache, len(self._slots), self.length)
-            self._cache = jax.jit(make_cache, out_shardings=split)()
-            self._decode = compiled(
-                _decode, (split, whole, whole), *self._decode_arguments(), self._no_history,
-                self._all_allowed,
-            )  # fmt: skip
-            self._fill = {
-                width: compiled(
-                    _fill, split, np.zeros((1, width), np.int32), *map(np.int32, (0, 0, 0))
-                )
-                for width in widths
-            }
+        self._num_adapters = adapters.count(params)
+        self._programs = Programs(
+            model,
+            params,
+            slots=slots,
+            length=length,
+            widths=sorted({min(width, length) for width in widths}),
+            mesh=mesh,
+        )
 
     def submit(self, tokens: Sequence[int], settings: Settings) -> Request:
         """Takes a request, to be answered after those before it.
@@ -160,6 +129,11 @@ class Engine:
         if min(tokens) < 0 or max(tokens) >= self._vocab_size:
             raise errors.UserError(
                 f'A prompt has a token outside of the vocabulary, 0 to {self._vocab_size - 1}.'
+            )
+        if not settings.adapter < self._num_adapters:
+            raise errors.UserError(
+                f'adapter = {settings.adapter} must be under {self._num_adapters}, the number of '
+                'adapters of the engine.'
             )
         if len(tokens) + settings.max_new_tokens > self.length:
             raise errors.UserError(
@@ -187,29 +161,32 @@ class Engine:
     def step(self) -> list[Event]:
         """A chunk of one prompt, or a token for every request whose prompt is done; in turns.
 
-        Returns what has come of it, and the ends of requests that were cancelled; nothing where
-        there is nothing to do.
+        Returns what has come of it, and the ends of requests that were cancelled or cannot go on;
+        nothing where there is nothing to do.
         """
         while self._inbox:
             self._waiting.append(self._inbox.popleft())
-        events = self._drop_cancelled()
+        events = self._drop()
         may_fill = not (self._has_filled and self._ready())
         self._has_filled = may_fill and self._fill_chunk()
         return events if self._has_filled else events + self._decode_token(self._ready())
 
     def _ready(self) -> list[_Slot]:
         """Slots whose prompt is done."""
-        return [s for s in self._slots if s.request is not None and s is not self._filling]
+        taken = [s for s in self._slots if s.request is not None and s is not self._filling]
+        return [slot for slot in taken if not slot.is_unmatched]
 
-    def _drop_cancelled(self) -> list[Event]:
-        dropped = [request for request in self._waiting if request.is_cancelled]
-        for request in dropped:
-            self._waiting.remove(request)
+    def _drop(self) -> list[Event]:
+        """Ends what was cancelled, and what cannot go on."""
+        events = [Event(r, finish='cancelled') for r in self._waiting if r.is_cancelled]
+        for event in events:
+            self._waiting.remove(event.request)
         for slot in self._slots:
-            if slot.request is not None and slot.request.is_cancelled:
-                dropped.append(slot.request)
+            if slot.request is not None and (slot.request.is_cancelled or slot.is_unmatched):
+                finish = 'cancelled' if slot.request.is_cancelled else 'unmatched'
+                events.append(Event(slot.request, finish=finish))
                 self._release(slot)
-        return [Event(request, finish='cancelled') for request in dropped]
+        return events
 
     def _fill_chunk(self) -> bool:
         """Computes a part of the prompt at hand, or of the next one; whether there was any."""
@@ -220,15 +197,14 @@ class Engine:
                 return False
             self._filling = slot
         prompt, start = _prompt(slot), len(slot.tokens)
-        width = next((w for w in self._fill if w >= len(prompt) - start), max(self._fill))
+        widths = self._programs.widths
+        width = next((w for w in widths if w >= len(prompt) - start), max(widths))
         # A chunk ends within the cache, even if it begins with what is there already.
         start = min(start, self.length - width)
         end = min(start + width, len(prompt))
         chunk = np.zeros((1, width), np.int32)
         chunk[0, : end - start] = prompt[start:end]
-        self._cache = self._fill[width](
-            self._params, self._cache, chunk, *map(np.int32, (start, source.row, slot.row))
-        )
+        self._programs.fill(chunk, start, source.row, slot.row, slot.adapter)
         self.num_computed += end - start
         slot.tokens = list(prompt[:end])
         if end == len(prompt):
@@ -246,9 +222,12 @@ class Engine:
         if not free or not self._waiting:
             return None, None
         request = self._waiting.popleft()
-        prompt = request.tokens[:-1]
+        prompt, adapter = request.tokens[:-1], request.settings.adapter
         shared, _, source = max(
-            ((_num_shared(s.tokens, prompt), s in free, s) for s in self._slots),
+            (
+                (_num_shared(s.tokens, prompt) if s.adapter == adapter else 0, s in free, s)
+                for s in self._slots
+            ),
             key=lambda found: found[:2],
         )
         slot = min(free, key=lambda slot: slot.used)
@@ -256,7 +235,7 @@ class Engine:
             slot = source
         if source is not slot:  # they are copied by a chunk, of one token at least
             shared = max(min(shared, len(prompt) - 1), 0)
-        slot.request, slot.tokens = request, list(prompt[:shared])
+        slot.request, slot.tokens, slot.adapter = request, list(prompt[:shared]), adapter
         self._prepare(slot)
         return slot, source
 
@@ -273,12 +252,14 @@ class Engine:
             self._allow(slot)
 
     def _allow(self, slot: _Slot) -> None:
+        """Takes over what its matcher allows."""
         allowed = slot.matcher.allowed()
         self._allowed[slot.row] = False
         self._allowed[slot.row, : len(allowed)] = allowed
+        slot.is_unmatched = not allowed.any()
 
     def _decode_arguments(self) -> tuple[Any, ...]:
-        """tokens, positions, seeds, steps and sampling of all slots.
+        """tokens, positions, adapters, seeds, steps and sampling of all slots.
 
         One that decodes nothing writes garbage behind its tokens, where it is overwritten before it
         is ever seen, because a query sees slots up to its own position only.
@@ -288,23 +269,23 @@ class Engine:
             tokens[slot.row] = _latest(slot.request)
             self._steps[slot.row] = len(slot.request.new_tokens)
         positions = np.array([len(slot.tokens) for slot in self._slots], np.int32)
-        return tokens, positions, self._seeds, self._steps, self._sampling
+        which = np.array([slot.adapter for slot in self._slots], np.int32)
+        return tokens, positions, which, self._seeds, self._steps, self._sampling
 
     def _decode_token(self, ready: Sequence[_Slot]) -> list[Event]:
         if not ready:
             return []
-        penalised = any(slot.request.settings.sampling.penalises for slot in ready)
-        matched = any(slot.matcher is not None for slot in ready)
-        self._cache, tokens, log_probs = self._decode(
-            self._params,
-            self._cache,
+        asked = [slot.request.settings for slot in ready]
+        tokens, log_probs = self._programs.decode(
             *self._decode_arguments(),
-            self._history if penalised else self._no_history,
-            self._allowed if matched else self._all_allowed,
+            history=self._history if any(s.sampling.penalises for s in asked) else None,
+            allowed=self._allowed if any(s.matcher for s in asked) else None,
         )
-        tokens, log_probs = np.asarray(tokens).tolist(), np.asarray(log_probs).tolist()
+        alternatives = [()] * len(self._slots)
+        if any(settings.alternatives for settings in asked):
+            alternatives = self._programs.alternatives()
         events = []
-        for slot in ready:
+        for slot, settings in zip(ready, asked, strict=True):
             request, token = slot.request, tokens[slot.row]
             slot.tokens.append(_latest(request))
             request.new_tokens.append(token)
@@ -312,7 +293,8 @@ class Engine:
             if slot.matcher is not None:
                 slot.matcher.advance(token)
             finish = _finish(request, slot.matcher)
-            events.append(Event(request, token, log_probs[slot.row], finish))
+            best = tuple(alternatives[slot.row][: settings.alternatives])
+            events.append(Event(request, token, log_probs[slot.row], finish, best))
             if finish is not None:
                 self._release(slot)
             elif slot.matcher is not None:
@@ -324,6 +306,7 @@ class Engine:
             self._filling = None
         self._clock += 1
         slot.request, slot.matcher, slot.used = None, None, self._clock
+        slot.is_unmatched = False
         self._allowed[slot.row] = True
         for name, values in Sampling(temperature=0).rows(1).items():
             self._sampling[name][slot.row] = values[0]  # nothing is drawn for it
@@ -353,30 +336,3 @@ def _finish(request: Request, matcher: Matcher | None) -> str | None:
     if matcher is not None and matcher.is_complete:
         return 'stop'
     return 'length' if len(new) == settings.max_new_tokens else None
-
-
-def _decode(
-    model, params, cache, tokens, positions, seeds, steps, sampling, history, allowed
-) -> tuple[transformer.Cache, Array, Array]:
-    """One more token for every slot; arrays [B] and [B, V], see `sampling.choose`."""
-    logits, cache = model.apply(
-        {'params': params}, tokens[:, None], positions=positions[:, None], cache=cache
-    )
-
-    def key(seed, step):  # of the first row of `generate_tokens`
-        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0), step)
-
-    keys = jax.vmap(key)(seeds, steps)
-    return cache, *choose(keys, logits[:, 0], history, sampling, allowed)
-
-
-def _fill(model, params, cache, tokens, start, source, slot) -> transformer.Cache:
-    """The cache with tokens [1, W] in `slot` from `start` on, behind those that `source` has."""
-    row = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, source, 1), cache)
-    positions = start + jnp.arange(tokens.shape[1])[None]
-    _, row = model.apply(
-        {'params': params}, tokens, positions=positions, cache=row, return_hidden=True
-    )
-    return jax.tree.map(
-        lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, slot, 0), cache, row
-    )

@@ -4,9 +4,11 @@ python -m bigmodels.deploy.export --workdir=runs/mnist_lenet --format=stablehlo 
 
 stablehlo      program.bin, `predict` as an artefact of `jax.export` for CPUs, NVIDIA's GPUs and
                TPUs; params.npz, its first argument
+onnx           model.onnx, the same with its parameters, for programs such as onnxruntime; of any
+               batch, and of tokens of one length, --length or that of training
 safetensors    model.safetensors, every array by its name
 
-Beside either: export.json, which says what goes in and comes out; config.json; preprocessing/, what
+Beside each: export.json, which says what goes in and comes out; config.json; preprocessing/, what
 turns raw input into these arrays, as the run has it. To call a program, with JAX, NumPy and the
 flatbuffers that JAX reads artefacts with:
 
@@ -27,9 +29,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from bigmodels import errors, rundir, runs, trees
+from bigmodels.deploy import onnx_export
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 PROGRAM, PARAMS, TENSORS = 'program.bin', 'params.npz', 'model.safetensors'
+ONNX = 'model.onnx'
 DESCRIPTION = 'export.json'
 
 
@@ -96,14 +100,18 @@ def input_shapes(run: runs.Run, batch_size: int = 0, length: int = 0) -> dict[st
     return {name: shape_of(name) for name in shapes if name in taken}
 
 
+def _check_answers(task: Any) -> None:
+    if not hasattr(task, 'predict'):
+        raise errors.UserError(f'{type(task).__name__} has no predict that could be exported.')
+
+
 def exported_program(run: runs.Run, batch_size: int = 0, length: int = 0) -> jax.export.Exported:
     """`make_predict` for PLATFORMS, of shapes as `input_shapes` has them.
 
     Raises:
       UserError: for a task that does not answer, or a program whose shapes must be numbers.
     """
-    if not hasattr(run.task, 'predict'):
-        raise errors.UserError(f'{type(run.task).__name__} has no predict that could be exported.')
+    _check_answers(run.task)
     variables = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables_of(run)
     )
@@ -167,7 +175,16 @@ def _safetensors(run: runs.Run, batch_size: int, length: int) -> tuple[dict, dic
     return {}, {TENSORS: lambda path: save_file(variables_of(run), path)}
 
 
-FORMATS = {'stablehlo': _stablehlo, 'safetensors': _safetensors}
+def _onnx(run: runs.Run, batch_size: int, length: int) -> tuple[dict, dict]:
+    _check_answers(run.task)
+    shapes = input_shapes(run, batch_size, length or getattr(run.task, 'sequence_length', 0))
+    predict, variables = make_predict(run), variables_of(run)
+    content, outputs = onnx_export.converted(lambda batch: predict(variables, batch), shapes)
+    inputs = {name: onnx_export.described(shape) for name, shape in shapes.items()}
+    return {'inputs': inputs, 'outputs': outputs}, {ONNX: lambda path: path.write_bytes(content)}
+
+
+FORMATS = {'stablehlo': _stablehlo, 'onnx': _onnx, 'safetensors': _safetensors}
 
 
 def main() -> None:

@@ -93,6 +93,13 @@ def open_language_model(workdir: pathlib.Path, step: int | str, trust: list[str]
       UserError: see `runs.open_run`; for a run of another kind.
     """
     run = runs.open_run(workdir, step, trust=trust)
+    check_language_model(run)
+    return run
+
+
+def check_language_model(run: runs.Run) -> None:
+    """Raises UserError for a run whose model does not continue text."""
+    workdir = run.workdir
     if hasattr(run.task, 'record_fields') or not hasattr(run.task, 'vocabulary'):
         answers = (
             f'; it answers raw input: python -m bigmodels.predict --workdir={workdir}.'
@@ -108,7 +115,6 @@ def open_language_model(workdir: pathlib.Path, step: int | str, trust: list[str]
             f'{workdir} holds a {type(run.model).__name__}; only a causal Transformer generates '
             'text.'
         )
-    return run
 
 
 def _method(a: argparse.Namespace, run: runs.Run) -> text.Method:

@@ -10,12 +10,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from bigmodels import errors, runs
 from bigmodels.data.sources import JsonLines
-from bigmodels.tasks.chat import Chat, shifted
+from bigmodels.deploy import scoring
+from bigmodels.tasks.chat import Chat
 from bigmodels.tasks.language_modeling import LanguageModeling
 
 Question = Mapping[str, Any]  # {'question', 'choices', 'answer'}
@@ -49,41 +49,27 @@ def read(path: str) -> list[Question]:
 
 
 def log_likelihoods(
-    task: LanguageModeling, params: Any, pairs: Sequence[tuple[str, str]], batch_size: int
+    task: LanguageModeling, params: Any, pairs: Sequence[tuple[np.ndarray, str]], batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """What a model gives texts after others: (their log-probabilities [N] in nats, tokens [N]).
 
     Args:
-      pairs: (the text before, the text); they are tokenised apart.
+      pairs: (ids of what is before, as of `task.prompt`; the text).
 
     Raises:
       UserError: for a pair that is longer than the model's context.
     """
-    rows = []
-    for before, text in pairs:
-        context, ids = task.vocabulary.encode(before), task.vocabulary.encode(text)
+    encoded = []
+    for context, text in pairs:
+        ids = task.vocabulary.encode(text)
         if len(context) + len(ids) > task.model.max_length:
             raise errors.UserError(
-                f'{before[:40]!r}... with a choice has {len(context) + len(ids)} tokens, more than '
+                f'{text[:40]!r} with its question has {len(context) + len(ids)} tokens, more than '
                 f'the context of {task.model.max_length}.'
             )
-        learnt = np.repeat([False, True], [len(context), len(ids)])
-        rows.append((np.concatenate([context, ids]), learnt))
-    width = max(len(ids) for ids, _ in rows)
-    examples = [shifted(ids, learnt, width) for ids, learnt in rows]
-
-    @jax.jit
-    def sums(params, batch):
-        losses, _ = task.token_losses(params, batch, jax.random.key(0), train=False)
-        return -(losses * batch['weights']).sum(-1)
-
-    found = []
-    for start in range(0, len(examples), batch_size):
-        some = examples[start : start + batch_size]
-        some += some[-1:] * (batch_size - len(some))  # one program for all
-        found.append(sums(params, {key: np.stack([one[key] for one in some]) for key in some[0]}))
-    counts = np.array([learnt.sum() for _, learnt in rows])
-    return np.concatenate(jax.device_get(found))[: len(rows)].astype(np.float64), counts
+        encoded.append((context, ids))
+    nats, _ = scoring.log_likelihoods(task.model, params, encoded, batch_size)
+    return nats, np.array([len(ids) for _, ids in encoded])
 
 
 def evaluate(

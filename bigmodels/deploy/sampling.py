@@ -107,6 +107,16 @@ def choose(
     return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
+def most_probable(logits: Array, count: int) -> tuple[Array, Array]:
+    """The tokens int32 [..., count] of the largest logits [..., V], and their log_probs, in order.
+
+    These are as those of `choose`.
+    """
+    logits = logits.astype(jnp.float32)
+    best, tokens = jax.lax.top_k(logits, count)
+    return tokens, best - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+
+
 def prompt_history(prompts: Array, lengths: Array, vocab_size: int) -> Array:
     """The `history` of prompts int32 [B, P] of these lengths [B], before any new token."""
     real = jnp.arange(prompts.shape[1]) < lengths[:, None]

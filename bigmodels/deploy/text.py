@@ -148,7 +148,7 @@ def matched(job: Job, *, matcher: Callable[[], Matcher]) -> list[tuple[np.ndarra
 def generate(
     task: Any,
     params: Mapping,
-    prompts: Sequence[str],
+    prompts: Sequence[str | np.ndarray],
     max_new_tokens: int,
     sampling: Sampling,
     *,
@@ -157,9 +157,9 @@ def generate(
     weights: str | None = None,
     method: Method = sampled,
 ) -> list[Answer]:
-    """Continuations of prompts.
+    """Continuations of prompts: texts, or their ids [L], as `task.prompt` gives them.
 
-    A prompt begins a document: the tokenizer's token for that comes before it, and an empty one
+    A text begins a document: the tokenizer's token for that comes before it, and an empty one
     stands for the end-of-text token where there is none. `weights`: see `weights.packed`.
 
     Raises:
@@ -170,16 +170,16 @@ def generate(
     if '' in stop:
         raise errors.UserError('A stop string is empty: it would end every text at once.')
     vocabulary = task.vocabulary
-    encoded = [document(vocabulary, prompt) for prompt in prompts]
+    encoded = [document(vocabulary, p) if isinstance(p, str) else p for p in prompts]
     encoded = [ids if len(ids) else np.asarray([vocabulary.end_of_text]) for ids in encoded]
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) + max_new_tokens > task.model.max_length:
             raise errors.UserError(
                 f'A prompt of {len(ids)} tokens and {max_new_tokens} new ones exceed the context '
-                f'of {task.model.max_length}: shorten {prompt[:40]!r}... or ask for fewer.'
+                f'of {task.model.max_length}: shorten {_shown(prompt)} or ask for fewer.'
             )
     stops = [vocabulary.encode(text) for text in stop]
-    end = vocabulary.end_of_text if task.append_end_of_text else -1  # else it is an ordinary one
+    end = -1 if task.end is None else task.end
     if end >= 0:
         stops.append(np.asarray([end]))
     model, params = weights_lib.packed(task.model, params, weights)
@@ -194,6 +194,10 @@ def generate(
 def generate_text(*arguments, **options) -> list[str]:
     """The texts of `generate`."""
     return [answer.text for answer in generate(*arguments, **options)]
+
+
+def _shown(prompt: str | np.ndarray) -> str:
+    return f'{prompt[:40]!r}...' if isinstance(prompt, str) else 'it'
 
 
 def _arrays(job: Job) -> tuple[jax.Array, ...]:

@@ -22,7 +22,8 @@ from bigmodels.tasks.language_modeling import LanguageModeling
 class Chat(LanguageModeling):
     """Conversations of `sources.chat_sources.Chats` -> the next-token loss of their answers alone.
 
-    In training they are side by side in rows, in evaluation each has its own. Fields beside those
+    Their text is that of the tokenizer's chat template, if it has one, see `data.chat`. In training
+    they are side by side in rows, in evaluation each has its own. Fields beside those
     of `LanguageModeling`, whose `sample_prompt` is a question here:
       cut_conversations: longer ones than `sequence_length` lose their end; else they are refused.
       score_names: keys of `scores.text.SCORES`: of a set's last answers, made greedily.
@@ -56,9 +57,14 @@ class Chat(LanguageModeling):
     def _texts(self, record: Mapping[str, Any]) -> Sequence[str]:
         return [piece for piece, _ in chat.pieces(record['messages'])]
 
-    def prompt(self, text: str) -> str:
-        """The text before the answer to a question."""
-        return chat.prompt(text)
+    def prompt(self, text: str) -> np.ndarray:
+        """The ids before the answer to a question, int32 [L]."""
+        return chat.prompt(self.vocabulary, [{'role': 'user', 'content': text}])
+
+    @property
+    def end(self) -> int:
+        """The id that ends an answer."""
+        return chat.end_of_answer(self.vocabulary)
 
     def encoded(self, messages: Sequence[Mapping]) -> tuple[np.ndarray, np.ndarray]:
         """`chat.encode`, of at most L tokens.
@@ -89,7 +95,11 @@ class Chat(LanguageModeling):
         """Rows of conversations; in evaluation one a row, of which the first are 'scored'."""
         if not train:
             return _Asked(source, self, stacked=False)
-        settings = [chat.FORMAT, self.sequence_length, self.cut_conversations]
+        settings = [
+            *chat.format_of(self.vocabulary),
+            self.sequence_length,
+            self.cut_conversations,
+        ]
         corpus = text.cached_corpus(
             source,
             self.vocabulary,
@@ -115,7 +125,7 @@ class Chat(LanguageModeling):
                 params,
                 batch['inputs'],
                 batch['prompt_length'],
-                jnp.asarray([[self.vocabulary.end_of_text]], jnp.int32),
+                jnp.asarray([[self.end]], jnp.int32),
                 jax.random.key(0),
                 Sampling(temperature=0.0).rows(len(batch['inputs']), only_used=True),
                 max_new_tokens=self.answer_tokens,
@@ -138,7 +148,7 @@ class Chat(LanguageModeling):
         return {name: text_scores.SCORES[name](answers, references) for name in self.score_names}
 
     def _text(self, ids: np.ndarray) -> str:
-        return self.vocabulary.decode(ids[ids != self.vocabulary.end_of_text])
+        return self.vocabulary.decode(ids[ids != self.end])
 
 
 def shifted(ids: np.ndarray, learnt: np.ndarray, length: int) -> dict[str, np.ndarray]:

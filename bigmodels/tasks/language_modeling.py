@@ -55,9 +55,14 @@ class LanguageModeling(tokens.TokenSequences):
         """Token ids -> text."""
         return self.vocabulary.decode(prediction)
 
-    def prompt(self, text: str) -> str:
-        """What the model is to continue for a user's text: the text."""
-        return text
+    def prompt(self, text: str) -> np.ndarray:
+        """The ids that the model is to continue for a user's text, int32 [L]: those of the text."""
+        return tokenizers.document(self.vocabulary, text)
+
+    @property
+    def end(self) -> int | None:
+        """The id that ends what is generated, None if none does: then it is one like others."""
+        return self.vocabulary.end_of_text if self.append_end_of_text else None
 
     def token_losses(self, params, batch, rng, train: bool) -> tuple[jax.Array, Mapping]:
         """Cross-entropy in nats of every token [B, L], and what the model sows."""
@@ -114,10 +119,10 @@ class LanguageModeling(tokens.TokenSequences):
     def demonstrate(self, params, model_state) -> dict[str, str]:
         """A sampled continuation of `sample_prompt`."""
         prompt = self.prompt(self.sample_prompt)
-        room = self.model.max_length - max(len(tokenizers.document(self.vocabulary, prompt)), 1)
+        room = self.model.max_length - max(len(prompt), 1)
         count = min(self.sample_tokens, room)
         if count < 1:
             return {}
         settings = Sampling(temperature=0.8, top_k=50)
         [continuation] = generate_text(self, params, [prompt], count, settings, seed=0)
-        return {'sample.txt': prompt + continuation}
+        return {'sample.txt': self.vocabulary.decode(prompt) + continuation}

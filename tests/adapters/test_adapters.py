@@ -115,8 +115,9 @@ def test_each_row_of_a_batch_has_the_adapter_that_it_asks_for():
         params, _, moved, frozen = made(name, settings)
         several = [jax.tree.map(lambda leaf, k=k: k * leaf, moved) for k in (0.0, 1.0, -2.0)]
         rows = np.array([2, 0, 1, 2])
-        joined = adapters.joined_by_row(settings, several, frozen, jnp.asarray(rows))
-        together = apply(name, joined)
+        whole = adapters.together([adapters.joined(settings, one, frozen) for one in several])
+        assert adapters.count(whole) == 3
+        together = apply(name, adapters.by_row(whole, jnp.asarray(rows)))
         for row, which in enumerate(rows):
             alone = apply(name, adapters.joined(settings, several[which], frozen))
             np.testing.assert_allclose(together[row], alone[row], rtol=2e-5, atol=2e-5)

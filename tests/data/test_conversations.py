@@ -1,5 +1,6 @@
 """Conversations: their files, what can be wrong with them, and their tokens."""
 
+import functools
 import gzip
 import json
 import pickle
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from bigmodels import errors
-from bigmodels.data import chat, text, tokenizers
+from bigmodels.data import chat, chat_templates, text, tokenizers
 from bigmodels.data.sources.chat_sources import Chats, Preferences
 
 CONVERSATION = [
@@ -89,9 +90,61 @@ def test_answers_are_learnt_with_their_ends_and_nothing_else():
     assert bytes(ids[learnt].tolist()) == b'1.\x002.\x00'
     # What is generated from is what was before the answer in training.
     alone, learnt = chat.encode(vocabulary, PLAIN[1:3])
-    assert vocabulary.decode(alone[~learnt]) == chat.prompt('One?')
+    assert alone[~learnt].tolist() == chat.prompt(vocabulary, PLAIN[1:2]).tolist()
     with pytest.raises(errors.UserError, match=r"The user says '<\|assistant\|>'"):
-        chat.prompt('One?\n<|assistant|>\n2.')
+        chat.prompt(vocabulary, [{'role': 'user', 'content': 'One?\n<|assistant|>\n2.'}])
+
+
+# As in Qwen's models, which mark no answers.
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+@functools.cache
+def published(template=CHATML):
+    """A tokenizer with markers of turns, and a template of them."""
+    trained = tokenizers.train_bpe(lambda: iter(['One? Two? Be brief.'] * 3), 280)
+    library = pytest.importorskip('tokenizers').Tokenizer.from_str(trained.content)
+    library.add_special_tokens(['<|im_start|>', '<|im_end|>'])
+    own = chat_templates.ChatTemplate(template)
+    return tokenizers.HuggingFace(library.to_str(), chat_template=own)
+
+
+def spelt(vocabulary, ids):
+    """The text of ids, special tokens by their names."""
+    library = pytest.importorskip('tokenizers').Tokenizer.from_str(vocabulary.content)
+    return library.decode(ids.tolist(), skip_special_tokens=False)
+
+
+def test_answers_are_found_in_the_template_of_a_published_tokenizer():
+    """Each with the marker that ends it, which is a token; a prompt is what was before."""
+    vocabulary = published()
+    ids, learnt = chat.encode(vocabulary, PLAIN)
+    end = vocabulary.token_id('<|im_end|>')
+    assert spelt(vocabulary, ids) == ''.join(
+        f'<|im_start|>{m["role"]}\n{m["content"]}<|im_end|>\n' for m in PLAIN
+    ).rstrip('\n')
+    assert spelt(vocabulary, ids[learnt]) == '1.<|im_end|>2.<|im_end|>'
+    assert chat.end_of_answer(vocabulary) == end == ids[-1] != vocabulary.end_of_text
+    for count in (2, 4):
+        prompt = chat.prompt(vocabulary, PLAIN[:count])
+        assert prompt.tolist() == ids[: len(prompt)].tolist()
+        assert learnt[len(prompt)] > learnt[len(prompt) - 1]
+    assert chat.format_of(vocabulary) != chat.format_of(tokenizers.Bytes()) == [chat.FORMAT]
+
+
+def test_a_template_may_mark_answers_and_must_where_it_changes_them():
+    marks = '{% generation %}', '{% endgeneration %}'
+    source = "{% for m in messages %}{% if m.role == 'assistant' %}%s{{ m.content }}%s{% else %}"
+    source += '{{ m.content }}{% endif %}{{ loop.length }}{% endfor %}'
+    vocabulary = published(source.replace('%s', marks[0], 1).replace('%s', marks[1]))
+    ids, learnt = chat.encode(vocabulary, PLAIN)
+    assert spelt(vocabulary, ids[learnt]) == '1.2.'
+    assert chat.end_of_answer(vocabulary) == vocabulary.end_of_text
+    with pytest.raises(errors.UserError, match='between {% generation %} and'):
+        chat.encode(published(source.replace('%s', '')), PLAIN)
 
 
 def test_a_corpus_keeps_what_is_learnt(tmp_path):

@@ -11,7 +11,10 @@ import pytest
 from bigmodels import errors
 from bigmodels.data import tokenizers
 from bigmodels.deploy import text as text_lib
+from bigmodels.deploy import weights
 from bigmodels.deploy.constraints import Grammars
+from bigmodels.deploy.engine import Engine
+from bigmodels.deploy.requests import Settings
 from bigmodels.deploy.sampling import Sampling
 from tests.data.test_tokenizers import texts
 from tests.deploy.test_generate import task_and_params
@@ -76,8 +79,30 @@ def test_masks_are_of_the_tokens_that_go_on():
         said += spelt[allowed[0]]
         only.advance(allowed[0])
     assert said == b'return x'
-    with pytest.raises(ValueError, match='.'):
-        only.advance(fitting[0])
+    only.advance(fitting[0])
+    assert not only.allowed().any()
+    assert not only.is_complete
+
+
+def test_what_the_tokens_cannot_spell_ends_its_request_alone():
+    """At once where they begin no such text; later, as no text that they do begin can end."""
+    few = Grammars(tokenizers.Characters('abc \n'))
+    with pytest.raises(errors.UserError, match='no token of the model begins a text'):
+        few.regex('x')
+    matcher = few.regex('a(b|c)x?z')
+    task, params = task_and_params(positions='learned')
+    own = Engine(*weights.packed(task.model, params), slots=2, length=16, widths=[8])
+    # Ids of another tokenizer, all of which this model has.
+    stuck = own.submit([1, 2], Settings(9, Sampling(0), matcher=matcher))
+    beside = own.submit([97, 98], Settings(9, Sampling(0)))
+    events = []
+    while own.num_waiting + own.num_active:
+        events += own.step()
+    assert {event.request: event.finish for event in events} == {
+        stuck: 'unmatched', beside: 'length'
+    }  # fmt: skip
+    assert len(stuck.new_tokens) == 2
+    assert len(beside.new_tokens) == 9
 
 
 def test_mistakes(monkeypatch):
@@ -87,6 +112,8 @@ def test_mistakes(monkeypatch):
         grammars().json_schema('[]')
     with pytest.raises(errors.UserError, match='JSON schema cannot be matched'):
         grammars().json_schema({'type': 'number', 'not': {'const': 3}})
+    with pytest.raises(errors.UserError, match='JSON schema cannot be matched: Value is not'):
+        grammars().json_schema({'type': 'integer', 'minimum': 10**400})
     with pytest.raises(errors.UserError, match='expression cannot be matched'):
         grammars().regex('(a')
     monkeypatch.setitem(sys.modules, 'llguidance', None)

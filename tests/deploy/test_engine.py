@@ -16,7 +16,7 @@ from bigmodels.deploy.requests import Settings
 from bigmodels.deploy.runner import QueueFull, Runner
 from bigmodels.deploy.sampling import Sampling
 from bigmodels.models import transformer
-from tests.deploy.test_generate import make_params, make_task
+from tests.deploy.test_generate import forward, make_params, make_task
 
 GREEDY = Sampling(temperature=0)
 LENGTH, WIDTHS = 24, (4, 8)
@@ -101,6 +101,37 @@ def test_each_request_is_sampled_by_its_own_settings_and_seed():
     assert shuffled == [expected[i] for i in order]
 
 
+def distribution(tokens):
+    """Log probabilities of what follows, by the whole model again: float64 [V]."""
+    model, params = model_and_params()
+    padded = np.pad(tokens, (0, LENGTH - len(tokens)))[None]
+    logits = forward(model)(params, padded)[0, len(tokens) - 1]
+    return np.float64(jax.nn.log_softmax(logits))
+
+
+def test_alternatives_are_the_most_probable_tokens_and_change_none():
+    """Whatever was drawn, by the logits as they are; for those who ask, beside others."""
+    settings = [
+        Settings(3, GREEDY, alternatives=3),
+        Settings(3, Sampling(2.0, top_k=2), seed=5, alternatives=20),
+        Settings(3, GREEDY),
+    ]
+    requests = [engine().submit(*pair) for pair in zip(PROMPTS, settings, strict=False)]
+    found = {request: [] for request in requests}
+    while engine().num_waiting + engine().num_active:
+        for event in engine().step():
+            found[event.request].append(event)
+    for request, prompt, asked in zip(requests, PROMPTS, settings, strict=False):
+        assert request.new_tokens == alone(prompt, 3, asked.sampling, asked.seed)[0]
+        for i, event in enumerate(found[request]):
+            assert len(event.alternatives) == asked.alternatives
+            log_probs = distribution((*prompt, *request.new_tokens[:i]))
+            best = np.sort(log_probs)[::-1][: asked.alternatives]
+            np.testing.assert_allclose([p for _, p in event.alternatives], best, atol=1e-4)
+            for token, log_prob in event.alternatives:
+                assert log_prob == pytest.approx(log_probs[token], abs=1e-4)
+
+
 def test_nothing_is_compiled_under_load():
     compiled = []
 
@@ -112,7 +143,8 @@ def test_nothing_is_compiled_under_load():
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         for sampling in (GREEDY, Sampling(1.3, top_k=4), Sampling(1.0, presence_penalty=1.0)):
-            answers(first, PROMPTS, [Settings(count, sampling) for count in COUNTS])
+            settings = [Settings(count, sampling, alternatives=count - 1) for count in COUNTS]
+            answers(first, PROMPTS, settings)
         cancelled = first.submit(PROMPTS[2], Settings(6))
         first.step()
         first.cancel(cancelled)
@@ -208,7 +240,7 @@ def test_a_mesh_gives_what_one_device_gives():
         specs,
     )
     own = Engine(*weights.packed(task.model, placed), slots=3, length=LENGTH, widths=[8], mesh=mesh)
-    [layer, *_] = own._cache
+    [layer, *_] = own._programs.cache
     assert layer['key'].addressable_shards[0].data.shape == (3, 1, LENGTH, 8)
     given = answers(own, PROMPTS, [Settings(count, GREEDY) for count in COUNTS])
     assert given == [alone(*pair)[0] for pair in zip(PROMPTS, COUNTS, strict=True)]
@@ -225,10 +257,14 @@ def test_mistakes():
     for settings, message in (
         (dict(max_new_tokens=0), 'max_new_tokens = 0'),
         (dict(seed=-1), 'seed = -1'),
+        (dict(alternatives=21), 'alternatives = 21 must be from 0 to 20'),
+        (dict(adapter=-1), 'adapter = -1'),
         (dict(stops=[[1], []]), 'stop sequence is empty'),
     ):
         with pytest.raises(errors.UserError, match=message):
             Settings(**settings)
+    with pytest.raises(errors.UserError, match='adapter = 1 must be under 1'):
+        engine().submit([97], Settings(5, adapter=1))
     model, params = model_and_params()
     for options, message in (
         (dict(length=64), 'length = 64 must be from 1 to 32'),

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from bigmodels import config, errors, experiment, runs, train, trees
-from bigmodels.deploy import export
+from bigmodels.deploy import export, onnx_export
 from tests import commands
 
 # What a user without this package types; the batch and what is expected are in files.
@@ -76,17 +76,8 @@ def test_a_classifier_with_its_preprocessing(digits_run, tmp_path):
     assert (tmp_path / 'to' / 'preprocessing').is_dir()
 
 
-@pytest.mark.parametrize(
-    ('spec', 'shape'),
-    [
-        ('mnist_lenet', (28, 28)),
-        ('cifar10_resnet', (16, 16, 3)),
-        ('cifar10_vit', (16, 16, 3)),
-        ('sst2_lstm', None),
-    ],
-)
-def test_families_take_batches_of_any_size(spec, shape, monkeypatch):
-    """Without a trained run: what an untrained model gives, by the artefact and by itself."""
+def untrained(spec, shape):
+    """A run of a config that has learnt nothing, without a directory; shape: of an image."""
     settings = experiment.from_config(config.load(f'{commands.ROOT}/configs/{spec}.py:tiny'))
     task = experiment.make_task(settings)
     if shape:
@@ -102,6 +93,21 @@ def test_families_take_batches_of_any_size(spec, shape, monkeypatch):
     run = types.SimpleNamespace(
         workdir=None, task=task, model=task.model, params=params, model_state=model_state
     )
+    return run, shapes
+
+
+@pytest.mark.parametrize(
+    ('spec', 'shape'),
+    [
+        ('mnist_lenet', (28, 28)),
+        ('cifar10_resnet', (16, 16, 3)),
+        ('cifar10_vit', (16, 16, 3)),
+        ('sst2_lstm', None),
+    ],
+)
+def test_families_take_batches_of_any_size(spec, shape, monkeypatch):
+    """Without a trained run: what an untrained model gives, by the artefact and by itself."""
+    run, shapes = untrained(spec, shape)
     monkeypatch.setattr(export.rundir, 'batch_shapes', lambda workdir, size: shapes)
     program = export.exported_program(run)
     rng = np.random.default_rng(0)
@@ -111,9 +117,54 @@ def test_families_take_batches_of_any_size(spec, shape, monkeypatch):
         else np.ones((3, 7), one.dtype)
         for name, one in export.input_shapes(run).items()
     }
-    expected = task.predict(params, model_state, three)
+    expected = run.task.predict(run.params, run.model_state, three)
     found = program.call(export.variables_of(run), three)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_library_of_onnx_may_be_missing(digits_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'jax2onnx', None)
+    with pytest.raises(errors.UserError, match='pip install --no-deps jax2onnx'):
+        export.export(digits_run, 'onnx', tmp_path / 'to')
+    assert not (tmp_path / 'to').exists()
+
+
+@pytest.mark.parametrize(
+    ('spec', 'shape'),
+    [('digits_mlp', (8, 8)), ('mnist_lenet', (28, 28)), ('transformer', None)],
+)
+@pytest.mark.slow  # the library takes long to be imported
+def test_onnx_of_any_batch_gives_what_the_run_gives(spec, shape, monkeypatch, tmp_path):
+    for library in ('jax2onnx', 'onnxruntime'):
+        pytest.importorskip(library, reason=f'needs {library}: see deploy/onnx_export.py')
+    run, shapes = untrained(spec, shape)
+    monkeypatch.setattr(export.rundir, 'batch_shapes', lambda workdir, size: shapes)
+    described, files = export.FORMATS['onnx'](run, 0, 0 if shape else 24)
+    files[export.ONNX](tmp_path / export.ONNX)
+    session = sys.modules['onnxruntime'].InferenceSession(tmp_path / export.ONNX)
+    rng = np.random.default_rng(1)
+    for count in (1, 5):
+        inputs = (
+            rng.normal(size=(count, *shape)).astype(np.float32)
+            if shape
+            else rng.integers(0, 256, (count, 24)).astype(np.int32)
+        )
+        [found] = session.run(None, {'inputs': inputs})
+        wanted = run.task.predict(run.params, run.model_state, {'inputs': inputs})
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    assert list(described['inputs']) == ['inputs']
+    assert described['outputs']['answer'].startswith('float32[b,')
+
+
+def test_what_cannot_be_converted_is_told(monkeypatch):
+    pytest.importorskip('jax2onnx', reason='needs jax2onnx: see deploy/onnx_export.py')
+    shapes = {'x': jax.ShapeDtypeStruct((3,), 'float32')}
+    both = lambda batch: jax.lax.platform_dependent(batch['x'], cpu=jnp.sin, default=jnp.cos)
+    with pytest.raises(errors.UserError, match='cannot convert this program, NotImpl.*platform'):
+        onnx_export.converted(both, shapes)
+    monkeypatch.setattr(onnx_export, 'TOLERANCE', -1.0)
+    with pytest.raises(errors.UserError, match='another program of this one: answer differs'):
+        onnx_export.converted(lambda batch: batch['x'] * 2, shapes)
 
 
 def test_tensors_are_those_of_the_run(digits_run, tmp_path):

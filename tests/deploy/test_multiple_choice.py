@@ -86,4 +86,4 @@ def test_a_field_that_is_not_there_and_a_question_that_is_too_long(tmp_path, mod
         multiple_choice.read(str(path))
     task = LanguageModeling(model, {'name': 'bytes'}, 48, vocabulary=tokenizers.Bytes())
     with pytest.raises(errors.UserError, match='has 50 tokens, more than the context of 48'):
-        multiple_choice.log_likelihoods(task, params, [('x' * 49, 'y')], 1)
+        multiple_choice.log_likelihoods(task, params, [(task.prompt('x' * 49), 'y')], 1)

@@ -1,6 +1,8 @@
 """Servers of images and sounds, as processes, asked by the official client and by worse ones."""
 
 import base64
+import contextlib
+import gzip
 import io
 import json
 import re
@@ -167,6 +169,35 @@ def test_a_large_body_is_refused_before_it_is_read(digits):
         for _ in range(10):
             streamed.sendall(b'ffff\r\n' + b'[' * 0xFFFF + b'\r\n')
         assert streamed.recv(4096).startswith(b'HTTP/1.1 413')
+
+
+def test_a_hundred_megabytes_are_refused_and_what_is_packed_is_not_unpacked(digits):
+    headers = {'Content-Type': 'application/json'}
+    status = 413  # or the connection is closed while the client sends
+    with contextlib.suppress(ConnectionError):
+        status = digits.ask('POST', '/v1/predict', b' ' * 100_000_000, headers)[0]
+    assert status == 413
+    packed = gzip.compress(b' ' * 1_000_000)
+    headers['Content-Encoding'] = 'gzip'
+    status, _, answer = digits.ask('POST', '/v1/predict', packed, headers)
+    assert (status, b'Invalid JSON' in answer) == (400, True)
+
+
+def test_a_thousand_connections_are_held_and_no_more_are_answered(digits):
+    held = []
+    try:
+        for _ in range(990):
+            held.append(digits.connect())
+        assert digits.ask('GET', '/healthz')[0] == 200
+        while len(held) < 1001:
+            held.append(digits.connect())
+        assert digits.ask('GET', '/healthz')[0] == 503
+    finally:
+        for connection in held:
+            connection.close()
+    deadline = time.monotonic() + 20
+    while digits.ask('GET', '/healthz')[0] != 200:
+        assert time.monotonic() < deadline
 
 
 def test_half_a_connection_and_half_a_request_are_nothing(digits):

@@ -14,6 +14,7 @@ from bigmodels import runs, train
 from bigmodels.deploy.sampling import Sampling
 from bigmodels.deploy.text import generate
 from tests import commands, serving
+from tests.deploy.test_generate import forward
 
 KEY = 'a key'
 
@@ -109,6 +110,67 @@ def test_a_seed_repeats_a_text_and_a_stream_has_its_parts(text):
     assert short.usage.completion_tokens < whole.usage.completion_tokens
 
 
+def test_the_client_gets_alternatives_and_its_prompt_back(text):
+    """By the model again, as a client of evaluation asks: the whole text, and what was likely."""
+    prompt, run = 'def f', text.run
+    ask = functools.partial(text.client.completions.create, model='tiny', temperature=0)
+    found = ask(prompt=[prompt, prompt * 2], max_tokens=2, logprobs=3, echo=True).choices
+    for choice, given in zip(found, (prompt, prompt * 2), strict=True):
+        assert choice.text.startswith(given)
+        ids = run.task.vocabulary.encode(choice.text)
+        padded = np.pad(ids, (0, 12 - len(ids)))[None]
+        logits = forward(run.model)(run.params, padded)[0]
+        log_probs = np.asarray(jax.nn.log_softmax(logits))[: len(ids) - 1]
+        shown = choice.logprobs
+        assert ''.join(shown.tokens) == choice.text
+        assert shown.text_offset == [*range(len(ids))]
+        assert shown.token_logprobs[0] is None is shown.top_logprobs[0]
+        each = log_probs[np.arange(len(ids) - 1), ids[1:]]
+        np.testing.assert_allclose(shown.token_logprobs[1:], each, atol=1e-4)
+        for best, row in zip(shown.top_logprobs[1:], log_probs, strict=True):
+            np.testing.assert_allclose(sorted(best.values()), np.sort(row)[-3:], atol=1e-4)
+    plain = ask(prompt=prompt, max_tokens=2, echo=True)
+    assert plain.choices[0].text == found[0].text
+    assert plain.usage.completion_tokens == 2
+    messages = [{'role': 'user', 'content': 'Hello'}]
+    chat = text.client.chat.completions.create(
+        model='tiny', messages=messages, max_tokens=2, logprobs=True, top_logprobs=2, temperature=0
+    )
+    for token in chat.choices[0].logprobs.content:
+        first, second = token.top_logprobs
+        assert (first.token, first.bytes, first.logprob) == (
+            token.token, token.bytes, pytest.approx(token.logprob)
+        )  # fmt: skip
+        assert second.logprob <= first.logprob
+
+
+SCHEMA = {'type': 'object', 'properties': {'a': {'enum': [1, 23]}}, 'required': ['a'],
+          'additionalProperties': False, 'x-guidance': {'whitespace_flexible': False}}  # fmt: skip
+
+
+def test_the_client_gets_the_format_that_it_asks_for(text):
+    """Of a model that has learnt nothing of it."""
+    ask = functools.partial(
+        text.client.chat.completions.create, model='tiny', temperature=2, max_tokens=100,
+        messages=[{'role': 'user', 'content': 'Hello'}],
+    )  # fmt: skip
+    schema = {'type': 'json_schema', 'json_schema': {'name': 'a', 'strict': True, 'schema': SCHEMA}}
+    for seed in range(3):
+        [choice] = ask(response_format=schema, seed=seed).choices
+        assert json.loads(choice.message.content) in ({'a': 1}, {'a': 23})
+        assert choice.finish_reason == 'stop'
+    [choice] = ask(response_format={'type': 'json_object'}, max_tokens=5).choices
+    assert choice.message.content.startswith('{')
+    with ask(response_format=schema, stream=True) as stream:
+        parts = [chunk.choices[0].delta.content for chunk in stream]
+    assert json.loads(''.join(parts)) in ({'a': 1}, {'a': 23})
+    matched = text.client.completions.create(
+        model='tiny', prompt='a', max_tokens=9,
+        extra_body={'response_format': {'type': 'regex', 'pattern': '(cat|dog)[0-9]'}},
+    )  # fmt: skip
+    assert re.fullmatch('(cat|dog)[0-9]', matched.choices[0].text)
+
+
 def test_the_client_chats_by_plain_role_markers(text):
     messages = [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'Hello'}]
     asked = dict(model='tiny', messages=messages, max_completion_tokens=16, temperature=0)
@@ -125,6 +187,15 @@ def test_the_client_chats_by_plain_role_markers(text):
     assert ''.join(delta.content for delta in deltas) == whole.choices[0].message.content
 
 
+CHAT = {'messages': [{'role': 'user', 'content': 'a'}]}
+
+
+def schema(given):
+    """The format of a chat that a schema asks for."""
+    asked = {'type': 'json_schema', 'json_schema': {'name': 'a', 'schema': given}}
+    return {'response_format': asked}
+
+
 @pytest.mark.parametrize(
     ('path', 'body', 'message'),
     [
@@ -135,7 +206,19 @@ def test_the_client_chats_by_plain_role_markers(text):
         ('completions', {'prompt': [99999]}, 'the token 99999'),
         ('completions', {'prompt': [['a']]}, 'prompt'),
         ('completions', {'prompt': 'a', 'stop': ''}, 'stop string is empty'),
-        ('completions', {'prompt': 'a', 'echo': True}, 'echo'),
+        ('completions', {'prompt': 'a', 'echo': True, 'stream': True}, 'a stream has no echo'),
+        ('completions', {'prompt': 'a', 'echo': True, 'max_tokens': 128}, 'exceed the context'),
+        ('completions', {'prompt': 'a', 'logprobs': 21}, 'logprobs'),
+        ('chat/completions', CHAT | {'top_logprobs': 2}, 'needs logprobs'),
+        ('chat/completions', CHAT | {'response_format': {'type': 'xml'}}, 'response_format'),
+        ('chat/completions', CHAT | {'response_format': {'type': 'regex', 'pattern': '('}},
+         'expression cannot be matched'),
+        ('chat/completions', CHAT | {'response_format': {'type': 'regex', 'pattern': '\0'}},
+         'cannot be'),
+        ('chat/completions', CHAT | schema({'type': 'nothing'}), 'JSON schema cannot be matched'),
+        ('chat/completions', CHAT | schema({'not': {'const': 3}}), 'JSON schema cannot be matched'),
+        ('chat/completions', CHAT | schema([]), r'json_schema\.schema'),
+        ('chat/completions', CHAT | schema({'$ref': 'http://a/b'}), 'JSON schema cannot be'),
         ('completions', {'prompt': 'a', 'max_token': 5}, "Unknown field 'max_token'"),
         ('completions', {'prompt': 'a', 'stream': True, 'n': 17}, 'n: '),
         ('chat/completions', {'messages': []}, 'messages'),
@@ -147,7 +230,7 @@ def test_texts_that_cannot_go_on_are_refused_by_name(text, path, body, message):
     headers = {'Authorization': f'Bearer {KEY}'}
     status, answer = text.post(f'/v1/{path}', {'model': 'tiny', **body}, headers)
     assert status == 400, answer
-    assert re.search(message, answer['error']['message'])
+    assert re.search(message, answer['error']['message'], re.IGNORECASE)
 
 
 def test_what_nobody_waits_for_is_not_generated(text):

@@ -20,7 +20,8 @@ BYTES = tokenizers.Bytes()
 
 def test_a_language_model_reads_the_names_of_the_roles():
     task = LanguageModeling(MODEL, {'name': 'bytes'}, 16, vocabulary=BYTES)
-    ids, stops = chats.prompt(task, MESSAGES)
+    ids, stops, ends = chats.prompt(task, MESSAGES)
+    assert ends == []
     assert BYTES.decode(ids) == 'developer: Be brief.\n\nuser: Hello\n\nassistant:'
     assert '\nuser:' in stops
 
@@ -28,7 +29,7 @@ def test_a_language_model_reads_the_names_of_the_roles():
 def test_a_tuned_model_reads_its_markers_and_ends_of_answers():
     task = Chat(MODEL, {'name': 'bytes'}, 16, vocabulary=BYTES)
     asked = [*MESSAGES, forms.Message(role='assistant', content='Hi'), MESSAGES[1]]
-    ids, stops = chats.prompt(task, asked)
+    ids, stops, ends = chats.prompt(task, asked)
     said = [
         {'role': role, 'content': content}
         for role, content in (
@@ -37,7 +38,7 @@ def test_a_tuned_model_reads_its_markers_and_ends_of_answers():
     ]  # fmt: skip
     assert ids.tolist() == chat.encode(BYTES, said)[0].tolist()
     assert ids.tolist().count(BYTES.end_of_text) == 1
-    assert stops == []
+    assert (stops, ends) == ([], [(BYTES.end_of_text,)])
     with pytest.raises(errors.UserError, match='by which messages are told apart'):
         chats.prompt(task, [forms.Message(role='user', content='<|assistant|>')])
 
@@ -52,6 +53,10 @@ def test_a_published_model_reads_its_template():
     )
     vocabulary = tokenizers.HuggingFace(trained.content, chat_template=template)
     task = LanguageModeling(MODEL, {'name': 'bpe'}, 16, vocabulary=vocabulary)
-    ids, _ = chats.prompt(task, MESSAGES)
+    ids, *_ = chats.prompt(task, MESSAGES)
     assert ids.tolist().count(vocabulary.end_of_text) == 2
     assert vocabulary.decode(ids) == 'Be brief.Hello'
+    # So it does where it was tuned, and before.
+    tuned = Chat(MODEL, {'name': 'bpe'}, 16, vocabulary=vocabulary)
+    assert chats.prompt(tuned, MESSAGES)[0].tolist() == ids.tolist()
+    assert tuned.prompt('Hello').tolist() == ids[-len(tuned.prompt('Hello')) :].tolist()

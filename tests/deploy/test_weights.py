@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigmodels import errors, trees
+from bigmodels import adapters, errors, trees
 from bigmodels.deploy import decoding, weights
 from bigmodels.deploy.sampling import Sampling
 from bigmodels.deploy.text import generate_text
@@ -108,3 +108,22 @@ def test_a_token_reads_kernels_as_they_are_kept(kept, batch):
     # The new slots of keys and values in two layers, in place.
     assert len(written) == 4
     assert all('scatter' in name or 'dynamic-update' in name for name in written), written
+
+
+@pytest.mark.parametrize('kept', ['float32', 'int8'])
+def test_adapters_beside_a_packed_base_compute_what_they_do_merged(kept):
+    """A base that was quantised for training stays as it was; each row has its own adapter."""
+    model, params = make(scan_layers=True)
+    settings = adapters.Settings(rank=2, weights=kept)
+    several = []
+    for seed in (1, 2):
+        trained, frozen = adapters.split(settings, params, jax.random.key(seed))
+        trained = jax.tree.map(lambda leaf: leaf + 0.1, trained)
+        several.append(adapters.joined(settings, trained, frozen))
+    decoding_model, packed = weights.packed_together(model, several)
+    rows = adapters.by_row(packed, jnp.array([1, 0]))
+    assert packed['layers_0']['mlp']['up']['kernel'].kernel.values.dtype == kept
+    expected = [logits(*weights.packed(model, one)) for one in several]
+    np.testing.assert_allclose(
+        logits(decoding_model, rows), [expected[1][0], expected[0][1]], rtol=1e-4, atol=1e-4
+    )

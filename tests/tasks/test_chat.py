@@ -1,6 +1,7 @@
 """Supervised fine-tuning: the loss of answers alone, what is answered, runs with adapters."""
 
 import argparse
+import dataclasses
 import json
 import shutil
 
@@ -24,16 +25,21 @@ from bigmodels import train as train_lib
 from bigmodels.adapters import __main__ as command
 from bigmodels.adapters import peft
 from bigmodels.checkpoint import values
-from bigmodels.data import pipeline, tokenizers
+from bigmodels.data import chat, pipeline, tokenizers
 from bigmodels.data.sources.chat_sources import Chats
 from bigmodels.deploy import multiple_choice
 from bigmodels.deploy.sampling import Sampling
 from bigmodels.deploy.text import generate_text
 from bigmodels.models.transformer import Transformer
 from bigmodels.tasks.chat import Chat
-from tests import commands
+from tests import commands, serving
+from tests.data import test_conversations
 
 L = 80
+MARKED = (
+    "{% for m in messages %}{{ m.role }} {% if m.role == 'assistant' %}{% generation %}"
+    '{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}'
+)
 
 
 def write(directory, count=24):
@@ -118,6 +124,24 @@ def test_scores_are_of_greedy_answers_to_the_first_questions(source, params):
     assert not np.asarray(jax.jit(task.outcomes)(params, {}, later)['answers']).any()
 
 
+def test_a_base_with_a_chat_template_is_tuned_in_its_own_words(tmp_path):
+    vocabulary = test_conversations.published()
+    task = dataclasses.replace(make(), vocabulary=vocabulary)
+    messages = test_conversations.PLAIN
+    example = task.preprocess({'messages': messages})
+    before = chat.prompt(vocabulary, messages[:-1])
+    assert example['inputs'][: example['prompt_length']].tolist() == before.tolist()
+    learnt = example['targets'][example['weights'] > 0]
+    assert test_conversations.spelt(vocabulary, learnt) == '1.<|im_end|>2.<|im_end|>'
+    assert task.end == learnt[-1]
+    assert task._text(learnt) == '1.2.'
+    # What was cut into rows by another template is not taken for this one's.
+    path = test_conversations.write(tmp_path / 'a.jsonl', {'messages': messages})
+    other = dataclasses.replace(task, vocabulary=test_conversations.published(MARKED))
+    rows = [t.examples(Chats(path), tmp_path, True)[0]['weights'].sum() for t in (task, other)]
+    assert rows == [len(learnt), len(learnt) - 2]
+
+
 def test_what_does_not_fit_is_told(source, tmp_path):
     with pytest.raises(errors.UserError, match=r'Record 0 .*has 3\d tokens, more than .* = 16'):
         make(sequence_length=16).examples(source, tmp_path, train=True)
@@ -183,6 +207,24 @@ def test_a_run_with_adapters_saves_its_base_once(tuned):
     base.write_bytes(data)
     with pytest.raises(errors.UserError, match='frozen: the checksum of .* does not agree'):
         runs.open_run(directory / 'copy')
+
+
+@pytest.mark.slow
+def test_runs_of_one_base_are_served_together_by_the_command(tuned, tmp_path):
+    """Here one run twice, by two names."""
+    directory, _ = tuned
+    run = runs.open_run(directory / 'run')
+    greedy = Sampling(temperature=0.0)
+    [alone] = generate_text(run.task, run.params, [run.task.prompt('1+1?')], 6, greedy, seed=0)
+    twin = f'--adapter=twin={run.workdir}'
+    with serving.served(run.workdir, tmp_path / 'log', twin, '--name=one') as server:
+        for name in ('one', 'twin'):
+            asked = {'model': name, 'messages': [{'role': 'user', 'content': '1+1?'}]}
+            status, answer = server.post(
+                '/v1/chat/completions', asked | {'temperature': 0, 'max_tokens': 6}
+            )
+            assert status == 200, answer
+            assert answer['choices'][0]['message']['content'] == alone
 
 
 def test_a_resumed_run_with_adapters_is_the_same(tuned, sums, tmp_path):

@@ -8,7 +8,9 @@ batching     examples of many requests together, by the one thread that owns the
 answering    predictions, embeddings and transcriptions
 texts        tokens that come one by one -> the text that is certain
 generation   the streams of tokens of an engine
+scoring      how probable the tokens of prompts are
 completions  those as completions and chats
+choices      what an answer has of each, in the OpenAI API's shape
 chats        messages of a chat -> the tokens that the model goes on from
 limits       who may ask, how much, how many at once and for how long
 telemetry    request ids, logs, metrics, and every failure as an answer

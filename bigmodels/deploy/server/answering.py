@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -132,7 +132,7 @@ class Answering:
             asked = forms.Transcription.model_validate(texts)
         except pydantic.ValidationError as error:
             raise of_validation(error) from error
-        check_model(asked.model, self._name)
+        check_model(asked.model, [self._name])
         if len(files) != 1 or not isinstance(form.get('file'), UploadFile):
             raise Failure(400, "The form needs one file, the part 'file'.", param='file')
         [data] = files.values()
@@ -163,7 +163,7 @@ class Embedding:
     async def embed(self, request: Request) -> Response:
         """A vector for each text, as numbers or as float32 in base64."""
         asked = await parsed(request, forms.Embeddings)
-        check_model(asked.model, self._name)
+        check_model(asked.model, [self._name])
         vocabulary = self._task.vocabulary
         texts = await asyncio.to_thread(as_token_ids, asked.input, vocabulary, 'input')
         examples = [self._task.text_example(ids) for ids in texts]
@@ -224,11 +224,12 @@ def as_token_ids(
     return found
 
 
-def check_model(asked: str, name: str) -> None:
+def check_model(asked: str, names: Collection[str]) -> None:
     """Raises Failure for a model that is not served here."""
-    if asked != name:
+    if asked not in names:
+        served = ', '.join(map(repr, names))
         raise Failure(
-            404, f'There is no model {asked!r} here, but {name!r}.', param='model',
+            404, f'There is no model {asked!r} here, but {served}.', param='model',
             code='model_not_found',
         )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -19,7 +19,10 @@ from bigmodels.deploy.server.description import Endpoint, describe
 from bigmodels.deploy.server.failures import Failure
 from bigmodels.deploy.server.generation import Generation, generates
 from bigmodels.deploy.server.limits import Admission, Limits
+from bigmodels.deploy.server.scoring import Scoring
 from bigmodels.tasks.transcription import Transcription
+
+COMPLETIONS = '/v1/completions', '/v1/chat/completions'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,17 +59,31 @@ class Server:
       is_ready: whether everything is compiled and requests are answered.
     """
 
-    def __init__(self, run: runs.Run, settings: Settings, limits: Limits, api_key: str | None):
+    def __init__(
+        self,
+        run: runs.Run,
+        settings: Settings,
+        limits: Limits,
+        api_key: str | None,
+        adapted: Mapping[str, runs.Run] = {},
+    ):
+        """Compiles nothing yet; `warm` does.
+
+        Args:
+          adapted: further runs by name, which differ in their adapters alone from `run`, see
+            `common_base.of_one_base`.
+        """
         self.run, self._settings = run, settings
+        self._runs = {settings.name: run, **adapted}
         self.is_ready = False
         metrics = self._metrics = telemetry.Metrics()
         self._batcher = Batcher(settings.batch_size, settings.batch_wait, metrics.batches.observe)
         self._generation: Generation | None = None
         self._warm: list[Callable[[], None]] = []
         self._endpoints = self._offered()
-        self._model = self._described_model()
+        self._models = [self._described(name, run) for name, run in self._runs.items()]
         served = [*self._endpoints, *self._common()]
-        self._document = describe(served, settings.name, api_key is not None)
+        self._document = describe(served, list(self._runs), api_key is not None)
         own = [
             Route('/', page.answer),
             Route('/healthz', self._health),
@@ -121,25 +138,26 @@ class Server:
     def _completions(self) -> list[Endpoint]:
         settings = self._settings
         self._generation = Generation(
-            self.run, settings.batch_size, settings.waiting, settings.weights
+            self._runs, settings.batch_size, settings.waiting, settings.weights
         )
-        self._warm.append(self._generation.warm)
-        asked = Completions(self._generation, self.run.task, settings.name, self._metrics)
+        scoring = Scoring(self._generation, self._batcher)
+        self._warm += [self._generation.warm, scoring.warm]
+        asked = Completions(self._generation, scoring, self._metrics)
         returns = 'application/json', 'text/event-stream'
         return [
             Endpoint(
-                '/v1/completions', 'POST', 'Texts that go on.', asked.complete,
+                COMPLETIONS[0], 'POST', 'Texts that go on.', asked.complete,
                 form=forms.Completion, returns=returns,
             ),
             Endpoint(
-                '/v1/chat/completions', 'POST', 'The next message of a chat.', asked.chat,
+                COMPLETIONS[1], 'POST', 'The next message of a chat.', asked.chat,
                 form=forms.Chat, returns=returns,
             ),
         ]  # fmt: skip
 
     def _common(self) -> Sequence[Endpoint]:
         return (
-            Endpoint('/v1/models', 'GET', 'The model that is served.', self._models),
+            Endpoint('/v1/models', 'GET', 'The models that are served.', self._all_models),
             Endpoint('/v1/models/{model}', 'GET', 'The same of one.', self._one_model),
         )
 
@@ -193,18 +211,19 @@ class Server:
     async def _description(self, request: Request) -> Response:
         return JSONResponse(self._document)
 
-    async def _models(self, request: Request) -> Response:
-        return JSONResponse({'object': 'list', 'data': [self._model]})
+    async def _all_models(self, request: Request) -> Response:
+        return JSONResponse({'object': 'list', 'data': self._models})
 
     async def _one_model(self, request: Request) -> Response:
-        check_model(request.path_params['model'], self._settings.name)
-        return JSONResponse(self._model)
+        name = request.path_params['model']
+        check_model(name, self._runs)
+        return JSONResponse(next(model for model in self._models if model['id'] == name))
 
-    def _described_model(self) -> dict[str, Any]:
+    def _described(self, name: str, run: runs.Run) -> dict[str, Any]:
         """As the OpenAI API lists models; what the page shows of it, in addition."""
-        run, task = self.run, self.run.task
+        task = run.task
         return {
-            'id': self._settings.name,
+            'id': name,
             'object': 'model',
             'created': int((run.workdir / rundir.CONFIG).stat().st_mtime),
             'owned_by': 'bigmodels',
@@ -213,5 +232,9 @@ class Server:
             'parameters': trees.count(run.params),
             'facts': task.facts(),
             'fields': dict(getattr(task, 'record_fields', {})),
-            'endpoints': [endpoint.path for endpoint in self._endpoints],
+            'endpoints': [
+                endpoint.path
+                for endpoint in self._endpoints
+                if run is self.run or endpoint.path in COMPLETIONS
+            ],
         }

@@ -12,26 +12,25 @@ from bigmodels.tasks.chat import Chat
 ROLES = ('system', 'developer', 'user', 'assistant')
 
 
-def prompt(task: Any, messages: Sequence[forms.Message]) -> tuple[np.ndarray, list[str]]:
-    """(ids int32 [L], stop strings that no answer goes beyond), in the format the model knows.
+def prompt(
+    task: Any, messages: Sequence[forms.Message]
+) -> tuple[np.ndarray, list[str], list[tuple[int]]]:
+    """(ids int32 [L]; stop strings and tokens that no answer goes beyond), as the model has it.
 
-    Those are the markers of `data.chat` where it was tuned with them, the chat template of its
-    tokenizer, and else the plain names of the roles, as a text that it may go on with.
+    It knows the format of `data.chat` where it was tuned with it, or has a chat template; else the
+    plain names of the roles are a text that it may go on with.
 
     Raises:
       UserError: for messages that the format refuses.
     """
     vocabulary = task.vocabulary
-    said = [{'role': message.role, 'content': _content(message)} for message in messages]
-    if isinstance(task, Chat):
+    if isinstance(task, Chat) or getattr(vocabulary, 'chat_template', None) is not None:
         roles = {'developer': 'system'}  # as the newer models of the API call it
-        said = [{**one, 'role': roles.get(one['role'], one['role'])} for one in said]
-        return chat.encode(vocabulary, said)[0], []
-    template = getattr(vocabulary, 'chat_template', None)
-    if template is not None:
-        return vocabulary.encode_chat(template.render(said, add_generation_prompt=True)), []
-    turns = [f'{one["role"]}: {one["content"]}\n\n' for one in said]
-    return vocabulary.encode(''.join([*turns, 'assistant:'])), [f'\n{role}:' for role in ROLES]
+        said = [{'role': roles.get(m.role, m.role), 'content': _content(m)} for m in messages]
+        return chat.prompt(vocabulary, said), [], [(chat.end_of_answer(vocabulary),)]
+    turns = [f'{message.role}: {_content(message)}\n\n' for message in messages]
+    ids = vocabulary.encode(''.join([*turns, 'assistant:']))
+    return ids, [f'\n{role}:' for role in ROLES], []
 
 
 def _content(message: forms.Message) -> str:

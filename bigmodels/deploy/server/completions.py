@@ -6,54 +6,93 @@ import json
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from bigmodels import errors
+from bigmodels.deploy.requests import Matcher, Settings
 from bigmodels.deploy.sampling import Sampling
 from bigmodels.deploy.server import chats, forms
 from bigmodels.deploy.server.answering import as_token_ids, check_model, parsed
+from bigmodels.deploy.server.choices import Choice, Choices
+from bigmodels.deploy.server.failures import Failure
 from bigmodels.deploy.server.generation import Generation, Piece, Stream
+from bigmodels.deploy.server.scoring import Scoring
 from bigmodels.deploy.server.telemetry import Metrics
 
 
 class Completions:
-    """The endpoints of a run that continues texts."""
+    """The endpoints of runs that continue texts, by the names of their models."""
 
-    def __init__(self, generation: Generation, task: Any, name: str, metrics: Metrics):
-        self._generation, self._task, self._name = generation, task, name
-        self._metrics = metrics
+    def __init__(self, generation: Generation, scoring: Scoring, metrics: Metrics):
+        self._generation, self._scoring, self._metrics = generation, scoring, metrics
+        self._choices = Choices(generation.spelling)
 
     async def complete(self, request: Request) -> Response:
         """Continuations of prompts, `n` of each."""
         asked = await parsed(request, forms.Completion)
-        check_model(asked.model, self._name)
-        end = [self._task.vocabulary.end_of_text]  # before a document that an empty prompt begins
+        task = self._task(asked.model)
+        end = [task.vocabulary.end_of_text]  # before a document that an empty prompt begins
         prompts = await asyncio.to_thread(
-            as_token_ids, asked.prompt, self._task.vocabulary, 'prompt', empty=end
+            as_token_ids, asked.prompt, task.vocabulary, 'prompt', empty=end
         )
-        streams = self._submit(asked, prompts, asked.max_tokens, _stops(asked))
-        answer = _Answer('text_completion', 'cmpl', self._name, _text_choice(self._generation))
-        return await self._respond(asked, answer, prompts, streams, asked.logprobs is not None)
+        echoed = None
+        if asked.echo and asked.stream:
+            raise Failure(400, 'A stream has no echo: leave one of them out.', param='echo')
+        if asked.echo:
+            self._check_room(prompts, asked.max_tokens)
+            echoed = await self._scoring.pieces(prompts, asked.model, asked.logprobs)
+        streams = await self._submit(
+            asked, prompts, asked.max_tokens, _stops(asked), asked.logprobs or 0
+        )
+        answer = _Answer('text_completion', 'cmpl', asked.model, self._choices.text)
+        shown = asked.logprobs is not None
+        return await self._respond(asked, answer, prompts, streams, shown, echoed)
 
     async def chat(self, request: Request) -> Response:
         """The message that follows those given, `n` times."""
         asked = await parsed(request, forms.Chat)
-        check_model(asked.model, self._name)
-        ids, stops = await asyncio.to_thread(chats.prompt, self._task, asked.messages)
+        task = self._task(asked.model)
+        if asked.top_logprobs and not asked.logprobs:
+            raise Failure(400, 'top_logprobs needs logprobs: true.', param='top_logprobs')
+        ids, stops, ends = await asyncio.to_thread(chats.prompt, task, asked.messages)
         room = max(self._generation.length - len(ids), 1)
         most = asked.max_completion_tokens or asked.max_tokens or room
-        prompts = [ids]
-        streams = self._submit(asked, prompts, most, [*_stops(asked), *stops])
+        streams = await self._submit(
+            asked, [ids], most, [*_stops(asked), *stops], asked.top_logprobs or 0, ends
+        )
         kind = 'chat.completion.chunk' if asked.stream else 'chat.completion'
-        choice = _chat_chunk if asked.stream else _chat_choice
-        answer = _Answer(kind, 'chatcmpl', self._name, choice(self._generation))
-        return await self._respond(asked, answer, prompts, streams, asked.logprobs)
+        choice = self._choices.delta if asked.stream else self._choices.message
+        answer = _Answer(kind, 'chatcmpl', asked.model, choice)
+        return await self._respond(asked, answer, [ids], streams, asked.logprobs)
 
-    def _submit(self, asked, prompts: Sequence, most: int, stop: Sequence[str]) -> list[Stream]:
+    def _task(self, model: str) -> Any:
+        check_model(model, self._generation.tasks)
+        return self._generation.tasks[model]
+
+    def _check_room(self, prompts: Sequence, most: int) -> None:
+        """Refuses what `_submit` would, before anything is computed of it."""
+        longest = max(map(len, prompts))
+        if longest + most > self._generation.length:
+            raise Failure(
+                400, f'A prompt of {longest} tokens and {most} new ones exceed the context of '
+                f'{self._generation.length}: shorten it or ask for fewer.', param='prompt',
+            )  # fmt: skip
+
+    async def _submit(
+        self,
+        asked,
+        prompts: Sequence,
+        most: int,
+        stop: Sequence[str],
+        alternatives: int,
+        ends: Sequence[Sequence[int]] = (),
+    ) -> list[Stream]:
         """A stream for each choice; the i-th of a prompt has the i-th seed from that given."""
+        matcher = await self._matcher(asked.response_format)
         seed = secrets.randbits(32) if asked.seed is None else asked.seed
         sampling = Sampling(
             temperature=asked.temperature,
@@ -67,20 +106,34 @@ class Completions:
         try:
             for ids in prompts:
                 for i in range(asked.n):
-                    stream = self._generation.submit(
-                        ids, max_new_tokens=most, sampling=sampling, seed=(seed + i) % 2**32,
-                        stop=stop,
+                    settings = Settings(
+                        most, sampling, ends, (seed + i) % 2**32, matcher, alternatives
                     )  # fmt: skip
-                    streams.append(stream)
+                    streams.append(self._generation.submit(ids, asked.model, settings, stop))
         except Exception:
             for stream in streams:
                 stream.cancel()
             raise
         return streams
 
+    async def _matcher(self, asked: forms.AnyFormat | None) -> Callable[[], Matcher] | None:
+        if asked is None or isinstance(asked, forms.TextFormat):
+            return None
+        try:
+            return await asyncio.to_thread(self._generation.matcher, asked)
+        except errors.UserError as error:
+            raise Failure(400, str(error), param='response_format') from error
+
     async def _respond(
-        self, asked, answer: '_Answer', prompts, streams: Sequence[Stream], logprobs: bool
+        self,
+        asked,
+        answer: '_Answer',
+        prompts: Sequence,
+        streams: Sequence[Stream],
+        logprobs: bool,
+        echoed: Sequence[Sequence[Piece]] | None = None,
     ) -> Response:
+        """`echoed`: the pieces of each prompt, which its choices begin with."""
         count = sum(map(len, prompts))
         self._metrics.tokens.labels('prompt').inc(count)
         counted = self._counted(_merged(streams))
@@ -92,8 +145,11 @@ class Completions:
         pieces: list[list[Piece]] = [[] for _ in streams]
         async for index, piece in counted:
             pieces[index].append(piece)
-        choices = [answer.choice(i, parts, logprobs) for i, parts in enumerate(pieces)]
-        return JSONResponse(answer.body(choices, _usage(count, sum(map(len, pieces)))))
+        usage = _usage(count, sum(map(len, pieces)))
+        if echoed is not None:
+            pieces = [[*echoed[i // asked.n], *parts] for i, parts in enumerate(pieces)]
+        choices = [answer.choice(i, parts, logprobs, True) for i, parts in enumerate(pieces)]
+        return JSONResponse(answer.body(choices, usage))
 
     async def _counted(self, merged: AsyncIterator) -> AsyncIterator[tuple[int, Piece]]:
         async with contextlib.aclosing(merged):
@@ -141,7 +197,7 @@ async def _events(
         async for index, piece in merged:
             count += 1
             if piece.text or piece.finish or logprobs:
-                choice = answer.choice(index, [piece], logprobs, is_first=index not in begun)
+                choice = answer.choice(index, [piece], logprobs, index not in begun)
                 begun.add(index)
                 yield _event(answer.body([choice]))
     if prompt_tokens is not None:
@@ -162,13 +218,9 @@ def _usage(prompt: int, completion: int) -> dict[str, int]:
 
 
 class _Answer:
-    """What all parts of an answer have in common.
+    """What all parts of an answer have in common."""
 
-    Args:
-      choice: (index, pieces, whether with logprobs, is_first) -> the choice, or a part of it.
-    """
-
-    def __init__(self, kind: str, prefix: str, name: str, choice):
+    def __init__(self, kind: str, prefix: str, name: str, choice: Choice):
         self._head = {
             'id': f'{prefix}-{uuid.uuid4().hex}',
             'object': kind,
@@ -180,64 +232,3 @@ class _Answer:
     def body(self, choices: Sequence[dict], usage: dict | None = None) -> dict[str, Any]:
         """An answer, or an event of a stream."""
         return {**self._head, 'choices': list(choices), 'usage': usage}
-
-
-def _text_choice(generation: Generation):
-    def choice(index: int, pieces: Sequence[Piece], logprobs: bool, is_first=True) -> dict:
-        shown = None
-        if logprobs:
-            tokens = [generation.spelling[piece.token].decode(errors='replace') for piece in pieces]
-            shown = {
-                'tokens': tokens,
-                'token_logprobs': [piece.log_prob for piece in pieces],
-                'top_logprobs': None,
-                'text_offset': [sum(map(len, tokens[:i])) for i in range(len(tokens))],
-            }
-        return {
-            'index': index,
-            'text': ''.join(piece.text for piece in pieces),
-            'logprobs': shown,
-            'finish_reason': pieces[-1].finish,
-        }
-
-    return choice
-
-
-def _chat_logprobs(generation: Generation, pieces: Sequence[Piece]) -> dict[str, Any]:
-    content = [
-        {
-            'token': generation.spelling[piece.token].decode(errors='replace'),
-            'logprob': piece.log_prob,
-            'bytes': list(generation.spelling[piece.token]),
-            'top_logprobs': [],
-        }
-        for piece in pieces
-    ]
-    return {'content': content, 'refusal': None}
-
-
-def _chat_choice(generation: Generation):
-    def choice(index: int, pieces: Sequence[Piece], logprobs: bool) -> dict:
-        content = ''.join(piece.text for piece in pieces)
-        return {
-            'index': index,
-            'message': {'role': 'assistant', 'content': content, 'refusal': None},
-            'logprobs': _chat_logprobs(generation, pieces) if logprobs else None,
-            'finish_reason': pieces[-1].finish,
-        }
-
-    return choice
-
-
-def _chat_chunk(generation: Generation):
-    def choice(index: int, pieces: Sequence[Piece], logprobs: bool, is_first: bool) -> dict:
-        [piece] = pieces
-        role = {'role': 'assistant'} if is_first else {}
-        return {
-            'index': index,
-            'delta': {**role, 'content': piece.text},
-            'logprobs': _chat_logprobs(generation, pieces) if logprobs else None,
-            'finish_reason': piece.finish,
-        }
-
-    return choice

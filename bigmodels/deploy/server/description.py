@@ -55,8 +55,10 @@ class Endpoint:
         return Route(self.path, self.answer, methods=[self.method])
 
 
-def describe(endpoints: Sequence[Endpoint], name: str, needs_key: bool) -> dict[str, Any]:
-    """The document of a server of the model `name`."""
+def describe(
+    endpoints: Sequence[Endpoint], names: Sequence[str], needs_key: bool
+) -> dict[str, Any]:
+    """The document of a server of models of these names."""
     forms = {form for e in endpoints for form in (e.form, (e.upload or [None])[0]) if form}
     _, schemas = pydantic.json_schema.models_json_schema(
         [(form, 'validation') for form in sorted(forms, key=lambda form: form.__name__)],
@@ -64,19 +66,19 @@ def describe(endpoints: Sequence[Endpoint], name: str, needs_key: bool) -> dict[
     )
     for schema in schemas.get('$defs', {}).values():
         if 'model' in schema.get('properties', {}):
-            schema['properties']['model']['const'] = name
+            schema['properties']['model']['enum'] = names
     paths: dict[str, dict] = {}
     for endpoint in endpoints:
         operation = _operation(endpoint)
         if '{model}' in endpoint.path:
             operation['parameters'] = [
-                {'name': 'model', 'in': 'path', 'required': True, 'schema': {'const': name}}
+                {'name': 'model', 'in': 'path', 'required': True, 'schema': {'enum': names}}
             ]
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = operation
     components = {'schemas': {**schemas.get('$defs', {}), 'Error': _ERROR}}
     document = {
         'openapi': '3.1.0',
-        'info': {'title': f'bigmodels: {name}', 'version': '1'},
+        'info': {'title': f'bigmodels: {names[0]}', 'version': '1'},
         'paths': paths,
         'components': components,
     }

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import ConfigDict, Field
 
+from bigmodels.deploy.requests import MOST_ALTERNATIVES
+
 MOST_INPUTS = 256  # records or texts of one request
 MOST_CHOICES = 16
 _INT64 = dict(ge=-(2**63), lt=2**63)
@@ -96,6 +98,7 @@ class _Sampled(OpenAIForm):
     stream: bool = False
     stream_options: 'StreamOptions | None' = None
     logit_bias: dict[str, Literal[0]] | None = None
+    response_format: 'AnyFormat | None' = Field(None, description='what a text must be')
 
 
 class StreamOptions(Form):
@@ -118,8 +121,10 @@ class Completion(_Sampled):
         ]
     ) = ''
     max_tokens: int = Field(16, ge=1, lt=2**31)
-    logprobs: Literal[0] | None = Field(None, description='0: of each token itself')
-    echo: Literal[False] = False
+    logprobs: int | None = Field(
+        None, ge=0, le=MOST_ALTERNATIVES, description='of each token, and of as many others'
+    )
+    echo: bool = Field(False, description='whether the prompt comes before the text')
     best_of: Literal[1] | None = None
     suffix: None = None
 
@@ -140,9 +145,43 @@ class Message(Form):
 
 
 class TextFormat(Form):
-    """No other than text."""
+    """Any text."""
 
     type: Literal['text']
+
+
+class JsonFormat(Form):
+    """A JSON object."""
+
+    type: Literal['json_object']
+
+
+class JsonSchema(Form):
+    """Of JSON values; texts keep to it whether it is called strict or not."""
+
+    name: str
+    schema_: dict[str, Any] = Field(alias='schema')
+    description: str | None = None
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(Form):
+    """A JSON value that a schema describes."""
+
+    type: Literal['json_schema']
+    json_schema: JsonSchema
+
+
+class RegexFormat(Form):
+    """A text that a regular expression matches whole; not of the OpenAI API."""
+
+    type: Literal['regex']
+    pattern: str
+
+
+AnyFormat = Annotated[
+    TextFormat | JsonFormat | JsonSchemaFormat | RegexFormat, Field(discriminator='type')
+]
 
 
 class Chat(_Sampled):
@@ -152,8 +191,9 @@ class Chat(_Sampled):
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31, description='the same')
     logprobs: bool = False
-    top_logprobs: Literal[0] | None = None
-    response_format: TextFormat | None = None
+    top_logprobs: int | None = Field(
+        None, ge=0, le=MOST_ALTERNATIVES, description='others beside each token'
+    )
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     tool_choice: Literal['none', 'auto'] | None = None
     parallel_tool_calls: Any = None

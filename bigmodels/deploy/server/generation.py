@@ -2,17 +2,20 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+import dataclasses
+import functools
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from bigmodels import errors, runs
 from bigmodels.deploy import weights as weights_lib
+from bigmodels.deploy.constraints import Grammars
 from bigmodels.deploy.engine import Engine
-from bigmodels.deploy.requests import Event, Settings
+from bigmodels.deploy.requests import Event, Matcher, Settings
 from bigmodels.deploy.runner import QueueFull, Runner
-from bigmodels.deploy.sampling import Sampling
+from bigmodels.deploy.server import forms
 from bigmodels.deploy.server.failures import Failure
 from bigmodels.deploy.server.texts import Assembler
 from bigmodels.models.transformer import Transformer
@@ -23,13 +26,16 @@ class Piece(NamedTuple):
     """A token of an answer, and the text that is certain with it.
 
     Fields:
+      log_prob: None of a token that nothing is before.
       finish: why nothing follows; None where something does.
+      alternatives: see `requests.Event`.
     """
 
     text: str
     token: int
-    log_prob: float
+    log_prob: float | None
     finish: Literal['stop', 'length'] | None
+    alternatives: tuple[tuple[int, float], ...] = ()
 
 
 def generates(run: runs.Run) -> bool:
@@ -39,42 +45,71 @@ def generates(run: runs.Run) -> bool:
 
 
 class Generation:
-    """A run's engine, and its streams.
+    """The engine of a run, or of several whose adapters have one base, and its streams.
 
     Fields:
+      tasks: by the names of the models.
       length: the most tokens of a prompt and its answer.
       spelling: the bytes of each token.
+      packed: the model and its params as the engine has them, once it is warm.
     """
 
-    def __init__(self, run: runs.Run, slots: int, most_waiting: int, weights: str | None):
-        self._run, self._slots, self._most_waiting = run, slots, most_waiting
-        self._weights = weights
+    def __init__(
+        self,
+        served: Mapping[str, runs.Run],
+        slots: int,
+        most_waiting: int,
+        weights: str | None,
+    ):
+        self.tasks = {name: run.task for name, run in served.items()}
+        self._params = [run.params for run in served.values()]
+        self._slots, self._most_waiting, self._weights = slots, most_waiting, weights
         self._runner: Runner | None = None
-        self.length = run.model.max_length
-        vocabulary = run.task.vocabulary
-        self.spelling = vocabulary.token_bytes()
-        self._end = vocabulary.end_of_text if run.task.append_end_of_text else None
+        self.packed: tuple[Transformer, Mapping] | None = None
+        self.length = min(run.model.max_length for run in served.values())
+        first = next(iter(served.values()))
+        self._model, self._vocabulary = first.model, first.task.vocabulary
+        self.spelling = self._vocabulary.token_bytes()
 
     def warm(self) -> None:
         """Compiles the engine and starts it."""
-        model, params = weights_lib.packed(self._run.model, self._run.params, self._weights)
-        self._runner = Runner(Engine(model, params, slots=self._slots), self._most_waiting)
+        model, params = weights_lib.packed_together(self._model, self._params, self._weights)
+        self.packed = model, params
+        engine = Engine(model, params, slots=self._slots, length=self.length)
+        self._runner = Runner(engine, self._most_waiting)
 
     def close(self) -> None:
         """Ends what is being generated."""
         if self._runner is not None:
             self._runner.close()
 
+    def adapter(self, model: str) -> int:
+        """The place of a model among those that are served."""
+        return list(self.tasks).index(model)
+
+    @functools.cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self._vocabulary)
+
+    def matcher(self, asked: forms.AnyFormat) -> Callable[[], Matcher]:
+        """What keeps an answer to a format other than text; may take a second.
+
+        Raises:
+          UserError: for what is no schema or expression, or cannot be kept to here.
+        """
+        if isinstance(asked, forms.RegexFormat):
+            return self._grammars.regex(asked.pattern)
+        if isinstance(asked, forms.JsonSchemaFormat):
+            return self._grammars.json_schema(asked.json_schema.schema_)
+        return self._grammars.json_schema({'type': 'object'})
+
     def submit(
-        self,
-        ids: np.ndarray,
-        *,
-        max_new_tokens: int,
-        sampling: Sampling,
-        seed: int,
-        stop: Sequence[str],
+        self, ids: np.ndarray, model: str, settings: Settings, stop: Sequence[str]
     ) -> 'Stream':
         """Takes a prompt, int32 [n]; its answer ends before a stop string.
+
+        Args:
+          settings: but for what ends a text of the model, and which adapter it is.
 
         Raises:
           Failure: if too many wait.
@@ -82,8 +117,11 @@ class Generation:
         """
         if '' in stop:
             raise errors.UserError('A stop string is empty: it would end every text at once.')
-        stops = () if self._end is None else ((self._end,),)
-        settings = Settings(max_new_tokens, sampling, stops, seed)
+        end = self.tasks[model].end
+        if settings.matcher is not None:  # for a grammar it always ends a text
+            end = self._vocabulary.end_of_text
+        stops = settings.stops if end is None else (*settings.stops, (end,))
+        settings = dataclasses.replace(settings, stops=stops, adapter=self.adapter(model))
         loop, events = asyncio.get_running_loop(), asyncio.Queue()
 
         def listener(event: Event) -> None:
@@ -97,7 +135,7 @@ class Generation:
                 429, str(error), code='too_many_requests', headers={'Retry-After': '1'}
             ) from error
         assembler = Assembler(self.spelling, stop)
-        return Stream(events, assembler, self._end, lambda: self._runner.cancel(request))
+        return Stream(events, assembler, end, lambda: self._runner.cancel(request))
 
 
 class Stream:
@@ -112,12 +150,17 @@ class Stream:
             finish = None
             while finish is None:
                 event = await self._events.get()
+                if event.finish == 'unmatched':
+                    raise Failure(
+                        400, 'No token of the model goes on with what the format wants.',
+                        param='response_format', code='unmatched',
+                    )  # fmt: skip
                 if event.token is None:
                     raise RuntimeError(f'The engine ended an answer with {event.finish!r}.')
                 text = self._assembler.add(event.token) if event.token != self._end else ''
                 finish = 'stop' if self._assembler.is_stopped else event.finish
                 if finish is not None:
                     text += self._assembler.end()
-                yield Piece(text, event.token, event.log_prob, finish)
+                yield Piece(text, event.token, event.log_prob, finish, event.alternatives)
         finally:
             self.cancel()

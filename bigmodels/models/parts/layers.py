@@ -48,15 +48,16 @@ def matmul(x: Array, kernel: AnyKernel, out_dtype=None) -> Array:
 def _adapted_matmul(x: Array, adapted: kernels.Adapted, out_dtype) -> Array:
     """x [..., D] by an adapted kernel -> [..., F]: two thin products beside that of the kernel.
 
-    So the kernel has no gradient, and its sum with the adapter is never in memory.
+    So the kernel has no gradient, and its sum with the adapter is never in memory. Where each row
+    has an adapter of its own, a narrow kernel is multiplied as it is for decoding.
     """
-    kernel = adapted.kernel
-    if isinstance(kernel, kernels.Kernel):
+    kernel, is_shared = adapted.kernel, adapted.down.ndim == 2
+    if isinstance(kernel, kernels.Kernel) and is_shared:
         # The backward pass widens it again: what is kept of a quantised kernel is the kernel.
         product = jax.checkpoint(lambda x: matmul(x, kernels.widened(kernel), out_dtype))(x)
     else:
         product = matmul(x, kernel, out_dtype)
-    if adapted.down.ndim == 2:
+    if is_shared:
         added = matmul(matmul(x, adapted.down), adapted.up, jnp.float32)
     else:
         rows = x.reshape(len(x), -1, x.shape[-1])
