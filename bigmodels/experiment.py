@@ -15,6 +15,7 @@ from bigmodels import guard as guard_lib
 from bigmodels import privacy as privacy_lib
 from bigmodels.data import SOURCES, pipeline, tokenizers
 from bigmodels.models import MODELS
+from bigmodels.privacy import federated as federated_lib
 from bigmodels.tasks import TASKS
 
 # Keys that change how a run is executed or watched but not what it computes: a run may be
@@ -84,6 +85,7 @@ class Experiment:
       init_from: another run to begin with.
       adapter: what is trained in the place of the parameters, see `adapters.Settings`.
       privacy: what the run may reveal of an example, see `privacy.Settings`.
+      federated: clients that learn by themselves, see `privacy.federated.Settings`.
       accumulate: parts in which a batch's gradient is taken, to save memory.
       ema_decay: of the parameters' moving average, used in evaluation; 0 for none.
       model, task, optimizer: sections with a name and its arguments.
@@ -105,6 +107,7 @@ class Experiment:
     init_from: InitFrom = dataclasses.field(default_factory=InitFrom)
     adapter: adapters.Settings = adapters.NONE
     privacy: privacy_lib.Settings = privacy_lib.NONE
+    federated: federated_lib.Settings = federated_lib.NONE
     accumulate: int = 1
     ema_decay: float = 0.0
     mesh: sharding.MeshShape = dataclasses.field(default_factory=sharding.MeshShape)
@@ -141,6 +144,7 @@ SECTIONS = {
     'init_from': InitFrom,
     'adapter': adapters.Settings,
     'privacy': privacy_lib.Settings,
+    'federated': federated_lib.Settings,
     'mesh': sharding.MeshShape,
     'guard': guard_lib.Guard,
     'checkpoint': checkpoint_lib.Settings,
@@ -174,6 +178,8 @@ def from_config(config: Mapping) -> Experiment:
             f'config.batch_size = {experiment.batch_size} is not divisible by '
             f'config.accumulate = {experiment.accumulate}.'
         )
+    if experiment.federated.on:
+        experiment.federated.check_batch(experiment.batch_size, experiment.accumulate)
     privacy_lib.budget_of(experiment)  # refuses what no run can keep to
     return experiment
 

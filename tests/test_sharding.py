@@ -14,6 +14,7 @@ from bigmodels import adapters, errors, experiment, metrics, privacy, program, s
 from bigmodels.data import tokenizers
 from bigmodels.models import transformer
 from bigmodels.models.mlp import MLP
+from bigmodels.privacy import federated
 from bigmodels.tasks import Classification, LanguageModeling
 
 MESHES = [
@@ -68,6 +69,7 @@ def make_program(
     accumulate=1,
     adapter=adapters.NONE,
     private=privacy.NONE,
+    clients=federated.NONE,
     **mesh,
 ):
     settings = experiment.Experiment(
@@ -88,6 +90,7 @@ def make_program(
         accumulate=accumulate,
         adapter=adapter,
         privacy=private,
+        federated=clients,
     )
     mesh = sharding.make_mesh(sharding.MeshShape(**{'data': 1} | mesh), jax.devices()[:num_devices])
     return program.make_program(settings, task, mesh, program.shapes_of_batch(batch, ROWS))

@@ -2,8 +2,8 @@
 
 A step adds Gaussian noise to a sum of clipped contributions of units that were drawn independently:
 the Poisson-subsampled Gaussian mechanism (Abadi et al. 2016; Mironov et al. 2019). Its cost is
-counted by Renyi differential privacy, as dp-accounting has it, for neighbours that differ by one
-unit added or removed. The number of units is taken as public.
+counted by Renyi differential privacy, as dp-accounting has it, for neighbours one of which has a
+unit that the other has not. The number of units, the larger one's, is taken as public.
 """
 
 import dataclasses
@@ -84,6 +84,11 @@ class Budget:
     steps: int
 
     def __post_init__(self):
+        if self.settings.examples not in (0, self.units):
+            raise errors.UserError(
+                f'With config.federated the units of privacy are its {self.units} clients: set '
+                f'config.privacy.examples = {self.settings.examples} to 0.'
+            )
         if self.units < 1:
             raise errors.UserError(
                 f'config.privacy.examples = {self.settings.examples} must be the number of '
@@ -104,12 +109,13 @@ class Budget:
         leave units out reveals is that of one with larger batches, and so much more of delta (both
         distributions of a neighbouring pair differ by p in total variation).
         """
-        units = self.units + 1  # a neighbour may have one more
-        if units <= self.slots:
+        if self.units <= self.slots:
             return 1.0
         allowed = OVERFLOW * self.settings.delta / (1 + math.exp(self.settings.epsilon))
         # P(Binomial(n, q) > k) is the incomplete beta function of (k + 1, n - k) at q.
-        rate = scipy.special.betaincinv(self.slots + 1, units - self.slots, allowed / self.steps)
+        rate = scipy.special.betaincinv(
+            self.slots + 1, self.units - self.slots, allowed / self.steps
+        )
         return float(rate) * (1 - 1e-9)
 
     @property

@@ -47,7 +47,7 @@ def test_batches_overflow_with_a_probability_that_delta_pays_for(case):
     budget = privacy.Budget(*case)
 
     def cost(rate):
-        overflow = steps * scipy.stats.binom.sf(slots, units + 1, rate)
+        overflow = steps * scipy.stats.binom.sf(slots, units, rate)
         return (1 + math.exp(settings.epsilon)) * overflow / settings.delta
 
     assert 0.9 * budget_lib.OVERFLOW < cost(budget.rate) <= budget_lib.OVERFLOW
