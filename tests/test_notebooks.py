@@ -14,7 +14,7 @@ def executed(name, monkeypatch):
     notebook = nbformat.read(commands.ROOT / 'experiments' / name, as_version=4)
     assert any(cell.get('outputs') for cell in notebook.cells)
     client = nbclient.NotebookClient(
-        notebook, timeout=200, resources={'metadata': {'path': str(commands.ROOT / 'experiments')}}
+        notebook, timeout=600, resources={'metadata': {'path': str(commands.ROOT / 'experiments')}}
     )
     client.execute()
     outputs = [output for cell in notebook.cells for output in cell.get('outputs', ())]
