@@ -12,8 +12,10 @@ from bigmodels import adapters, errors, optimizers, sharding
 from bigmodels import checkpoint as checkpoint_lib
 from bigmodels import config as config_lib
 from bigmodels import guard as guard_lib
+from bigmodels import privacy as privacy_lib
 from bigmodels.data import SOURCES, pipeline, tokenizers
 from bigmodels.models import MODELS
+from bigmodels.privacy import federated as federated_lib
 from bigmodels.tasks import TASKS
 
 # Keys that change how a run is executed or watched but not what it computes: a run may be
@@ -82,6 +84,8 @@ class Experiment:
       batch_size: examples per update over all devices and hosts.
       init_from: another run to begin with.
       adapter: what is trained in the place of the parameters, see `adapters.Settings`.
+      privacy: what the run may reveal of an example, see `privacy.Settings`.
+      federated: clients that learn by themselves, see `privacy.federated.Settings`.
       accumulate: parts in which a batch's gradient is taken, to save memory.
       ema_decay: of the parameters' moving average, used in evaluation; 0 for none.
       model, task, optimizer: sections with a name and its arguments.
@@ -102,6 +106,8 @@ class Experiment:
     seed: int = 0
     init_from: InitFrom = dataclasses.field(default_factory=InitFrom)
     adapter: adapters.Settings = adapters.NONE
+    privacy: privacy_lib.Settings = privacy_lib.NONE
+    federated: federated_lib.Settings = federated_lib.NONE
     accumulate: int = 1
     ema_decay: float = 0.0
     mesh: sharding.MeshShape = dataclasses.field(default_factory=sharding.MeshShape)
@@ -137,6 +143,8 @@ SECTIONS = {
     'data': Data,
     'init_from': InitFrom,
     'adapter': adapters.Settings,
+    'privacy': privacy_lib.Settings,
+    'federated': federated_lib.Settings,
     'mesh': sharding.MeshShape,
     'guard': guard_lib.Guard,
     'checkpoint': checkpoint_lib.Settings,
@@ -170,6 +178,9 @@ def from_config(config: Mapping) -> Experiment:
             f'config.batch_size = {experiment.batch_size} is not divisible by '
             f'config.accumulate = {experiment.accumulate}.'
         )
+    if experiment.federated.on:
+        experiment.federated.check_batch(experiment.batch_size, experiment.accumulate)
+    privacy_lib.budget_of(experiment)  # refuses what no run can keep to
     return experiment
 
 
@@ -306,16 +317,18 @@ def training_batches(
         f'{source.describe()}, {len(examples):,} examples'
         for (source, _), (examples, _) in zip(sources, parts, strict=True)
     )
-    batches = pipeline.training_batches(parts, settings.batch_size, settings.seed, shard)
+    order = privacy_lib.batch_order(settings, parts)
+    batches = pipeline.training_batches(parts, settings.batch_size, settings.seed, shard, order)
     return batches, described
 
 
 def batch_ids(settings: Experiment, parts: Sequence[tuple[Sequence, float]], t: int) -> list[str]:
-    """The examples in global batch t of `parts`, each as 'source[index]'."""
-    ids = pipeline.training_ids(parts, settings.batch_size, settings.seed)[t]
+    """The examples in global batch t of `parts`, each as 'source[index]', or 'padding'."""
+    order = privacy_lib.batch_order(settings, parts)
+    ids = pipeline.training_ids(parts, settings.batch_size, settings.seed, order)[t]
     names = part_names(settings)
     return [
-        f'{names[part]}[{example}]'
+        f'{names[part]}[{example}]' if part < len(names) else 'padding'
         for part, example in zip(ids['part'], ids['example'], strict=True)
     ]
 

@@ -17,6 +17,7 @@ from bigmodels import (
     adapters,
     errors,
     optimizers,
+    privacy,
     sharding,
     steps,
     transfer,
@@ -41,6 +42,7 @@ class Program:
       train_step: (state, batch) -> (state, metrics), pure; see `steps.train_step`.
       eval_step: (params, model_state, batch) -> (pairs, outcomes), pure.
       schedule: step -> learning rate.
+      spent: step -> figures of what the run has spent by then, {} where it is not private.
       join: (params, frozen) -> the params that the model takes, see `adapters.joined`.
       flops: of a train step by the task's formula; None where there is none, or not for adapters.
       variable_shapes, state_shapes: of these, each with its sharding.
@@ -55,6 +57,7 @@ class Program:
     train_step: Callable
     eval_step: Callable
     schedule: optax.Schedule
+    spent: Callable
     join: Callable
     flops: float | None
     mesh: jax.sharding.Mesh
@@ -111,7 +114,7 @@ def make_program(
 
     Raises:
       UserError: for a task that compares the examples of a batch, which the experiment splits, or
-        itself with a base that is not frozen.
+        itself with a base that is not frozen; and for what would break `config.privacy`.
     """
     _check_whole_batches(settings, task, mesh)
     _check_base(settings, task)
@@ -140,6 +143,7 @@ def make_program(
 
     key = jax.random.key(0)
     variables = jax.eval_shape(init_variables, key)
+    gradient = privacy.transformation(settings, task, variables)
     tx, schedule = config_lib.build(
         optimizers.make_optimizer,
         settings.optimizer,
@@ -172,6 +176,8 @@ def make_program(
             tx=tx,
             schedule=schedule,
             seed=settings.seed,
+            gradients=gradient.gradients,
+            spent=gradient.spent,
             accumulate=settings.accumulate,
             ema_decay=settings.ema_decay,
             guard=settings.guard,
@@ -179,6 +185,7 @@ def make_program(
         ),
         eval_step=evaluation_step(task),
         schedule=schedule,
+        spent=gradient.spent,
         join=join,
         # The formulas count a gradient of every parameter.
         flops=None if settings.adapter.rank else task.flops_per_step(shapes.params, batch_shapes),
@@ -188,7 +195,7 @@ def make_program(
         batch_shapes=sharding.with_shardings(batch_shapes, dict.fromkeys(example, by_rows)),
         compiler_options=options,
         init_from=settings.init_from,
-        notes=notes + told,
+        notes=[*notes, *gradient.notes, *told],
     )
 
 

@@ -151,6 +151,8 @@ def _prepare(workdir: pathlib.Path, config: Mapping, resume: Resume) -> int | No
                 f'aside and starts anew.'
             )
     checkpoints = workdir / CHECKPOINTS
+    if checkpoint.steps(checkpoints) and resume == 'changed':
+        _check_not_private(workdir, config)
     if checkpoint.steps(checkpoints) and resume == 'same':
         changes = experiment.blocking_differences(config_lib.read(workdir / CONFIG), config)
         if changes:
@@ -163,6 +165,17 @@ def _prepare(workdir: pathlib.Path, config: Mapping, resume: Resume) -> int | No
         print(f'WARNING: checkpoint {step} is damaged and was set aside: {problem}')
         checkpoint.set_aside(checkpoints, step)
     return start
+
+
+def _check_not_private(workdir: pathlib.Path, config: Mapping) -> None:
+    """Raises UserError where a run would go on with another guarantee than it began with."""
+    for one in (read_config(workdir), config):
+        if experiment.from_config(one).privacy.on:
+            raise errors.UserError(
+                f'{workdir} holds a run that is private, or is to be: what it has spent is known '
+                f'only if it goes on as it began, so there is no --resume=changed. '
+                f'--resume=restart moves it aside and starts anew; what it has spent adds up.'
+            )
 
 
 def check_sources(workdir: pathlib.Path, fingerprints: Sequence[str], resume: Resume) -> None:

@@ -177,10 +177,12 @@ def _loop(
 
     def evaluate_now(state):
         params, model_state = run.eval_params(state), state.model_state
-        return evaluate.evaluate(
+        figures = evaluate.evaluate(
             eval_step, data.task, params, model_state, data.eval_sets, run.mesh,
             stop=lambda: signals.requested,
         )  # fmt: skip
+        spent = jax.tree.map(float, run.spent(int(state.step)))
+        return {} if signals.requested else figures | spent
 
     with signals.deferred():
         feed = pipeline.prefetched(data.batches, start, settings.data)

@@ -8,26 +8,34 @@ from bigmodels import train as train_lib
 from tests import commands
 
 
+def executed(name, monkeypatch):
+    """What a notebook prints, and how many pictures it draws."""
+    monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '1')
+    notebook = nbformat.read(commands.ROOT / 'experiments' / name, as_version=4)
+    assert any(cell.get('outputs') for cell in notebook.cells)
+    client = nbclient.NotebookClient(
+        notebook, timeout=600, resources={'metadata': {'path': str(commands.ROOT / 'experiments')}}
+    )
+    client.execute()
+    outputs = [output for cell in notebook.cells for output in cell.get('outputs', ())]
+    printed = ''.join(output.get('text', '') for output in outputs)
+    return printed, sum('image/png' in output.get('data', {}) for output in outputs)
+
+
 @pytest.mark.slow
 def test_opening_a_run(tmp_path, monkeypatch):
     train_lib.train(commands.tiny_text_config(tmp_path), tmp_path / 'run')
     monkeypatch.setenv('RUN', str(tmp_path / 'run'))
-    monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '1')
-    notebook = nbformat.read(commands.ROOT / 'experiments' / 'open_a_run.ipynb', as_version=4)
-    assert any(cell.get('outputs') for cell in notebook.cells)
-    client = nbclient.NotebookClient(
-        notebook, timeout=200, resources={'metadata': {'path': str(commands.ROOT / 'experiments')}}
-    )
-    client.execute()
-    printed = ''.join(
-        output.get('text', '') for cell in notebook.cells for output in cell.get('outputs', ())
-    )
+    printed, pictures = executed('open_a_run.ipynb', monkeypatch)
     assert 'parameters at step 20' in printed
     assert '\nloss ' in printed
-    pictures = [
-        output
-        for cell in notebook.cells
-        for output in cell.get('outputs', ())
-        if 'image/png' in output.get('data', {})
-    ]
-    assert len(pictures) == 2
+    assert pictures == 2
+
+
+@pytest.mark.slow
+def test_private_training(monkeypatch):
+    printed, pictures = executed('private_training.ipynb', monkeypatch)
+    assert 'epsilon 3 and delta 1e-05 for the whole run' in printed
+    assert "'epsilon': 3.0} private" in printed
+    assert '<IBAN:6991a3f23388>' in printed
+    assert pictures == 2

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from bigmodels import adapters, errors, experiment, metrics, program, sharding, trees
+from bigmodels import adapters, errors, experiment, metrics, privacy, program, sharding, trees
 from bigmodels.data import tokenizers
 from bigmodels.models import transformer
 from bigmodels.models.mlp import MLP
+from bigmodels.privacy import federated
 from bigmodels.tasks import Classification, LanguageModeling
 
 MESHES = [
@@ -61,7 +62,15 @@ class SplitMLP(MLP):
 
 
 def make_program(
-    task, batch, num_devices=8, ema_decay=0.0, accumulate=1, adapter=adapters.NONE, **mesh
+    task,
+    batch,
+    num_devices=8,
+    ema_decay=0.0,
+    accumulate=1,
+    adapter=adapters.NONE,
+    private=privacy.NONE,
+    clients=federated.NONE,
+    **mesh,
 ):
     settings = experiment.Experiment(
         model={},
@@ -80,6 +89,8 @@ def make_program(
         ema_decay=ema_decay,
         accumulate=accumulate,
         adapter=adapter,
+        privacy=private,
+        federated=clients,
     )
     mesh = sharding.make_mesh(sharding.MeshShape(**{'data': 1} | mesh), jax.devices()[:num_devices])
     return program.make_program(settings, task, mesh, program.shapes_of_batch(batch, ROWS))

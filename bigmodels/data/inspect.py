@@ -14,7 +14,7 @@ import numpy as np
 
 from bigmodels import config as config_lib
 from bigmodels import errors, experiment, runs, tables, writers
-from bigmodels.data import pictures, pipeline
+from bigmodels.data import pictures
 
 # The fields that hold token ids, where a task has a vocabulary and no `token_fields`.
 TOKENS = ('inputs', 'targets')
@@ -142,7 +142,7 @@ def main() -> None:
         task = experiment.make_task(settings)
         task = task.fit(experiment.concatenated([source for source, _ in sources]))
     parts = experiment.training_parts(task, sources)
-    batches = pipeline.training_batches(parts, settings.batch_size, settings.seed)
+    batches, _ = experiment.training_batches(settings, task, sources)
     for step in options.steps:
         ids = experiment.batch_ids(settings, parts, step - 1)
         print(f'step {step} (batch {step - 1}), {len(ids)} examples')

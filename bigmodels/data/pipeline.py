@@ -54,7 +54,11 @@ def stacked(examples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarra
 
 
 def training_batches(
-    parts: Sequence[tuple[Sequence, float]], batch_size: int, seed: int, shard: Shard = WHOLE
+    parts: Sequence[tuple[Sequence, float]],
+    batch_size: int,
+    seed: int,
+    shard: Shard = WHOLE,
+    order: Sequence[int] | None = None,
 ) -> grain.MapDataset:
     """Endless batches: each part shuffled anew in every epoch, mixed by weight.
 
@@ -63,29 +67,37 @@ def training_batches(
       batch_size: of the global batch.
       seed: of the order.
       shard: this host's part.
+      order: another one than that: the numbers of the examples, all parts counted on, row by row.
+        One past the last stands for a row of weight 0.
 
     Returns:
       A dataset whose element t is a dict of arrays [batch_size / count * len(blocks), ...], the
       host's rows of global batch t in their order.
     """
     joined = _Joined(tuple(examples for examples, _ in parts))
+    if order is not None:
+        return _batches(order, _Padded(joined).take, batch_size, shard)
     return _batches(_order(parts, seed), joined.take, batch_size, shard)
 
 
 def training_ids(
-    parts: Sequence[tuple[Sequence, float]], batch_size: int, seed: int
+    parts: Sequence[tuple[Sequence, float]],
+    batch_size: int,
+    seed: int,
+    order: Sequence[int] | None = None,
 ) -> grain.MapDataset:
     """Which examples the global batches of `training_batches` hold, computed without reading them.
 
     Args:
-      parts, batch_size, seed: as there; of the examples only their number counts.
+      parts, batch_size, seed, order: as there; of the examples only their number counts.
 
     Returns:
       A dataset whose element t is {'part', 'example' int64 [batch_size]}: row i of batch t is
-      parts[part[i]][0][example[i]].
+      parts[part[i]][0][example[i]]; a row of weight 0 is of no part, len(parts).
     """
     joined = _Joined(tuple(examples for examples, _ in parts))
-    return _batches(_order(parts, seed), joined.locate, batch_size, WHOLE)
+    order = _order(parts, seed) if order is None else order
+    return _batches(order, joined.locate, batch_size, WHOLE)
 
 
 def evaluation_batches(
@@ -155,12 +167,15 @@ class _Joined:
 
     parts: tuple[Sequence, ...]
 
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
     def locate(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
         """{'part', 'example'} of each number, int64 [n] as they are."""
         lengths = np.array([len(examples) for examples in self.parts])
         stops = lengths.cumsum()
         part = np.searchsorted(stops, numbers, side='right')
-        return {'part': part, 'example': numbers - (stops - lengths)[part]}
+        return {'part': part, 'example': numbers - np.append(0, stops)[part]}
 
     def take(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
         """Their examples stacked in this order, with weights."""

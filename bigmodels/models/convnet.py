@@ -53,7 +53,7 @@ class ConvNet(nn.Module):
     pool_last: bool = True
     dense_widths: Sequence[int] = ()
     norm: Literal['none', 'batch_norm'] = 'none'
-    activation: Literal['relu', 'gelu', 'silu'] = 'relu'
+    activation: Literal['relu', 'gelu', 'silu', 'tanh'] = 'relu'
     dropout_rate: float = 0.0
     dtype: layers.Dtype = 'float32'
 

@@ -22,7 +22,7 @@ class MLP(nn.Module):
 
     num_classes: int
     hidden_dims: Sequence[int] = (256, 128)
-    activation: Literal['relu', 'relu_squared', 'gelu', 'gelu_exact', 'silu'] = 'relu'
+    activation: Literal['relu', 'relu_squared', 'gelu', 'gelu_exact', 'silu', 'tanh'] = 'relu'
     dropout_rate: float = 0.0
     dtype: layers.Dtype = 'float32'
 

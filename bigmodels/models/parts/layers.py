@@ -327,6 +327,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     'gelu': _recomputed(jax.nn.gelu),  # the tanh form, as in GPT-2
     'gelu_exact': _recomputed(lambda x: jax.nn.gelu(x, approximate=False)),  # by erf, as in BERT
     'silu': _recomputed(jax.nn.silu),
+    'tanh': jnp.tanh,
 }
 # Gated units (Shazeer 2020): the activation of one projection times a second one, (gate, up) -> it.
 GATED_ACTIVATIONS: dict[str, Callable[[Array, Array], Array]] = {

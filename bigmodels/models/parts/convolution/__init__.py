@@ -17,7 +17,8 @@ from bigmodels.models.parts.convolution import columns, depthwise, winograd
 Array = jax.Array
 
 
-# With fewer channels in, as colours are, XLA's own convolutions are as fast.
+# With fewer channels in, as colours are, XLA's own convolutions are as fast; but not of one image,
+# as where each example has a gradient of its own.
 MIN_CHANNELS = 4
 
 
@@ -33,7 +34,8 @@ def convolve(x: Array, kernel: Array, stride: int = 1, padding: int | None = Non
         return layers.matmul(x[:, ::stride, ::stride], kernel[0, 0])
     # Blocks of a batch that is split would move, and a batch of any size has none.
     whole = sharding.num_batch_shards() == 1 and not jax.export.is_symbolic_dim(x.shape[0])
-    if whole and x.shape[-1] >= MIN_CHANNELS and stride < len(kernel):
+    many = x.shape[-1] >= MIN_CHANNELS or x.shape[0] == 1
+    if whole and many and stride < len(kernel):
         return _by_products(x, kernel, stride, padding)
     return _convolve(x, kernel, stride, padding)
 

@@ -1,0 +1,143 @@
+"""What in a text tells who somebody is, where its form alone shows it: e-mail, telephone, card,
+account and address numbers, by expressions and published check digits.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable, Collection
+
+# Lengths of IBANs by country (SWIFT, IBAN registry); others are not taken for one.
+IBAN_LENGTHS = {
+    'AD': 24, 'AE': 23, 'AL': 28, 'AT': 20, 'AZ': 28, 'BA': 20, 'BE': 16, 'BG': 22, 'BH': 22,
+    'BR': 29, 'CH': 21, 'CR': 22, 'CY': 28, 'CZ': 24, 'DE': 22, 'DK': 18, 'DO': 28, 'EE': 20,
+    'EG': 29, 'ES': 24, 'FI': 18, 'FO': 18, 'FR': 27, 'GB': 22, 'GE': 22, 'GI': 23, 'GL': 18,
+    'GR': 27, 'GT': 28, 'HR': 21, 'HU': 28, 'IE': 22, 'IL': 23, 'IS': 26, 'IT': 27, 'JO': 30,
+    'KW': 30, 'KZ': 20, 'LB': 28, 'LI': 21, 'LT': 20, 'LU': 20, 'LV': 21, 'MC': 27, 'MD': 24,
+    'ME': 22, 'MK': 19, 'MT': 31, 'NL': 18, 'NO': 15, 'PK': 24, 'PL': 28, 'PS': 29, 'PT': 25,
+    'QA': 29, 'RO': 24, 'RS': 22, 'SA': 24, 'SE': 24, 'SI': 19, 'SK': 24, 'SM': 27, 'TN': 24,
+    'TR': 26, 'UA': 29, 'XK': 20,
+}  # fmt: skip
+
+
+def luhn(text: str) -> bool:
+    """Whether the digits of a text end in their check digit (ISO/IEC 7812-1, annex B)."""
+    digits = [int(c) for c in text if c.isdigit()]
+    doubled = [sum(divmod(2 * d, 10)) for d in digits[-2::-2]]
+    return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
+
+
+def is_card(text: str) -> bool:
+    """Whether a text of digits, blanks and hyphens is a payment card's number."""
+    digits = re.sub(r'\D', '', text)
+    return 13 <= len(digits) <= 19 and digits[0] in '23456' and luhn(digits)
+
+
+def is_iban(text: str) -> bool:
+    """Whether a text is an IBAN of the length of its country (ISO 13616; 97 by ISO 7064)."""
+    compact = re.sub(r'\s', '', text).upper()
+    if len(compact) != IBAN_LENGTHS.get(compact[:2]):
+        return False
+    return int(''.join(str(int(c, 36)) for c in compact[4:] + compact[:4])) % 97 == 1
+
+
+def is_dni(text: str) -> bool:
+    """Whether a Spanish identity number, DNI or NIE, ends in its letter: modulo 23."""
+    compact = text.replace('-', '').upper()
+    number = compact[:-1].translate(str.maketrans('XYZ', '012'))
+    return 'TRWAGMYFPDXBNJZSQVHLCKE'[int(number) % 23] == compact[-1]
+
+
+def is_nhs(text: str) -> bool:
+    """Whether ten digits are a British NHS number (NHS Data Dictionary: modulo 11)."""
+    digits = [int(c) for c in text if c.isdigit()]
+    check = -sum(d * w for d, w in zip(digits, range(10, 1, -1), strict=False)) % 11
+    return check == digits[9]
+
+
+def is_bsn(text: str) -> bool:
+    """Whether nine digits are a Dutch citizen service number (the eleven test, last weight -1)."""
+    digits = [int(c) for c in text if c.isdigit()]
+    weights = (9, 8, 7, 6, 5, 4, 3, 2, -1)
+    return any(digits) and sum(d * w for d, w in zip(digits, weights, strict=True)) % 11 == 0
+
+
+def is_steuer_id(text: str) -> bool:
+    """Whether eleven digits are a German tax identification number (ISO 7064, MOD 11,10)."""
+    digits = [int(c) for c in text if c.isdigit()]
+    counts = sorted(digits[:10].count(d) for d in set(digits[:10]))
+    product = 10
+    for digit in digits[:10]:
+        product = ((digit + product) % 10 or 10) * 2 % 11
+    # Of the first ten digits one occurs two or three times, all others at most once.
+    repeated = counts[-1] in (2, 3) and counts[-2] == 1
+    return bool(digits[0]) and repeated and (11 - product) % 10 == digits[10]
+
+
+def is_ssn(text: str) -> bool:
+    """Whether a United States social security number may have been issued (20 CFR 422.103)."""
+    area, group, serial = text.split('-')
+    return area not in ('000', '666') and area < '900' and group != '00' and serial != '0000'
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is an IPv4 or IPv6 address, but for "::", which programs are full of."""
+    try:
+        return bool(ipaddress.ip_address(text)) and text != '::'
+    except ValueError:
+        return False
+
+
+def is_phone(text: str) -> bool:
+    """Whether a text has as many digits as a telephone number (ITU-T E.164), and is no date."""
+    digits = re.sub(r'\D', '', text)
+    if re.fullmatch(r'(\d{4}[-./]\d\d?[-./]\d\d?|\d\d?[-./]\d\d?[-./]\d{4})', text):
+        return False
+    return 8 <= len(digits) <= 15
+
+
+_START, _END = r'(?<![\w.+-])', r'(?![\w-])'
+# (kind, expression, whether what it finds is one). Where two find the same place, the earlier.
+PATTERNS: tuple[tuple[str, re.Pattern, Callable[[str], bool]], ...] = tuple(
+    (kind, re.compile(expression), check)
+    for kind, expression, check in (
+        ('email', r'(?<![\w.+-])[\w.+%-]+@\w[\w-]*(?:\.\w[\w-]*)+', lambda text: True),
+        ('iban', rf'{_START}[A-Z]{{2}}\d{{2}}(?: ?[A-Z0-9]{{1,4}}){{3,8}}{_END}', is_iban),
+        ('card', rf'{_START}\d(?:[ -]?\d){{12,18}}{_END}', is_card),
+        ('ip', r'(?<![\w.:])\d{1,3}(?:\.\d{1,3}){3}(?!\w|\.\d)', is_address),
+        (
+            'ip',
+            r'(?<![\w.:])[0-9a-fA-F]{0,4}(?::[0-9a-fA-F]{0,4}){2,7}(?:(?<=\w)|(?<=::))(?!\w)',
+            is_address,
+        ),
+        ('identity', rf'{_START}(?:\d{{8}}|[XYZ]-?\d{{7}})-?[A-Z]{_END}', is_dni),
+        ('identity', rf'{_START}\d{{3}}-\d{{2}}-\d{{4}}{_END}', is_ssn),
+        ('identity', rf'{_START}\d{{3}} \d{{3}} \d{{4}}{_END}', is_nhs),
+        ('identity', rf'{_START}\d{{2}} ?\d{{3}} ?\d{{3}} ?\d{{3}}{_END}', is_steuer_id),
+        ('identity', rf'{_START}\d{{9}}{_END}', is_bsn),
+        ('phone', rf'(?<![\w.+-])(?:\+|00)\d(?:[ ./()-]{{0,2}}\d){{6,13}}{_END}', is_phone),
+        (
+            'phone',
+            rf'(?<![\w.+-])(?:\(0\d{{1,5}}\)|0\d{{1,5}})(?:[ ./-]{{0,2}}\d){{5,10}}{_END}',
+            is_phone,
+        ),
+        ('phone', rf'(?<![\w.+-])(?:\(\d{{3}}\)|\d{{3}})[ .-]\d{{3}}[ .-]\d{{4}}{_END}', is_phone),
+    )
+)
+KINDS = tuple(dict.fromkeys(kind for kind, _, _ in PATTERNS))
+
+
+def find(text: str, kinds: Collection[str] = KINDS) -> list[tuple[int, int, str]]:
+    """(start, end, kind) of what is found in a text, in its order; none overlaps another."""
+    found = []
+    for kind, pattern, check in PATTERNS:
+        if kind not in kinds:
+            continue
+        for match in pattern.finditer(text):
+            start, value = match.start(), match[0]
+            while ' ' in value and not (pattern.fullmatch(value) and check(value)):
+                value = value.rpartition(' ')[0]  # what follows may look like a part of it
+            end = start + len(value)
+            free = all(end <= other or start >= stop for other, stop, _ in found)
+            if free and pattern.fullmatch(value) and check(value):
+                found.append((start, end, kind))
+    return sorted(found)

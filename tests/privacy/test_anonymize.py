@@ -1,0 +1,111 @@
+"""What is found and what is not, by published examples; files; pseudonyms."""
+
+import csv
+import json
+
+import pytest
+
+from bigmodels import errors
+from bigmodels.privacy import anonymize, patterns
+from tests import commands
+
+FOUND = {
+    'email': ['ada.lovelace+x@mail.example.co.uk', 'ä@bücher.example'],
+    'card': ['4111 1111 1111 1111', '5500-0055-5555-5559', '378282246310005'],
+    'iban': ['GB82 WEST 1234 5698 7654 32', 'DE89370400440532013000', 'NO93 8601 1117 947'],
+    'ip': ['192.168.0.1', '2001:db8::8a2e:370:7334', '::1'],
+    'identity': ['12345678Z', 'X1234567L', '078-05-1120', '943 476 5919', '111222333',
+                 '86095742719', '65 929 970 489'],
+    'phone': ['+49 (0)30 1234567', '030/1234567', '+1-212-555-0123', '(212) 555-0123',
+              '0044 20 7946 0018', '020 7946 0018'],
+}  # fmt: skip
+# Another digit at the end, no number of its kind, or a word that only looks like one.
+NOT_FOUND = [
+    '4111 1111 1111 1112', 'GB82 WEST 1234 5698 7654 33', 'GB82 WEST 1234 5698', '12345678A',
+    'X1234567M', '111222334', '86095742718', '256.1.1.1', '12:30',
+    '2026-11-27', '27.11.2026', '3.14159265', '1,234,567', 'a@b', 'std::vector', 'v1.2.3.4.5', '::',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('kind', FOUND)
+def test_each_kind_is_found_whole_within_a_sentence(kind):
+    for value in FOUND[kind]:
+        text = f'Of {value} and ({value}), or {value}: {value}.'
+        found = [(text[start:end], of) for start, end, of in patterns.find(text)]
+        assert found == [(value, kind)] * 4
+
+
+@pytest.mark.parametrize('text', NOT_FOUND)
+def test_what_fails_its_check_is_left(text):
+    assert patterns.find(text) == []
+    assert anonymize.Anonymizer()(text) == (text, {})
+
+
+def test_check_digits_find_every_changed_digit():
+    assert not any(map(patterns.is_ssn, ('000-12-3456', '666-12-3456', '123-00-3456')))
+    for check, value in (
+        (patterns.is_card, '4111111111111111'), (patterns.is_iban, 'DE89370400440532013000'),
+        (patterns.is_dni, '12345678Z'), (patterns.is_nhs, '9434765919'),
+        (patterns.is_bsn, '111222333'),
+    ):  # fmt: skip
+        assert check(value)
+        for i in range(2 if check is patterns.is_iban else 0, len(value)):
+            for digit in set('0123456789') - {value[i]}:
+                assert not value[i].isdigit() or not check(value[:i] + digit + value[i + 1 :])
+
+
+def test_placeholders_pseudonyms_and_counts():
+    text = 'Ann Lee (ANN@x.org, 030 1234567) wrote ann@x.org to Annabel and ann lee: 030-1234567'
+    plain, counts = anonymize.Anonymizer(names=['Ann', 'Ann Lee'])(text)
+    assert plain == '<NAME> (<EMAIL>, <PHONE>) wrote <EMAIL> to Annabel and <NAME>: <PHONE>'
+    assert counts == {'name': 2, 'email': 2, 'phone': 2}
+    keyed = anonymize.Anonymizer(names=['Ann Lee'], secret=b'0123456789abcdef')
+    words = keyed(text)[0].replace('(', '').replace(',', '').replace(')', '').split()
+    tokens = [word.rstrip(':') for word in words if word.startswith('<')]
+    assert len(tokens) == 6
+    assert len(set(tokens)) == 3  # case and separators make no difference
+    other = anonymize.Anonymizer(names=['Ann Lee'], secret=b'0123456789abcdeF')
+    assert not set(tokens) & set(other(text)[0].split())
+    assert keyed.placeholder('email', 'a@x.org') != keyed.placeholder('name', 'a@x.org')
+    only = anonymize.Anonymizer(kinds=('phone',))(text)[1]
+    assert only == {'phone': 2}
+    with pytest.raises(errors.UserError, match='at least 16'):
+        anonymize.Anonymizer(secret=b'short')
+    with pytest.raises(errors.UserError, match="Did you mean 'phone'"):
+        anonymize.Anonymizer(kinds=('fone',))
+
+
+def test_files_of_each_format_by_the_command(tmp_path, capsys):
+    mail, number = 'me@x.org', '+49 30 1234567'
+    (tmp_path / 'names').write_text('Grace Hopper\n\n')
+    (tmp_path / 'a.txt').write_text(f'Grace Hopper, {mail}\n')
+    record = {'text': f'ä {mail}', 'turns': [{'content': number}], 'id': 7, 'note': mail}
+    (tmp_path / 'a.jsonl').write_text(json.dumps(record) + '\n\n' + json.dumps(record) + '\n')
+    with (tmp_path / 'a.csv').open('w', newline='') as file:
+        csv.writer(file).writerows([['who', 'n'], [f'"{mail}", she\nsaid', '1'], ['nobody', '2']])
+
+    def run(name, **options):
+        out = tmp_path / f'out_{name}'
+        printed = commands.printed(anonymize, capsys, input=tmp_path / name, output=out, **options)
+        return json.loads(printed)['found'], out.read_text()
+
+    found, text = run('a.txt', names=tmp_path / 'names')
+    assert (found, text) == ({'email': 1, 'name': 1}, '<NAME>, <EMAIL>\n')
+    found, text = run('a.jsonl', fields='text,turns')
+    assert found == {'email': 2, 'phone': 2}
+    first, second = map(json.loads, text.splitlines())
+    assert first == second == record | {'text': 'ä <EMAIL>', 'turns': [{'content': '<PHONE>'}]}
+    found, text = run('a.csv')
+    assert found == {'email': 1}
+    rows = list(csv.reader(text.splitlines(keepends=True)))
+    assert rows == [['who', 'n'], ['"<EMAIL>", she\nsaid', '1'], ['nobody', '2']]
+    (tmp_path / 'b.csv').write_text('a,b\n1\n')
+    (tmp_path / 'b.jsonl').write_text('{"a": 1}\n[]\n')
+    for name, options, message in (
+        ('a.txt', {}, 'exists already'),
+        ('b.csv', {}, 'Row 1 has not the 2 columns'),
+        ('b.jsonl', {}, 'Line 2 is no JSON object'),
+        ('b.jsonl', {'fields': 'c'}, "field of line 1 'c'"),
+    ):
+        with pytest.raises(errors.UserError, match=message):
+            run(name, **options)
