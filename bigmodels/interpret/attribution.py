@@ -16,6 +16,7 @@ import numpy as np
 
 from bigmodels import errors, trees
 from bigmodels.interpret import activations
+from bigmodels.models.parts import pooling
 
 Array = jax.Array
 Values = Mapping[str, Array]  # by path, see `activations`
@@ -27,8 +28,8 @@ def inputs_of(task: Any, params: Any, model_state: Any, batch: Any) -> dict[str,
     """What a task's answers can be differentiated by, by path.
 
     That is the model's input, where it is of numbers: pixels, log-mel features, numeric columns;
-    and of ids, tokens and categories, their embeddings [B, L, D]. 0 is in each a neutral value, the
-    mean or the median of what it stands for, or no embedding.
+    and of ids, tokens and categories, their embeddings [B, L, D]. 0 stands in numbers for the mean
+    or the median of what they were; of texts `mean_embeddings` are as neutral.
 
     Raises:
       UserError: for a model that has neither.
@@ -44,6 +45,23 @@ def inputs_of(task: Any, params: Any, model_state: Any, batch: Any) -> dict[str,
             'that its answer could be differentiated by.'
         )
     return values
+
+
+def mean_embeddings(values: Values, real: Array) -> dict[str, Array]:
+    """The mean of each text's own embeddings at all of its places.
+
+    As a baseline: a norm that follows at once, as in a Transformer, is singular at 0, where all of
+    the way from there is in its first thousandth.
+
+    Args:
+      values: {path: [B, L, D]}.
+      real: bool [B, L], False for padding.
+    """
+
+    def mean(x: Array) -> Array:
+        return jnp.broadcast_to(pooling.mean(x, real)[:, None], x.shape)
+
+    return {path: mean(x) for path, x in values.items()}
 
 
 def answer(

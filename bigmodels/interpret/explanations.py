@@ -31,14 +31,15 @@ KINDS = {
     LanguageModeling: 'language',
 }
 SMOOTHING_SEED = 0
-# Of values by path; whether places are told by a norm, as a gradient has no direction of its own.
+# Of values by path and baselines; whether places are told by a norm, as a gradient has no direction
+# of its own.
 GRADIENTS: dict[str, tuple[Callable, bool]] = {
-    'gradient': (attribution.gradient, True),
+    'gradient': (lambda f, x, _: attribution.gradient(f, x), True),
     'smooth_grad': (
-        lambda f, x: attribution.smooth_grad(f, x, jax.random.key(SMOOTHING_SEED)),
+        lambda f, x, _: attribution.smooth_grad(f, x, jax.random.key(SMOOTHING_SEED)),
         True,
     ),
-    'input_x_gradient': (attribution.input_x_gradient, False),
+    'input_x_gradient': (lambda f, x, _: attribution.input_x_gradient(f, x), False),
     'integrated_gradients': (attribution.integrated_gradients, False),
 }
 METHODS = (*GRADIENTS, 'occlusion', 'grad_cam', 'attention_rollout')
@@ -244,11 +245,15 @@ def _map(method, task, kind, variables, function, values, layer) -> Array:
         return _grad_cam(task, kind, variables, function, values, layer)
     if method == 'attention_rollout':
         return _rollout(task, kind, variables, values)
+    baselines = None
+    if kind in ('text', 'language'):
+        baselines = attribution.mean_embeddings(values, variables[-1]['segment_ids'] > 0)
     if method == 'occlusion':
-        places = attribution.occlusion(function, values, _part_sizes(kind, values))
+        sizes = _part_sizes(kind, values)
+        places = attribution.occlusion(function, values, sizes, baselines)
     else:
         make, norm = GRADIENTS[method]
-        places = attribution.by_place(make(function, values), norm)
+        places = attribution.by_place(make(function, values, baselines), norm)
     # A table's numeric columns come before the categorical ones.
     return jnp.concatenate(list(places.values()), axis=1)
 

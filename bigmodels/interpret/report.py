@@ -18,8 +18,8 @@ NOTES = {
     'gradient': 'how strongly the answer changes with each place',
     'smooth_grad': 'the same, as the mean over inputs with noise',
     'input_x_gradient': 'each value times its gradient',
-    'integrated_gradients': 'shares of the answer, which add up to its difference from an input '
-    'of zeros',
+    'integrated_gradients': 'shares of the answer, which add up to its difference from a neutral '
+    'input',
     'occlusion': 'by how much the answer falls when a part is covered',
     'grad_cam': 'where a layer\u2019s features speak for the answer',
     'attention_rollout': 'how much of each place reaches what is classified, by attention alone',
