@@ -8,6 +8,13 @@ from bigmodels import train as train_lib
 from tests import commands
 
 
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('notebooks')
+    train_lib.train(commands.tiny_text_config(folder), folder / 'run')
+    return folder / 'run'
+
+
 def executed(name, monkeypatch):
     """What a notebook prints, and how many pictures it draws."""
     monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '1')
@@ -23,9 +30,8 @@ def executed(name, monkeypatch):
 
 
 @pytest.mark.slow
-def test_opening_a_run(tmp_path, monkeypatch):
-    train_lib.train(commands.tiny_text_config(tmp_path), tmp_path / 'run')
-    monkeypatch.setenv('RUN', str(tmp_path / 'run'))
+def test_opening_a_run(run, monkeypatch):
+    monkeypatch.setenv('RUN', str(run))
     printed, pictures = executed('open_a_run.ipynb', monkeypatch)
     assert 'parameters at step 20' in printed
     assert '\nloss ' in printed
@@ -39,3 +45,12 @@ def test_private_training(monkeypatch):
     assert "'epsilon': 3.0} private" in printed
     assert '<IBAN:6991a3f23388>' in printed
     assert pictures == 2
+
+
+@pytest.mark.slow
+def test_interpreting_a_run(run, monkeypatch):
+    monkeypatch.setenv('RUN', str(run))
+    printed, pictures = executed('interpret_a_run.ipynb', monkeypatch)
+    assert 'layers_1/attention' in printed
+    assert 'without layers_1/mlp' in printed
+    assert pictures == 3

@@ -44,6 +44,7 @@ VARIANTS = {
         TRANSFORMER | dict(moe=dict(num_experts=4), activation='swiglu', scan_layers=True),
         TRANSFORMER | dict(moe=dict(num_experts=2, num_shared_experts=1)),
     ],
+    'sparse_autoencoder': [dict(num_features=16, top_k=2)],
     'unet': [dict(num_classes=8, widths=(8, 16, 16))],
     'transformer_classifier': [
         dict(num_classes=8, encoder=TRANSFORMER | dict(positions='learned', qk_norm=True)),
@@ -87,6 +88,8 @@ def parameters(name: str, fields: dict):
             jax.ShapeDtypeStruct((1,), jnp.float32),
             jax.ShapeDtypeStruct((1,), jnp.int32),
         ]
+    elif name == 'sparse_autoencoder':
+        inputs = [jax.ShapeDtypeStruct((1, 8), jnp.float32)]
     elif name == 'encoder_decoder':
         inputs *= 2
     elif name == 'conformer':

@@ -72,6 +72,40 @@ def linear_probe(
     return float(model.fit(*train).score(*test))
 
 
+def control_targets(kinds: np.ndarray, num_classes: int, seed: int = 0) -> np.ndarray:
+    """Targets int [n] of a control task: each kind of input has a class drawn at random.
+
+    Who learns it has memory, but has not found it in the features (Hewitt and Liang 2019,
+    arXiv:1909.03368, section 2).
+
+    Args:
+      kinds: [n], what the inputs are, such as the ids of tokens.
+    """
+    names, place = np.unique(kinds, return_inverse=True)
+    return np.random.default_rng(seed).integers(0, num_classes, len(names))[place]
+
+
+def selectivity(
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    train_kinds: np.ndarray,
+    test_kinds: np.ndarray,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The linear probe's test accuracy, and by how much it is over that of a control task.
+
+    Args:
+      train, test: (features [n, D], targets [n]).
+      train_kinds, test_kinds: [n], see `control_targets`.
+    """
+    classes = len(np.unique(train[1]))
+    count = len(train_kinds)
+    control = control_targets(np.concatenate([train_kinds, test_kinds]), classes, seed)
+    accuracy = linear_probe(train, test, seed)
+    learnt = linear_probe((train[0], control[:count]), (test[0], control[count:]), seed)
+    return accuracy, accuracy - learnt
+
+
 def nearest_neighbours_probe(
     train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], neighbours: int = 20
 ) -> float:

@@ -18,6 +18,7 @@ from bigmodels.models.gnn import GAT, GCN
 from bigmodels.models.mlp import MLP
 from bigmodels.models.recurrent import Recurrent
 from bigmodels.models.resnet import ResNet
+from bigmodels.models.sparse_autoencoder import SparseAutoencoder
 from bigmodels.models.tabular import TabularMLP
 from bigmodels.models.transformer import Transformer
 from bigmodels.models.transformer_classifier import TransformerClassifier
@@ -46,6 +47,7 @@ MODELS = {
     'patch_tst': PatchTST,
     'recurrent': Recurrent,
     'resnet': ResNet,
+    'sparse_autoencoder': SparseAutoencoder,
     'tabular_mlp': TabularMLP,
     'transformer': Transformer,
     'transformer_classifier': TransformerClassifier,

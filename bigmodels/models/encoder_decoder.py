@@ -46,7 +46,7 @@ class Stack(nn.Module):
             positions = jnp.arange(x.shape[1])[None]
         if c.positions == 'learned':
             embed = transformer.table(c, 'position_embed', c.max_length)
-            x += layers.look_up(embed, positions, None)
+            x += embed(positions)
         x = nn.Dropout(c.dropout_rate, deterministic=not train)(x.astype(c.dtype))
         x = sharding.constrain_activations(x)
         x, cache = blocks.run(c, x, positions, segment_ids, cache, train, context)
@@ -173,7 +173,7 @@ class EncoderDecoder(nn.Module, Settings):
         return transformer.logits_of(self, hidden, kernel), cache
 
     def _embedded(self, tokens: Array) -> Array:
-        x = layers.look_up(self.embed, tokens, 'tensor')
+        x = self.embed(tokens, 'tensor')
         return x * math.sqrt(self.embed_dim) if self.scale_embeddings else x
 
     def init_cache(self, batch_size: int, length: int) -> Cache:

@@ -131,8 +131,8 @@ class Recurrent(nn.Module):
         """inputs int [B, L], segment_ids int [B, L] with 0 for padding -> float32 [B, classes]."""
         real = jnp.ones(inputs.shape, bool) if segment_ids is None else segment_ids > 0
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
-        embed = nn.Embed(self.vocab_size, self.embed_dim, name='embed')
-        x = dropout(layers.look_up(embed, inputs, None))
+        embed = layers.Embed(self.vocab_size, self.embed_dim, name='embed')
+        x = dropout(embed(inputs))
         for i in range(self.num_layers):
             outputs = [
                 Recurrence(self.cell, self.hidden_dim, reverse, name=f'layers_{i}_{direction}')(

@@ -157,17 +157,17 @@ class Transformer(nn.Module, Settings):
 
     def _embedded(self, embed, inputs, positions, token_types, prefix) -> Array:
         """float32 [B, L, D]; called inside the compact `__call__`."""
-        x = layers.look_up(embed, inputs, 'tensor')
+        x = embed(inputs, 'tensor')
         if self.scale_embeddings:
             x *= math.sqrt(self.embed_dim)
         if prefix is not None:
             x = jnp.concatenate([prefix.states, x], axis=1)
         if self.positions == 'learned':
             learned = table(self, 'position_embed', self.max_length + self.position_offset)
-            x += layers.look_up(learned, positions + self.position_offset, None)
+            x += learned(positions + self.position_offset)
         if self.token_types:
             types = jnp.zeros_like(inputs) if token_types is None else token_types
-            x += layers.look_up(table(self, 'type_embed', self.token_types), types, None)
+            x += table(self, 'type_embed', self.token_types)(types)
         return self._norm('embed_norm')(x) if self.embed_norm else x
 
     def _run_blocks(self, x, positions, segment_ids, cache, train, slots):
@@ -277,9 +277,9 @@ def _check_prefix(settings: Settings) -> None:
         )
 
 
-def table(settings: Settings, name: str, rows: int) -> nn.Embed:
+def table(settings: Settings, name: str, rows: int) -> layers.Embed:
     """A table of embeddings [rows, D] in the module that calls."""
-    return nn.Embed(rows, settings.embed_dim, embedding_init=scaled_normal(0.02**2), name=name)
+    return layers.Embed(rows, settings.embed_dim, embedding_init=scaled_normal(0.02**2), name=name)
 
 
 def logits_of(

@@ -110,9 +110,9 @@ class WaveNet(nn.Module):
         Returns:
           float32 [B, T, V]; with a cache, that and the cache for the next sample.
         """
-        table = functools.partial(nn.Embed, embedding_init=nn.initializers.normal(1.0))
+        table = functools.partial(layers.Embed, embedding_init=nn.initializers.normal(1.0))
         embed = table(self.num_levels, self.embed_dim, name='embed')
-        x = layers.look_up(embed, inputs, None).astype(self.dtype)
+        x = embed(inputs).astype(self.dtype)
         x = sharding.constrain_activations(x)
         condition = self._condition(table, labels, speakers, progress)
         total, kept = 0.0, []
@@ -136,8 +136,8 @@ class WaveNet(nn.Module):
         shape = (len(labels), self.num_places, self.embed_dim)
         of_class = table(self.num_classes, shape[1] * shape[2], name='class_embed')
         of_speaker = table(self.num_speakers, shape[2], name='speaker_embed')
-        told = layers.look_up(of_class, labels, None).reshape(shape)
-        told += layers.look_up(of_speaker, speakers, None)[:, None]
+        told = of_class(labels).reshape(shape)
+        told += of_speaker(speakers)[:, None]
         told = jnp.tanh(layers.Linear(self.embed_dim, name='condition')(told))
         place = progress[..., None] * (self.num_places - 1)
         shares = jnp.maximum(1 - jnp.abs(place - jnp.arange(self.num_places)), 0)  # [B, T, P]

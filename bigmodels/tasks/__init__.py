@@ -59,6 +59,7 @@ from bigmodels.tasks.segmentation import Segmentation
 from bigmodels.tasks.sound_classification import SoundClassification
 from bigmodels.tasks.sound_generation import SoundGeneration
 from bigmodels.tasks.span_extraction import SpanExtraction
+from bigmodels.tasks.sparse_coding import SparseCoding
 from bigmodels.tasks.tables import TableClassification, TableRegression
 from bigmodels.tasks.text_classification import TextClassification
 from bigmodels.tasks.text_to_text import TextToText
@@ -84,6 +85,7 @@ TASKS = {
     'sound_classification': SoundClassification,
     'sound_generation': SoundGeneration,
     'span_extraction': SpanExtraction,
+    'sparse_coding': SparseCoding,
     'table_classification': TableClassification,
     'table_regression': TableRegression,
     'text_classification': TextClassification,

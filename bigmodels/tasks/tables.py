@@ -30,6 +30,7 @@ class Table(Defaults):
       label_key: the column of the targets.
       numeric, categorical: the columns of the inputs.
       min_count, missing: see `table_encoding.fit`.
+      weight_key: the column of how much an example counts in training; '' for 1 each.
     """
 
     model: nn.Module
@@ -38,6 +39,7 @@ class Table(Defaults):
     categorical: Sequence[str] = ()
     min_count: int = 5
     missing: Literal['refuse', 'impute'] = 'refuse'
+    weight_key: str = ''
     encoding: table_encoding.Encoding | None = None
 
     def __post_init__(self):
@@ -97,7 +99,20 @@ class Table(Defaults):
     def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
         """One example for each record, all encoded here: what is wrong with one is told at once."""
         with told_of(source):
-            return Columns(self._encoded(self._columns(source)))
+            arrays = self._encoded(self._columns(source))
+            if train and self.weight_key:
+                arrays['weights'] = self._weights(source)
+            return Columns(arrays)
+
+    def _weights(self, source: Sequence) -> np.ndarray:
+        """float32 [n]."""
+        [column] = columns_of(source, {'task.weight_key': (self.weight_key,)}).values()
+        weights = table_encoding.numbers(column, self.weight_key).astype(np.float32)
+        if not (weights >= 0).all():
+            raise errors.UserError(
+                f'task.weight_key = {self.weight_key!r}: a weight is missing or negative.'
+            )
+        return weights
 
     def _columns(self, source: Sequence) -> dict[str, np.ndarray]:
         """All records by columns, among them the targets."""

@@ -60,3 +60,21 @@ def test_neighbours_vote_by_similarity():
             votes[row, train[1][i]] += np.exp(similar[i] / 0.07)
     expected = (votes.argmax(1) == test[1]).mean()
     assert probes.nearest_neighbours_probe(train, test, neighbours=7) == pytest.approx(expected)
+
+
+def test_selectivity_tells_what_is_in_features_from_what_a_probe_remembers():
+    rng = np.random.default_rng(2)
+    kinds = rng.integers(0, 30, 600)
+    control = probes.control_targets(kinds, 3)
+    assert set(control) == {0, 1, 2}
+    assert all(len(set(control[kinds == kind])) == 1 for kind in range(30))
+    targets = kinds % 3
+    direct = np.eye(3)[targets] + 0.1 * rng.normal(size=(600, 3))  # the class alone
+    names = np.eye(30)[kinds]  # of which anything can be learnt by heart
+    for features, least, most in ((direct, 0.4, 1), (names, -0.05, 0.05)):
+        accuracy, selectivity = probes.selectivity(
+            (features[:400], targets[:400]), (features[400:], targets[400:]),
+            kinds[:400], kinds[400:],
+        )  # fmt: skip
+        assert accuracy > 0.95
+        assert least < selectivity <= most

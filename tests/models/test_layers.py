@@ -2,7 +2,6 @@
 
 import math
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -213,17 +212,15 @@ def test_split_rows_and_positions_are_not_merged(dtype):
         np.testing.assert_allclose(np.float64(one), np.float64(other), rtol=1e-2, atol=1e-5)
 
 
-def test_look_up_on_every_mesh():
-    embed = nn.Embed(6, 4)
+def test_embeddings_on_every_mesh():
+    embed = layers.Embed(6, 4)
     ids = jnp.arange(8).reshape(2, 4) % 6
     variables = embed.init(jax.random.key(0), ids)
     expected = variables['params']['embedding'][ids]
     for shape in (dict(), dict(sequence=2, fsdp=2, tensor=2), dict(sequence=2, tensor=4)):
         with jax.set_mesh(sharding.make_mesh(sharding.MeshShape(**shape))):
             for rows in ('tensor', None):  # 6 rows do not divide by tensor 4
-                look_up = lambda variables, ids, rows=rows: embed.apply(
-                    variables, ids, method=lambda embed, ids: layers.look_up(embed, ids, rows)
-                )
+                look_up = lambda variables, ids, rows=rows: embed.apply(variables, ids, rows)
                 np.testing.assert_array_equal(jax.jit(look_up)(variables, ids), expected)
 
 

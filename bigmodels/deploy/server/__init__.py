@@ -6,6 +6,7 @@ description  the OpenAPI document, made of these
 records      a record as JSON or as an upload -> what a task's `preprocess` takes
 batching     examples of many requests together, by the one thread that owns the device
 answering    predictions, embeddings and transcriptions
+attributions what spoke for predictions of images and texts
 texts        tokens that come one by one -> the text that is certain
 generation   the streams of tokens of an engine
 scoring      how probable the tokens of prompts are

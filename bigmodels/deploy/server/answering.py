@@ -78,8 +78,12 @@ class Answering:
         fields = self._task.record_fields
         if 'array' in fields.values():  # graphs are of any shape
             return
-        blank = {name: self._blank(kind) for name, kind in fields.items()}
-        self._batcher.warm(self._predictor.answers, self._predictor.example(blank))
+        self._batcher.warm(self._predictor.answers, self.blank())
+
+    def blank(self) -> dict[str, np.ndarray]:
+        """The example of a record that says nothing."""
+        fields = self._task.record_fields
+        return self._predictor.example({name: self._blank(kind) for name, kind in fields.items()})
 
     def _blank(self, kind: str) -> Any:
         shape = self._trained['inputs'].shape[1:]
@@ -95,14 +99,18 @@ class Answering:
 
     async def predict(self, request: Request) -> Response:
         """The task's answer to each record, in their order; pictures are data URLs."""
+        examples = await self.examples(request)
+        answers = await self._batcher.answers(self._predictor.answers, examples)
+        return await asyncio.to_thread(_as_response, answers)
+
+    async def examples(self, request: Request) -> list[Mapping[str, np.ndarray]]:
+        """Those of the records that a request holds, as JSON or as files."""
         if is_upload(request):
             read = functools.partial(self._reader.of_files, *await uploaded(request))
         else:
             form = await parsed(request, self.form)
             read = functools.partial(self._of_json, form.inputs)
-        examples = await asyncio.to_thread(self._examples, read)
-        answers = await self._batcher.answers(self._predictor.answers, examples)
-        return await asyncio.to_thread(_as_response, answers)
+        return await asyncio.to_thread(self._examples, read)
 
     def _of_json(self, inputs: Sequence[pydantic.BaseModel]) -> list[dict]:
         read, files = [], self._reader.files()

@@ -11,7 +11,7 @@ from starlette.routing import Route, Router
 
 from bigmodels import errors, rundir, runs, trees
 from bigmodels.data import inputs
-from bigmodels.deploy.server import forms, page, telemetry
+from bigmodels.deploy.server import attributions, forms, page, telemetry
 from bigmodels.deploy.server.answering import Answering, Embedding, check_model
 from bigmodels.deploy.server.batching import Batcher
 from bigmodels.deploy.server.completions import Completions
@@ -112,6 +112,10 @@ class Server:
                     form=answering.form, upload=(None, files) if files else None,
                 )
             )  # fmt: skip
+            if attributions.offered(task):
+                attributing = attributions.Attributing(self.run, answering, self._batcher)
+                self._warm.append(attributing.warm)
+                found.append(attributing.endpoint(files))
             if isinstance(task, Transcription):
                 found.append(
                     Endpoint(

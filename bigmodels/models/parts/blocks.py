@@ -430,7 +430,10 @@ def run(
             raise errors.UserError('Decoding needs unrolled layers: use `unscanned`.')
         scanned = nn.scan(
             block,
-            variable_axes={'params': 0, 'losses': 0, 'metrics': 0},
+            # The last two are those of `interpret.activations`.
+            variable_axes=dict.fromkeys(
+                ('params', 'losses', 'metrics', 'intermediates', 'edits'), 0
+            ),
             split_rngs={'params': True, 'dropout': True},
             in_axes=nn.broadcast,
             length=settings.num_layers,

@@ -149,18 +149,6 @@ def add_bias(x: Array, bias: Array) -> Array:
     return (x.astype(jnp.float32) + bias).astype(x.dtype)
 
 
-def look_up(embed: nn.Embed, ids: Array, rows: str | None) -> Array:
-    """float32 embed(ids) [B, L, D], for a table [V, D] whose rows are split over `rows`.
-
-    The table's columns are gathered first: otherwise XLA looks up a part of them for all positions
-    and gathers that.
-    """
-    if isinstance(embed.embedding, kernels.Kernel):
-        return embed.embedding.rows(ids)
-    table = sharding.constrain(embed.embedding, (rows, None))
-    return jnp.take(table, ids, axis=0).astype(jnp.float32)
-
-
 def layer_norm(x: Array, scale: Array, bias: Array | None, epsilon: float) -> Array:
     """Layer normalisation over the last axis (Ba et al. 2016), in float32, back in x's dtype."""
     return _normalised(x, scale, bias, epsilon, True)
@@ -364,6 +352,20 @@ class Linear(nn.Module):
             bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
             y = add_bias(y, bias)
         return y
+
+
+class Embed(nn.Embed):
+    """A table of embeddings [V, D], an array or a `Kernel`; ids [B, L] -> float32 [B, L, D].
+
+    `rows` is the mesh axis that the table's rows are split over. Its columns are gathered first:
+    otherwise XLA looks up a part of them for all positions and gathers that.
+    """
+
+    def __call__(self, inputs: Array, rows: str | None = None) -> Array:
+        if isinstance(self.embedding, kernels.Kernel):
+            return self.embedding.rows(inputs)
+        table = sharding.constrain(self.embedding, (rows, None))
+        return jnp.take(table, inputs, axis=0).astype(jnp.float32)
 
 
 class Norm(nn.Module):
