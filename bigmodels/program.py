@@ -42,7 +42,7 @@ class Program:
       train_step: (state, batch) -> (state, metrics), pure; see `steps.train_step`.
       eval_step: (params, model_state, batch) -> (pairs, outcomes), pure.
       schedule: step -> learning rate.
-      spent: step -> figures of what the run has spent by then, {} where it is not private.
+      spent: step -> floats, what the run has spent by then; {} where it is not private.
       join: (params, frozen) -> the params that the model takes, see `adapters.joined`.
       flops: of a train step by the task's formula; None where there is none, or not for adapters.
       variable_shapes, state_shapes: of these, each with its sharding.
@@ -185,7 +185,7 @@ def make_program(
         ),
         eval_step=evaluation_step(task),
         schedule=schedule,
-        spent=gradient.spent,
+        spent=lambda step: jax.tree.map(float, gradient.spent(step)),
         join=join,
         # The formulas count a gradient of every parameter.
         flops=None if settings.adapter.rank else task.flops_per_step(shapes.params, batch_shapes),

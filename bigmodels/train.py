@@ -181,8 +181,7 @@ def _loop(
             eval_step, data.task, params, model_state, data.eval_sets, run.mesh,
             stop=lambda: signals.requested,
         )  # fmt: skip
-        spent = jax.tree.map(float, run.spent(int(state.step)))
-        return {} if signals.requested else figures | spent
+        return {} if signals.requested else figures | run.spent(int(state.step))
 
     with signals.deferred():
         feed = pipeline.prefetched(data.batches, start, settings.data)

@@ -6,7 +6,9 @@
 Data: the four files of MNIST in `mnist/`; by TFDS: `name='tfds', dataset='mnist'` with
 `task.image_shape=(28, 28, 1)`.
 
-Cost and result: not measured at full length yet.
+Cost: two CPU cores, 4 min 5 s, beside other work.
+Result: configs/mnist_lenet.py reads 96.5 % of 1,000 digits as those asked for
+(experiments/results/diffusion.json, with a picture beside it).
 """
 
 from configs import common
