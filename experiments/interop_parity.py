@@ -12,7 +12,9 @@ import argparse
 import json
 import pathlib
 import tempfile
+from typing import NamedTuple
 
+import flax.linen as nn
 import hugging_face
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,7 @@ import transformers
 from bigmodels.deploy import decoding, sampling
 from bigmodels.deploy import weights as packing
 from bigmodels.interop import directories, families, pictures, weights
-from bigmodels.models.vit import ViT
+from bigmodels.interop.decoders import DECODERS
 
 GOLDEN = measure.ROOT / 'tests' / 'interop' / 'golden'
 PROMPT, NEW = 12, 12
@@ -42,6 +44,7 @@ GPT2 = dict(vocab_size=61, n_embd=16, n_layer=2, n_head=4, n_positions=32)
 LAYERS = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4)
 ENCODER = LAYERS | dict(vocab_size=61, max_position_embeddings=32)
 VIT = LAYERS | dict(image_size=12, patch_size=4, num_channels=3, num_labels=3)
+RESNET = dict(num_channels=3, num_labels=3, embedding_size=4)
 TYPES = ['sliding_attention', 'full_attention']
 LLAMA3 = dict(
     rope_type='llama3',
@@ -114,7 +117,37 @@ CASES = {
         VIT | dict(num_channels=1, hidden_act='gelu_new'),
         'one channel, tanh GELU',
     ),
+    'resnet': (
+        'resnet',
+        RESNET | dict(hidden_sizes=[16, 32], depths=[2, 1]),
+        'bottlenecks, strides in the middle',
+    ),
+    'resnet_v1': (
+        'resnet',
+        RESNET | dict(hidden_sizes=[16, 32], depths=[1, 1], downsample_in_bottleneck=True),
+        'bottlenecks, strides in the first convolution',
+    ),
+    'resnet_basic': (
+        'resnet',
+        RESNET | dict(hidden_sizes=[4, 8], depths=[1, 2], layer_type='basic', num_channels=1),
+        'basic blocks, one channel',
+    ),
 }
+IMAGES = ('vit', 'resnet')
+
+
+class Trial(NamedTuple):
+    """What a model here and its counterpart are given, and what their logits are compared with.
+
+    Fields:
+      ours: arguments of our model.
+      theirs: keywords of theirs.
+      targets: int, one for each row of logits; -100 for none.
+    """
+
+    ours: tuple[np.ndarray, ...]
+    theirs: dict[str, np.ndarray]
+    targets: np.ndarray
 
 
 def random_model(model_type: str, entries: dict) -> transformers.PreTrainedModel:
@@ -124,7 +157,7 @@ def random_model(model_type: str, entries: dict) -> transformers.PreTrainedModel
     config._attn_implementation = 'eager'
     kind = getattr(transformers, families.FAMILIES[model_type].architecture)
     model = kind(config).float().eval()
-    embeddings = None if model_type == 'vit' else model.get_input_embeddings().weight
+    embeddings = None if model_type in IMAGES else model.get_input_embeddings().weight
     for parameter in model.parameters():
         noise = torch.randn_like(parameter)
         if parameter.ndim == 1:
@@ -132,7 +165,40 @@ def random_model(model_type: str, entries: dict) -> transformers.PreTrainedModel
         else:  # were embeddings as large as what layers add, the next token would be the last one
             parameter.data = noise * (parameter.shape[-1] ** -0.5, 0.1)[parameter is embeddings]
         parameter.data = parameter.data.bfloat16().float()
+    norms = [layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    if norms:
+        _average(model, norms)
     return model
+
+
+def _average(model: transformers.PreTrainedModel, norms: list[torch.nn.BatchNorm2d]) -> None:
+    """Leaves in the averages of BatchNorm what one batch has."""
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(torch.randn(2, model.config.num_channels, 48, 48))
+    model.eval()
+    for norm in norms:
+        norm.momentum = 0.1
+        norm.num_batches_tracked.zero_()
+        for average in (norm.running_mean, norm.running_var):
+            average.data = average.data.bfloat16().float()
+
+
+def trial(family: families.Family, model: nn.Module, theirs: transformers.PreTrainedModel) -> Trial:
+    """Inputs and targets for a model of a family."""
+    rng = np.random.default_rng(0)
+    if family.model_type in IMAGES:
+        side, channels = getattr(theirs.config, 'image_size', 48), theirs.config.num_channels
+        inputs = rng.normal(size=(2, side, side, channels)).astype(np.float32)
+        return Trial((inputs,), {'pixel_values': inputs.transpose(0, 3, 1, 2)}, np.array([0, 2]))
+    if not model.causal:
+        inputs = rng.integers(2, 61, (2, 9)).astype(np.int32)
+        targets = np.where(np.arange(9) % 3, -100, inputs[::-1])
+    else:
+        inputs = greedy_tokens(theirs)
+        targets = np.pad(inputs[:, 1:], ((0, 0), (0, 1)), constant_values=-100)
+    return Trial((inputs,), {'input_ids': inputs}, targets)
 
 
 def greedy_tokens(model: transformers.PreTrainedModel) -> np.ndarray:
@@ -148,14 +214,14 @@ def greedy_tokens(model: transformers.PreTrainedModel) -> np.ndarray:
 
 
 def logits_and_gradients(
-    model, inputs: np.ndarray, targets: np.ndarray
+    model, inputs: dict[str, np.ndarray], targets: np.ndarray
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Logits [..., V], and the gradients of the mean loss by the tensors' names in files.
 
     A target of -100 is none.
     """
     model.zero_grad()
-    logits = model(torch.tensor(inputs)).logits
+    logits = model(**{name: torch.tensor(x) for name, x in inputs.items()}).logits
     torch.nn.functional.cross_entropy(
         logits.reshape(-1, logits.shape[-1]), torch.tensor(targets).long().reshape(-1)
     ).backward()
@@ -166,19 +232,21 @@ def logits_and_gradients(
         for parameter in model.parameters():
             parameter.data = parameter.kept
         gradients = safetensors.torch.load_file(f'{directory}/{directories.WEIGHTS}')
-    return logits.detach().numpy(), {name: x.numpy() for name, x in gradients.items()}
+    buffers = dict(model.named_buffers())
+    gradients = {name: x.numpy() for name, x in gradients.items() if name not in buffers}
+    return logits.detach().numpy(), gradients
 
 
-def own_logits_and_gradients(model, params, inputs: np.ndarray, targets: np.ndarray):
+def own_logits_and_gradients(model, variables, inputs: tuple[np.ndarray, ...], targets: np.ndarray):
     """The same of our model."""
 
     def loss(params):
-        logits = model.apply({'params': params}, jnp.asarray(inputs))
+        logits = model.apply({**variables, 'params': params}, *map(jnp.asarray, inputs))
         told = jax.nn.log_softmax(logits)
         told = jnp.take_along_axis(told, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
         return -(told * (targets >= 0)).sum() / (targets >= 0).sum(), logits
 
-    (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables['params'])
     return np.asarray(logits), gradients
 
 
@@ -192,27 +260,17 @@ def compare(name: str, scratch: pathlib.Path) -> dict:
     ours = family.model(**family.fields(config))
     files = directories.tensors(scratch / 'theirs')
     result = {'family': model_type, 'special': special}
-    if model_type == 'vit':
-        rng = np.random.default_rng(0)
-        side, channels = entries['image_size'], entries['num_channels']
-        inputs = rng.normal(size=(2, side, side, channels)).astype(np.float32)
-        params = hugging_face.load(family, ours, files, inputs[:1])
-        targets, their_inputs = np.array([0, 2]), inputs.transpose(0, 3, 1, 2)
-    elif not ours.causal:
-        inputs = np.random.default_rng(0).integers(2, 61, (2, 9)).astype(np.int32)
-        params = hugging_face.load(family, ours, files, inputs)
-        their_inputs, targets = inputs, np.where(np.arange(9) % 3, -100, inputs[::-1])
-    else:
-        inputs = their_inputs = greedy_tokens(theirs)
-        params = hugging_face.load(family, ours, files, inputs[:, :4])
-        targets = np.pad(inputs[:, 1:], ((0, 0), (0, 1)), constant_values=-100)
-        result |= {'tokens': NEW, 'same_tokens': _same_tokens(ours, params, inputs)}
-    logits, gradients = logits_and_gradients(theirs, their_inputs, targets)
-    own_logits, own_gradients = own_logits_and_gradients(ours, params, inputs, targets)
-    vocab_size = entries.get('vocab_size')
+    given = trial(family, ours, theirs)
+    variables = hugging_face.load(family, ours, files, *(x[:1] for x in given.ours))
+    if family in DECODERS:
+        same = _same_tokens(ours, variables['params'], given.ours[0])
+        result |= {'tokens': NEW, 'same_tokens': same}
+    logits, gradients = logits_and_gradients(theirs, given.theirs, given.targets)
+    own_logits, own_gradients = own_logits_and_gradients(ours, variables, given.ours, given.targets)
+    vocab_size = getattr(ours, 'vocab_size', None)
     own_gradients = dict(weights.unload(family.table, own_gradients, 'float32', vocab_size))
-    _check_written(scratch / 'ours', family, ours, params, theirs, files)
-    _write_golden(name, config, files, inputs, targets, logits, gradients)
+    _check_written(scratch / 'ours', family, ours, variables, theirs, files)
+    _write_golden(name, config, files, given, logits, gradients)
     return result | {
         'logits': float(np.abs(own_logits - logits).max()),
         'largest_logit': float(np.abs(logits).max()),
@@ -246,15 +304,16 @@ def _same_tokens(model, params, tokens: np.ndarray) -> int:
     return int((np.asarray(given) == tokens[:, PROMPT:]).sum())
 
 
-def _check_written(directory: pathlib.Path, family, model, params, theirs, files) -> None:
+def _check_written(directory: pathlib.Path, family, model, variables, theirs, files) -> None:
     """Raises AssertionError unless transformers opens what is written as what it had saved."""
     directory.mkdir()
     vocab_size = getattr(model, 'vocab_size', None)
-    directories.write_tensors(
-        directory, weights.unload(family.table, params, 'float32', vocab_size)
-    )
+    params, further = variables['params'], {**variables}
+    del further['params']
+    tensors = weights.unload(family.table, {**params, **further}, 'float32', vocab_size)
+    directories.write_tensors(directory, tensors)
     entries = family.config(model)
-    if family.model is ViT:
+    if family.model_type in IMAGES:
         entries |= pictures.config(model, params)
     directories.write_json(directory / directories.CONFIG, entries)
     again = type(theirs).from_pretrained(directory, dtype=torch.float32).state_dict()
@@ -262,15 +321,17 @@ def _check_written(directory: pathlib.Path, family, model, params, theirs, files
     differing = [name for name, x in theirs.state_dict().items() if not torch.equal(x, again[name])]
     assert not differing, differing
     copied = directories.tensors(directory)
+    files = {name: x for name, x in files.items() if 'num_batches_tracked' not in name}
     assert copied.keys() == files.keys()
     assert all(copied[key].tobytes() == files[key].tobytes() for key in files)
 
 
-def _write_golden(name, config, files, inputs, targets, logits, gradients) -> None:
+def _write_golden(name, config, files, given: Trial, logits, gradients) -> None:
     """The model in bfloat16, which holds its values, and of gradients (sum, norm) each."""
     golden = {key: torch.tensor(np.asarray(x)).bfloat16() for key, x in files.items()}
-    golden['golden.inputs'] = torch.tensor(inputs)
-    golden['golden.targets'] = torch.tensor(targets.astype(np.int32))
+    for i, inputs in enumerate(given.ours):
+        golden[f'golden.inputs{i or ""}'] = torch.tensor(inputs)
+    golden['golden.targets'] = torch.tensor(given.targets.astype(np.int32))
     golden['golden.logits'] = torch.tensor(logits)
     sums = [[gradients[key].sum(), np.linalg.norm(gradients[key])] for key in sorted(gradients)]
     golden['golden.gradients'] = torch.tensor(np.float32(sums))

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 import flax.linen as nn
 
 from bigmodels import errors
+from bigmodels.interop.classifiers import CLASSIFIERS
 from bigmodels.interop.decoders import DECODERS
 from bigmodels.interop.encoders import ENCODERS
 from bigmodels.interop.family import Family
 
-FAMILIES = {family.model_type: family for family in (*DECODERS, *ENCODERS)}
+FAMILIES = {family.model_type: family for family in (*DECODERS, *ENCODERS, *CLASSIFIERS)}
 
 
 def of_config(config: Mapping) -> Family:

@@ -22,13 +22,16 @@ FREE = {
     'dtype',
     'logits_dtype',
     'microbatches',
+    'momentum',
     'name',
     'parent',
     'pipeline_rounds',
     'remat',
     'scan_layers',
     'vocab_multiple',
+    'zero_init',
 }
+GELU = {'gelu': 'gelu_exact', 'gelu_pytorch_tanh': 'gelu', 'gelu_new': 'gelu'}
 # Keys that are as good as missing where they are null.
 UNSET = {
     'head_dim',
@@ -54,7 +57,8 @@ class Family:
       defaults: values of keys that may be missing in config.json.
       only: keys with the one value that can be read; None of it stands for a missing key.
       fixed: fields that all models of the family have alike.
-      activations: what the key `activation_key` says -> our activation.
+      activations: what the key `activation_key` says -> our activation; none where all models
+        of the family have the same.
       read: further fields of a config.json with the defaults filled in.
       write: further entries of a model.
     """
@@ -65,8 +69,8 @@ class Family:
     names: Mapping[str, str]
     defaults: Entries
     fixed: Entries
-    activation_key: str
-    activations: Mapping[str, str]
+    activation_key: str = ''
+    activations: Mapping[str, str] = dataclasses.field(default_factory=dict)
     read: Callable[[Entries], Entries] = lambda config: {}
     write: Callable[[Any], Entries] = lambda model: {}
     only: Entries = dataclasses.field(default_factory=dict)
@@ -94,18 +98,15 @@ class Family:
                     f'config.json has {key} = {config[key]!r}; a {self.model_type} here has '
                     f'{value!r}.'
                 )
-        activation = config[self.activation_key]
-        if activation not in self.activations:
-            raise errors.unknown(
-                f'{self.activation_key} of {self.model_type}', activation, self.activations
-            )
         same = {ours: config[theirs] for theirs, ours in self.names.items() if theirs in config}
-        return {
-            **self.fixed,
-            **same,
-            'activation': self.activations[activation],
-            **self.read(config),
-        }
+        if self.activations:
+            activation = config[self.activation_key]
+            if activation not in self.activations:
+                raise errors.unknown(
+                    f'{self.activation_key} of {self.model_type}', activation, self.activations
+                )
+            same['activation'] = self.activations[activation]
+        return {**self.fixed, **same, **self.read(config)}
 
     def config(self, model: nn.Module) -> Entries:
         """The config.json of a model, which `fields` reads as the same model.
@@ -116,13 +117,16 @@ class Family:
         if not isinstance(model, self.model):
             raise errors.UserError(f'{self.model_type} is no {type(model).__name__}')
         own = described(model)
-        inverse = {ours: theirs for theirs, ours in reversed(self.activations.items())}
+        activation = {}
+        if self.activations:
+            inverse = {ours: theirs for theirs, ours in reversed(self.activations.items())}
+            activation = {self.activation_key: inverse.get(model.activation, model.activation)}
         entries = {
             'architectures': [self.architecture],
             'model_type': self.model_type,
             **self.only,
             **{theirs: own[ours] for theirs, ours in self.names.items()},
-            self.activation_key: inverse.get(model.activation, model.activation),
+            **activation,
             **self.write(model),
         }
         read = described(self.model(**self.fields(entries)))
@@ -142,7 +146,8 @@ def described(model: nn.Module) -> Entries:
         for field in dataclasses.fields(model)
         if field.name not in FREE
     }
-    fields['mlp_dim'] = model.mlp_dim or 4 * model.embed_dim
+    if 'mlp_dim' in fields:
+        fields['mlp_dim'] = model.mlp_dim or 4 * model.embed_dim
     if not isinstance(model, Transformer):
         return fields
     fields |= {

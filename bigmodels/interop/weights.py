@@ -17,6 +17,8 @@ import numpy as np
 from bigmodels import errors, trees
 from bigmodels.interop import directories
 
+# Modules of which a model has several: 'layers_3/', or 'stage1_3/' where layers are in stages.
+NUMBERED = re.compile(r'\b(?:stage(?P<stage>\d+)_|layers_)(?P<layer>\d+)/')
 PARAMETER_DTYPES = [directories.DTYPES[name] for name in ('F32', 'F16', 'BF16')]
 
 
@@ -36,11 +38,14 @@ class Row:
     """One parameter and the tensor that holds it.
 
     Fields:
-      ours: the parameter's name; of any layer as in a scanned model: 'layers/mlp/up/kernel'.
-      theirs: the tensor's, with {layer} and {expert} where each of them has its own.
+      ours: the parameter's name; of any layer as in a scanned model: 'layers/mlp/up/kernel'. What
+        a model has beside its parameters is in its collection: 'batch_stats/stem_norm/mean'.
+      theirs: the tensor's, with {stage}, {layer} and {expert} where each of them has its own.
       form: of the tensor.
       part: (i, n): the parameter is part i of n equal ones along the tensor's last axis.
       vocabulary: the parameter's axis that `model.vocab_multiple` pads.
+      beside: a name as `ours`: the row counts for models that have this one as well, in the place
+        of an earlier row of the same parameter.
     """
 
     ours: str
@@ -48,6 +53,7 @@ class Row:
     form: Form = SAME
     part: tuple[int, int] = (0, 1)
     vocabulary: int | None = None
+    beside: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,21 +94,26 @@ class Source(NamedTuple):
 def sources(table: Table, params: Any) -> dict[str, Source]:
     """For each parameter of a model where its tensors are; `params` may be shapes.
 
+    Further collections of a model's variables are beside its parameters, by their names.
+
     Raises:
       UserError: if the table has no row for a parameter.
     """
-    rows = {row.ours: row for row in table.rows}
+    leaves = trees.flatten_named(params)
+    of_any_layer = {name: NUMBERED.sub('layers/', name) for name in leaves}
+    present = {'', *of_any_layer.values()}
+    rows = {row.ours: row for row in table.rows if row.beside in present}
     found, lacking = {}, []
-    for name, leaf in trees.flatten_named(params).items():
-        layer = re.match(r'layers_(\d+)/', name)
-        row = rows.get(re.sub(r'^layers_\d+/', 'layers/', name))
+    for name, leaf in leaves.items():
+        layer = NUMBERED.search(name)
+        row = rows.get(of_any_layer[name])
         if row is None:
             lacking.append(name)
             continue
         axes = ['layer'] * ('{layer}' in row.theirs and layer is None)
         axes += ['expert'] * ('{expert}' in row.theirs)
         leading = tuple(leaf.shape[: len(axes)])
-        of_layer = {'layer': layer[1]} if layer else {}
+        of_layer = layer.groupdict() if layer else {}
         names = tuple(
             row.theirs.format(**of_layer, **dict(zip(axes, at, strict=True)))
             for at in np.ndindex(leading)

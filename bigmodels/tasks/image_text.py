@@ -44,7 +44,7 @@ class ImageText(Tokenized):
       label_key: of their labels, which figures use where there are some.
       image_size: images are scaled until their shorter side has so many pixels, and cut to a square
         about the middle; 0 leaves them as they are.
-      mean, std: inputs are normalised to (x - mean) / std.
+      mean, std: inputs are normalised to (x - mean) / std; a number each, or one for each channel.
       augment: changes of training images, see `augmentation.Augmentation`; none that mixes them.
       classes: the names that an image is classified by, by label.
       templates: texts with one '{}', in whose place a name comes; the prompts of a class.
@@ -61,8 +61,8 @@ class ImageText(Tokenized):
     text_field: str = 'caption'
     label_key: str = 'label'
     image_size: int = 0
-    mean: float = 0.0
-    std: float = 1.0
+    mean: float | Sequence[float] = 0.0
+    std: float | Sequence[float] = 1.0
     augment: Mapping[str, Any] | None = None
     vocabulary: tokenizers.Tokenizer | None = None
 
@@ -113,7 +113,7 @@ class ImageText(Tokenized):
             image = images.with_channels(image, 3)  # refuses what is no image
             image = images.resize_shorter_side(image, self.image_size)
             image = images.centre_crop(image, self.image_size, self.image_size)
-        example = {'inputs': ((image.astype(np.float32) - self.mean) / self.std).astype(np.float32)}
+        example = {'inputs': images.normalized(image, self.mean, self.std)}
         if self.text_field in raw:
             caption = text.text_of(raw, self.text_field)
             example['tokens'], example['segment_ids'] = self._encoded(caption)

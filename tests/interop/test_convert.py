@@ -146,7 +146,7 @@ def test_a_masked_language_model_becomes_a_run_with_its_own_mask(tmp_path):
     assert run.task.mask_id == run.task.vocabulary.vocab_size - 1 == len(WORDS)
     given = run.task.preprocess({'text': 'w0 [MASK] w1'})['inputs']
     np.testing.assert_array_equal(given, [1, 3, len(WORDS), 4])
-    logits = run.task.predict(run.params, run.model_state, {'inputs': known.inputs})
+    logits = run.task.predict(run.params, run.model_state, {'inputs': known.inputs[0]})
     np.testing.assert_allclose(logits, known.logits, atol=1e-4)
     family = convert.to_directory(tmp_path / 'run', tmp_path / 'back', dtype='bfloat16')
     assert family == 'roberta'
@@ -170,7 +170,7 @@ def test_a_model_of_images_becomes_a_run_that_answers_and_comes_back(tmp_path):
     image = np.full((12, 12, 3), 51, np.uint8)  # 0.2
     example = run.task.preprocess({'image': image})
     np.testing.assert_allclose(example['inputs'], -0.4, rtol=1e-6)
-    answer = run.task.predict(run.params, run.model_state, {'inputs': known.inputs})
+    answer = run.task.predict(run.params, run.model_state, {'inputs': known.inputs[0]})
     np.testing.assert_allclose(answer, jax.nn.softmax(known.logits), atol=1e-5)
     assert convert.to_directory(tmp_path / 'run', tmp_path / 'back', dtype='bfloat16') == 'vit'
     assert trees.first_difference(directories.tensors(tmp_path / 'back'), known.tensors) is None
@@ -179,9 +179,34 @@ def test_a_model_of_images_becomes_a_run_that_answers_and_comes_back(tmp_path):
     assert (config['image_size'], config['num_channels']) == (12, 3)
     written = directories.read_json(tmp_path / 'back' / pictures.FILE)
     np.testing.assert_allclose(written['image_mean'], [0.4] * 3)
-    directories.write_json(directory / pictures.FILE, {'image_mean': [0.4, 0.5, 0.5]})
-    with pytest.raises(errors.UserError, match='another image_mean for each channel'):
+    directories.write_json(directory / pictures.FILE, {'rescale_factor': 1 / 127.5})
+    with pytest.raises(errors.UserError, match='does not divide grey levels by 255'):
         convert.to_run(str(directory), tmp_path / 'other')
+
+
+def test_a_resnet_becomes_a_run_with_its_averages_and_comes_back(tmp_path):
+    known = published.golden('resnet')
+    directory = known.save(tmp_path / 'resnet')
+    means = [0.485, 0.456, 0.406]
+    directories.write_json(
+        directory / pictures.FILE, {'image_mean': means, 'image_std': [0.5] * 3, 'size': 48}
+    )
+    convert.to_run(str(directory), tmp_path / 'run')
+    run = runs.open_run(tmp_path / 'run')
+    image = np.full((60, 50, 3), 51, np.uint8)  # 0.2
+    example = run.task.preprocess({'image': image})
+    expected = np.broadcast_to((0.2 - np.array(means)) / 0.5, (48, 48, 3))
+    np.testing.assert_allclose(example['inputs'], expected, atol=1e-6)
+    with pytest.raises(errors.UserError, match=r'config\.task\.mean = .* each of 1 channels'):
+        run.task.preprocess({'image': image[..., :1]})
+    answer = run.task.predict(run.params, run.model_state, {'inputs': known.inputs[0]})
+    np.testing.assert_allclose(answer, jax.nn.softmax(known.logits), atol=1e-5)
+    assert convert.to_directory(tmp_path / 'run', tmp_path / 'back', dtype='bfloat16') == 'resnet'
+    back = directories.tensors(tmp_path / 'back')
+    assert 'resnet.embedder.embedder.normalization.running_var' in back
+    assert all((known.tensors[name] == x).all() for name, x in back.items())
+    written = directories.read_json(tmp_path / 'back' / pictures.FILE)
+    np.testing.assert_allclose(written['image_mean'], means)
 
 
 def test_what_cannot_be_converted_is_told(directory, run, tmp_path):
