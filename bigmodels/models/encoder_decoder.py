@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from bigmodels import errors, sharding, trees
 from bigmodels.models import transformer
 from bigmodels.models.parts import blocks, layers
-from bigmodels.models.parts.blocks import Cache, Context, Settings, scaled_normal
+from bigmodels.models.parts.blocks import Cache, Context
+from bigmodels.models.parts.settings import Settings, scaled_normal, settings_of
 
 Array = jax.Array
 
@@ -60,7 +61,7 @@ class EncoderDecoder(nn.Module, Settings):
     Fields:
       num_encoder_layers: those of the encoder, by default `num_layers`, which the decoder has.
 
-    The others are those of `blocks.Settings`, but for FIXED. The mesh axes `sequence` and `stage`
+    The others are those of `settings.Settings`, but for FIXED. The mesh axes `sequence` and `stage`
     are not used by it.
 
     Raises:
@@ -82,7 +83,7 @@ class EncoderDecoder(nn.Module, Settings):
         super().__post_init__()
 
     def setup(self):
-        settings = blocks.settings_of(self)
+        settings = settings_of(self)
         num_layers = self.num_encoder_layers or self.num_layers
         self.embed = transformer.table(self, None, self.vocab_rows)
         self.encoder = Stack(dataclasses.replace(settings, causal=False, num_layers=num_layers))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from bigmodels import errors, sharding
 from bigmodels.models.parts import blocks, layers
 from bigmodels.models.parts.attention import Implementation
+from bigmodels.models.parts.settings import Remat, Settings, settings_of
 
 Array = jax.Array
 
@@ -35,7 +36,7 @@ class ViT(nn.Module):
         at initialisation is the number of learned positions.
       pool: what is classified: the state of an extra 'token', the 'mean' over patches, or with
         'none' each patch.
-      num_heads and the rest: see `blocks.Settings`.
+      num_heads and the rest: see `settings.Settings`.
     """
 
     num_classes: int
@@ -50,15 +51,15 @@ class ViT(nn.Module):
     dropout_rate: float = 0.0
     attention: Implementation = 'auto'
     scan_layers: bool = False
-    remat: blocks.Remat = 'none'
+    remat: Remat = 'none'
     dtype: layers.Dtype = 'float32'
 
     sharding_rules: ClassVar = SHARDING_RULES
 
     @property
-    def settings(self) -> blocks.Settings:
+    def settings(self) -> Settings:
         """Of the blocks: no token sees less than all, positions are added once."""
-        return blocks.settings_of(self, vocab_size=self.num_classes, causal=False, positions='none')
+        return settings_of(self, vocab_size=self.num_classes, causal=False, positions='none')
 
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool = False) -> Array:
