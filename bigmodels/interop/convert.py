@@ -22,7 +22,7 @@ from bigmodels.interop import directories, families, pictures, sections, weights
 from bigmodels.models.parts.layers import Dtype
 from bigmodels.state import TrainState
 
-TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
+TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id', 'decoder_start_token_id')
 KEPT = ('id2label', 'label2id')
 
 
@@ -89,11 +89,12 @@ def batch_shapes(task: Any, published: Mapping) -> dict[str, jax.ShapeDtypeStruc
         shapes = {key: (shape.shape, shape.dtype) for key, shape in task.example_shapes().items()}
     else:
         image = (task.image_size, task.image_size, pictures.channels(published))
-        shapes = {
-            'inputs': (image, 'float32'),
-            'targets': ((), 'int32'),
-            'weights': ((), 'float32'),
-        }
+        shapes = {'inputs': (image, 'float32'), 'weights': ((), 'float32')}
+        if hasattr(task, 'vocabulary'):
+            text = ((task.sequence_length,), 'int32')
+            shapes |= {'tokens': text, 'segment_ids': text}
+        else:
+            shapes['targets'] = ((), 'int32')
     return {key: jax.ShapeDtypeStruct((1, *shape), kind) for key, (shape, kind) in shapes.items()}
 
 
@@ -114,7 +115,9 @@ def _run_config(
         config[name] = section
     dtype = published.get('dtype', published.get('torch_dtype'))
     if dtype in directories.WRITTEN:
-        config.model.dtype = dtype
+        whole = hasattr(family.model, 'dtype')
+        for section in [config.model] if whole else [config.model.image, config.model.text]:
+            section.dtype = dtype
     config_lib.set_fields(config, overrides)
     if 'tokenizer' in config.task and not config.task.tokenizer:
         raise errors.UserError(
@@ -149,9 +152,10 @@ def to_directory(
     images, texts = (hasattr(run.task, name) for name in ('image_size', 'vocabulary'))
     entries = family.config(run.model) | {'torch_dtype': dtype} | _as_published(run, KEPT)
     if images:
-        entries |= pictures.config(run.model, run.params)
+        entries = pictures.config(entries, run.model, run.params)
     if texts:
-        entries |= _token_ids(run.task.vocabulary) | _as_published(run, TOKEN_IDS)
+        of_texts = entries.get('text_config', entries)
+        of_texts |= _token_ids(run.task.vocabulary) | _as_published(run, TOKEN_IDS)
     variables = {**run.params, **run.model_state}
     vocab_size = getattr(run.model, 'vocab_size', None)
     tensors = weights.unload(family.table, variables, dtype, vocab_size)
@@ -178,6 +182,7 @@ def _as_published(run: runs.Run, keys: Sequence[str]) -> dict[str, Any]:
     """What config.json said of some keys, of a run that was made of one."""
     path = run.workdir / rundir.CONVERTED
     published = directories.read_json(path)['config'] if path.is_file() else {}
+    published = {**published, **published.get('text_config', {})}
     return {key: published[key] for key in keys if key in published}
 
 

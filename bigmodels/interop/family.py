@@ -12,6 +12,9 @@ import flax.linen as nn
 
 from bigmodels import errors
 from bigmodels.interop.weights import Table
+from bigmodels.models.clip import CLIP
+from bigmodels.models.encoder_decoder import EncoderDecoder
+from bigmodels.models.parts.settings import Settings
 from bigmodels.models.transformer import Transformer
 
 Entries = dict[str, Any]
@@ -20,6 +23,7 @@ FREE = {
     'attention',
     'dropout_rate',
     'dtype',
+    'init_scale',
     'logits_dtype',
     'microbatches',
     'momentum',
@@ -116,20 +120,8 @@ class Family:
         """
         if not isinstance(model, self.model):
             raise errors.UserError(f'{self.model_type} is no {type(model).__name__}')
-        own = described(model)
-        activation = {}
-        if self.activations:
-            inverse = {ours: theirs for theirs, ours in reversed(self.activations.items())}
-            activation = {self.activation_key: inverse.get(model.activation, model.activation)}
-        entries = {
-            'architectures': [self.architecture],
-            'model_type': self.model_type,
-            **self.only,
-            **{theirs: own[ours] for theirs, ours in self.names.items()},
-            **activation,
-            **self.write(model),
-        }
-        read = described(self.model(**self.fields(entries)))
+        entries = self.entries(model)
+        own, read = described(model), described(self.model(**self.fields(entries)))
         different = [name for name in own if own[name] != read[name]]
         if different:
             raise errors.UserError(
@@ -137,6 +129,21 @@ class Family:
                 + ', '.join(f'{name} = {own[name]!r}' for name in different)
             )
         return entries
+
+    def entries(self, model: nn.Module) -> Entries:
+        """The config.json that is most like a model; what it cannot say is left out."""
+        own, activation = described(model), {}
+        if self.activations:
+            inverse = {ours: theirs for theirs, ours in reversed(self.activations.items())}
+            activation = {self.activation_key: inverse.get(model.activation, model.activation)}
+        return {
+            'architectures': [self.architecture],
+            'model_type': self.model_type,
+            **self.only,
+            **{theirs: own[ours] for theirs, ours in self.names.items()},
+            **activation,
+            **self.write(model),
+        }
 
 
 def described(model: nn.Module) -> Entries:
@@ -146,9 +153,17 @@ def described(model: nn.Module) -> Entries:
         for field in dataclasses.fields(model)
         if field.name not in FREE
     }
+    if isinstance(model, CLIP):
+        del fields['image'], fields['text']
+        fields['init_bias'] = model.init_bias is not None
+        for tower in (model.vit(), model.transformer()):
+            prefix = type(tower).__name__
+            fields |= {f'{prefix}.{name}': value for name, value in described(tower).items()}
     if 'mlp_dim' in fields:
         fields['mlp_dim'] = model.mlp_dim or 4 * model.embed_dim
-    if not isinstance(model, Transformer):
+    if isinstance(model, EncoderDecoder):
+        fields['num_encoder_layers'] = model.num_encoder_layers or model.num_layers
+    if not isinstance(model, Settings):
         return fields
     fields |= {
         'num_kv_heads': model.kv_heads,

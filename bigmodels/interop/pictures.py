@@ -9,6 +9,7 @@ import flax.linen as nn
 
 from bigmodels import errors
 from bigmodels.interop import directories
+from bigmodels.models.clip import CLIP
 from bigmodels.models.resnet import ResNet
 
 FILE = 'preprocessor_config.json'
@@ -30,7 +31,9 @@ def read(directory: pathlib.Path, published: Mapping) -> dict[str, Any]:
     scale = entries.get('rescale_factor', 1 / 255)
     if not math.isclose(scale, 1 / 255, rel_tol=1e-3) or entries.get('do_rescale') is False:
         raise errors.UserError(f'{path} does not divide grey levels by 255, as is done here.')
-    size = published.get('image_size', entries.get('crop_size', entries.get('size', 224)))
+    size = _of_images(published).get(
+        'image_size', entries.get('crop_size', entries.get('size', 224))
+    )
     found = {'image_size': _side(size)}
     for key, field, plain in (('image_mean', 'mean', 0.0), ('image_std', 'std', 1.0)):
         values = entries.get(key, HALF) if entries.get('do_normalize', True) else [plain]
@@ -48,18 +51,27 @@ def _side(size: Any) -> int:
     return sides.pop()
 
 
+def _of_images(published: Mapping) -> Mapping:
+    """What a config.json says of images, in a section of its own where it tells of texts too."""
+    return published.get('vision_config', published)
+
+
 def channels(published: Mapping) -> int:
     """Of the images that a config.json tells of."""
-    return published.get('num_channels', 3)
+    return _of_images(published).get('num_channels', 3)
 
 
-def config(model: nn.Module, params: Mapping) -> dict[str, Any]:
-    """The entries of config.json that follow from the parameters' shapes."""
+def config(entries: Mapping, model: nn.Module, params: Mapping) -> dict[str, Any]:
+    """The entries of a config.json with those that follow from the parameters' shapes."""
     if isinstance(model, ResNet):
-        return {'num_channels': params['stem']['kernel'].shape[2]}
-    patches = len(params['position_embed']) - 1
+        return {**entries, 'num_channels': params['stem']['kernel'].shape[2]}
+    if isinstance(model, CLIP):
+        images = config(entries['vision_config'], model.vit(), params['image_tower'])
+        return {**entries, 'vision_config': images}
+    patches = len(params['position_embed']) - (model.pool == 'token')
     rows = params['patch_embed']['kernel'].shape[0]
     return {
+        **entries,
         'image_size': math.isqrt(patches) * model.patch_size,
         'num_channels': rows // model.patch_size**2,
     }

@@ -13,6 +13,8 @@ from bigmodels.interop.family import Entries, Family
 from bigmodels.models import MODELS
 
 SEQUENCE_LENGTH = 1024  # of texts, at most
+# That images are compared with until the user names others.
+CLASSES = ('cat', 'dog')
 
 
 def of_run(
@@ -46,7 +48,48 @@ def _image(directory: pathlib.Path, published: Mapping, fields: Entries) -> tupl
     return _sets({'name': 'image_folder', 'path': 'images'}), task
 
 
-_TASKS = {'resnet': _image, 'transformer': _text, 'vit': _image}
+def _image_text(
+    directory: pathlib.Path, published: Mapping, fields: Entries
+) -> tuple[Entries, Entries]:
+    of_texts = published.get('text_config', {})
+    vocabulary, _ = tokenizer(directory, {**published, **of_texts})
+    sees_padding = not fields['text'].get('causal', True)
+    task = {
+        'name': 'image_text',
+        'sequence_length': fields['text']['max_length'],
+        'tokenizer': vocabulary,
+        'loss': 'sigmoid' if 'init_bias' in fields else 'softmax',
+        'classes': CLASSES,
+        **({'padding': of_texts.get('pad_token_id', 1)} if sees_padding else {}),
+        **pictures.read(directory, published),
+    }
+    images = {'name': 'image_folder', 'path': 'images'}
+    return _sets({'name': 'captioned', 'images': images, 'classes': CLASSES}), task
+
+
+def _text_to_text(
+    directory: pathlib.Path, published: Mapping, fields: Entries
+) -> tuple[Entries, Entries]:
+    vocabulary, _ = tokenizer(directory, published)
+    length = min(fields['max_length'], SEQUENCE_LENGTH)
+    task = {
+        'name': 'text_to_text',
+        'source_length': length,
+        'target_length': length,
+        'cut_sources': True,
+        'tokenizer': vocabulary,
+        'start_id': published.get('decoder_start_token_id', published.get('pad_token_id', 0)),
+    }
+    return _sets({'name': 'parallel_text', 'source': 'source.txt', 'target': 'target.txt'}), task
+
+
+_TASKS = {
+    'clip': _image_text,
+    'encoder_decoder': _text_to_text,
+    'resnet': _image,
+    'transformer': _text,
+    'vit': _image,
+}
 
 
 def tokenizer(directory: pathlib.Path, published: Mapping) -> tuple[Entries, str]:
@@ -61,8 +104,9 @@ def tokenizer(directory: pathlib.Path, published: Mapping) -> tuple[Entries, str
         end = dict(chat_templates.special_tokens(entries)).get('eos_token', end)
         section = {'name': 'hugging_face', 'path': str(directory)}
         return section | {'end_of_text': end, 'begin_of_text': begin}, mask
-    if (directory / directories.SENTENCEPIECE).is_file():
-        path = str(directory / directories.SENTENCEPIECE)
-        begin = bool(entries.get('add_bos_token', True))
-        return {'name': 'sentencepiece', 'path': path, 'begin': begin}, ''
+    for name, begins in ((directories.SENTENCEPIECE, True), (directories.SPIECE, False)):
+        if (directory / name).is_file():
+            begin = bool(entries.get('add_bos_token', begins))
+            section = {'name': 'sentencepiece', 'path': str(directory / name), 'begin': begin}
+            return section, ''
     return {}, ''

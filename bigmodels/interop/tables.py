@@ -155,3 +155,45 @@ ROBERTA = _bert(
     bias='lm_head.bias',
     decoder='lm_head.decoder',
 )
+
+
+def _t5(stack: str, cross: bool) -> tuple[Row, ...]:
+    """The rows of one of T5's stacks, of which the decoder's also sees the encoder's states."""
+    ours, layer = f'{stack}/layers/', stack + '.block.{layer}.layer.'
+    own = stack + '.block.0.layer.0.SelfAttention.relative_attention_bias.weight'
+    attentions = [('attention', 'SelfAttention'), ('cross_attention', 'EncDecAttention')]
+    rows = [
+        Row(f'{stack}/relative_bias/embedding', own),
+        Row(f'{stack}/final_norm/scale', f'{stack}.final_layer_norm.weight'),
+    ]
+    for i, (name, theirs) in enumerate(attentions[: 1 + cross]):
+        rows.append(Row(f'{ours}{name}_norm/scale', f'{layer}{i}.layer_norm.weight'))
+        rows += [
+            Row(f'{ours}{name}/{part}/kernel', f'{layer}{i}.{theirs}.{part[0]}.weight', TRANSPOSED)
+            for part in ('query', 'key', 'value', 'out')
+        ]
+    mlp = f'{layer}{1 + cross}.DenseReluDense.'
+    gate = f'{ours}mlp/gate/kernel'
+    return (
+        *rows,
+        Row(f'{ours}mlp_norm/scale', f'{layer}{1 + cross}.layer_norm.weight'),
+        Row(f'{ours}mlp/up/kernel', mlp + 'wi.weight', TRANSPOSED),
+        Row(gate, mlp + 'wi_0.weight', TRANSPOSED),
+        Row(f'{ours}mlp/up/kernel', mlp + 'wi_1.weight', TRANSPOSED, beside=gate),
+        Row(f'{ours}mlp/down/kernel', mlp + 'wo.weight', TRANSPOSED),
+    )
+
+
+T5 = Table(
+    (
+        Row('embed/embedding', 'shared.weight', vocabulary=0),
+        Row('unembed', 'lm_head.weight', TRANSPOSED, vocabulary=1),
+        *_t5('encoder', cross=False),
+        *_t5('decoder', cross=True),
+    ),
+    copies=dict.fromkeys(
+        ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight', 'lm_head.weight'),
+        'shared.weight',
+    ),
+    ignored=(r'EncDecAttention\.relative_attention_bias\.weight$',),  # which nothing reads
+)

@@ -42,7 +42,8 @@ class Row:
         a model has beside its parameters is in its collection: 'batch_stats/stem_norm/mean'.
       theirs: the tensor's, with {stage}, {layer} and {expert} where each of them has its own.
       form: of the tensor.
-      part: (i, n): the parameter is part i of n equal ones along the tensor's last axis.
+      part: (i, n): the parameter is part i of n equal ones along the last axis that the tensor has
+        in this form; the form is that of all parts.
       vocabulary: the parameter's axis that `model.vocab_multiple` pads.
       beside: a name as `ours`: the row counts for models that have this one as well, in the place
         of an earlier row of the same parameter.
@@ -158,10 +159,13 @@ def load(
 def _view(row: Row, tensor: np.ndarray) -> np.ndarray:
     """The tensor as its parameter lies, nothing read yet."""
     part, count = row.part
-    if tensor.ndim and tensor.shape[-1] % count == 0:
-        width = tensor.shape[-1] // count
-        tensor = tensor[..., part * width : (part + 1) * width]
-    return row.form.to_ours(tensor)
+    whole = row.form.to_ours(tensor)
+    if count == 1:
+        return whole
+    width, rest = divmod(whole.shape[-1], count)
+    if rest:
+        raise ValueError(f'There are no {count} equal parts.')
+    return whole[..., part * width : (part + 1) * width]
 
 
 def _block(
@@ -177,7 +181,7 @@ def _block(
     out = np.zeros(sizes, np.float32)
     for at, number in np.ndenumerate(numbers):
         block = views[number][rest]
-        out[at][tuple(map(slice, block.shape))] = block
+        out[(*at, *map(slice, block.shape))] = block
     return out
 
 
@@ -225,8 +229,6 @@ def _check(
 
 def _shape(row: Row, tensor: np.ndarray) -> list[int] | str:
     """The shape of the parameter that a tensor gives, or why it gives none."""
-    if not tensor.ndim or tensor.shape[-1] % row.part[1]:
-        return f'no {row.part[1]} equal parts'
     try:
         return list(_view(row, tensor).shape)
     except (ValueError, IndexError):
@@ -258,9 +260,9 @@ def unload(
         parts.sort(key=lambda part: where[part[0]].row.part)
         pieces = []
         for name, at in parts:
-            row, piece = where[name].row, np.asarray(leaves[name])[at]
+            row, piece = where[name].row, np.asarray(leaves[name])[(*at, ...)]
             if row.vocabulary is not None:
                 piece = piece.take(range(vocab_size), axis=row.vocabulary)
-            pieces.append(row.form.to_theirs(piece))
+            pieces.append(piece)
         whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, -1)
-        yield theirs, whole.astype(kind)
+        yield theirs, row.form.to_theirs(whole).astype(kind)

@@ -28,6 +28,7 @@ SHARDING_RULES = (
     *blocks.SHARDING_RULES,
     (r'^embed/embedding$', ('tensor', 'fsdp')),  # [V, D]
     (r'/position_embed/embedding$', (None, 'fsdp')),  # [S, D] or [L, D]
+    (r'/relative_bias/embedding$', ()),  # [buckets, H]
     (r'^unembed$', ('fsdp', 'tensor')),  # [D, V]
     (r'(scale|bias)$', ()),
 )
@@ -60,6 +61,8 @@ class EncoderDecoder(nn.Module, Settings):
 
     Fields:
       num_encoder_layers: those of the encoder, by default `num_layers`, which the decoder has.
+      scale_logits: the decoder's states are divided by sqrt(embed_dim) before they become logits
+        (T5, where these are tied).
 
     The others are those of `settings.Settings`, but for FIXED. The mesh axes `sequence` and `stage`
     are not used by it.
@@ -69,6 +72,7 @@ class EncoderDecoder(nn.Module, Settings):
     """
 
     num_encoder_layers: int | None = None
+    scale_logits: bool = False
 
     sharding_rules: ClassVar = SHARDING_RULES
 
@@ -170,6 +174,8 @@ class EncoderDecoder(nn.Module, Settings):
         hidden, cache = self.decoder(
             self._embedded(decoder_inputs), positions, segment_ids, train, cache, context
         )
+        if self.scale_logits:
+            hidden *= self.embed_dim**-0.5
         kernel = self.embed.embedding.T if self.tie_embeddings else self.unembed
         return transformer.logits_of(self, hidden, kernel), cache
 

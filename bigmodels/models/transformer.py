@@ -77,6 +77,8 @@ class Transformer(nn.Module, Settings):
 
     def __post_init__(self):
         Settings.__post_init__(self)
+        if self.positions == 'relative':
+            raise errors.UserError("model.positions = 'relative' is for an encoder-decoder.")
         super().__post_init__()
 
     @nn.compact

@@ -36,6 +36,8 @@ class ImageText(Tokenized):
       model: a `CLIP`.
       tokenizer: the config's section, from which `fit` or `restored` makes `vocabulary`.
       sequence_length: L, with the end of text; longer texts are cut before it.
+      padding: the token that texts are filled up with, and which the model then sees (SigLIP); with
+        None it sees nothing behind their end.
       loss: 'softmax' (Radford et al. 2021) or 'sigmoid' (Zhai et al. 2023), see `losses`.
       equal_texts: what an image's negatives are that have the same text as it: 'positive', as the
         text is as right for the one as for the other, or 'negative', as published, where texts
@@ -55,6 +57,7 @@ class ImageText(Tokenized):
     sequence_length: int
     classes: Sequence[str]
     templates: Sequence[str] = ('a photo of a {}.',)
+    padding: int | None = None
     loss: Literal['softmax', 'sigmoid'] = 'softmax'
     equal_texts: Literal['positive', 'negative'] = 'positive'
     image_key: str = 'image'
@@ -130,7 +133,8 @@ class ImageText(Tokenized):
         """Tokens with the end of text, and their segment ids: int32 [2, L]."""
         if not caption.strip():
             raise errors.UserError(f'The field {self.text_field!r} is empty: there is no text.')
-        return np.stack([*self.text_example(self.vocabulary.encode(caption)).values()])
+        ids = tokenizers.document(self.vocabulary, caption)
+        return np.stack([*self.text_example(ids).values()])
 
     def text_example(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         """A text's token ids [n] -> {'tokens', 'segment_ids' int32 [L]}, with the end of text."""
@@ -139,6 +143,9 @@ class ImageText(Tokenized):
         encoded[0, : len(ids)] = ids
         encoded[0, len(ids)] = self.vocabulary.end_of_text
         encoded[1, : len(ids) + 1] = 1
+        if self.padding is not None:
+            encoded[0, len(ids) + 1 :] = self.padding
+            encoded[1] = 1
         return {'tokens': encoded[0], 'segment_ids': encoded[1]}
 
     def embed_texts(self, params, model_state, batch) -> jax.Array:
@@ -186,7 +193,7 @@ class ImageText(Tokenized):
         """
         texts = [t.replace('{}', name) for name in self.classes for t in self.templates]
         for prompt in texts:
-            if len(self.vocabulary.encode(prompt)) >= self.sequence_length:
+            if len(tokenizers.document(self.vocabulary, prompt)) >= self.sequence_length:
                 raise errors.UserError(
                     f'The prompt {prompt!r} is longer than task.sequence_length = '
                     f'{self.sequence_length} tokens with the end of text: choose a shorter name.'

@@ -209,6 +209,61 @@ def test_a_resnet_becomes_a_run_with_its_averages_and_comes_back(tmp_path):
     np.testing.assert_allclose(written['image_mean'], means)
 
 
+@pytest.mark.parametrize('case', ['clip', 'siglip'])
+def test_a_model_of_images_and_texts_becomes_a_run_that_classifies_by_words(case, tmp_path):
+    known = published.golden(case)
+    directory = known.save(tmp_path / case)
+    add_tokenizer(directory)
+    overrides = ["task.classes=('w0','w1 w2')", "task.templates=('{}',)"]
+    convert.to_run(str(directory), tmp_path / 'run', overrides)
+    run = runs.open_run(tmp_path / 'run')
+    images, tokens, segment_ids = known.inputs
+    scores = run.model.apply({'params': run.params}, images, tokens, segment_ids)
+    np.testing.assert_allclose(scores, known.logits, atol=1e-4)
+    # Begin, word, end; behind it nothing, or padding that is seen.
+    example = run.task.text_example(tokenizers.document(run.task.vocabulary, 'w0'))
+    filler = 0 if case == 'clip' else 1
+    np.testing.assert_array_equal(example['tokens'], [1, 3, 2] + [filler] * 6)
+    np.testing.assert_array_equal(
+        example['segment_ids'], np.ones(9) if case == 'siglip' else [1] * 3 + [0] * 6
+    )
+    prompts = np.zeros((2, 9), np.int32) + filler
+    prompts[0, :3], prompts[1, :4] = [1, 3, 2], [1, 4, 5, 2]
+    seen = np.ones_like(prompts) if case == 'siglip' else np.int32(prompts > 0)
+    scores = run.model.apply({'params': run.params}, images, prompts, seen)
+    found = run.task.predict(run.params, run.model_state, {'inputs': images})
+    np.testing.assert_allclose(found, jax.nn.softmax(scores), atol=1e-5)
+    assert set(run.task.postprocess(np.asarray(found[0]))['probabilities']) == {'w0', 'w1 w2'}
+    assert convert.to_directory(tmp_path / 'run', tmp_path / 'back', dtype='bfloat16') == case
+    assert trees.first_difference(directories.tensors(tmp_path / 'back'), known.tensors) is None
+    config = directories.read_json(tmp_path / 'back' / directories.CONFIG)
+    assert config['vision_config']['image_size'] == 12
+    kept = known.config['text_config']['eos_token_id']
+    assert config['text_config']['eos_token_id'] == kept
+
+
+def test_an_encoder_decoder_becomes_a_run_that_answers_and_comes_back(tmp_path):
+    known = published.golden('t5')
+    directory = known.save(tmp_path / 't5')
+    add_tokenizer(directory)
+    overrides = ['task.source_length=12', 'task.target_length=12']
+    convert.to_run(str(directory), tmp_path / 'run', overrides)
+    run = runs.open_run(tmp_path / 'run')
+    example = run.task.preprocess({'source': 'w0 w1'})
+    np.testing.assert_array_equal(example['inputs'][:3], [3, 4, 2])
+    batch = {'inputs': known.inputs[0], 'input_segment_ids': np.ones((1, 12), np.int32)}
+    [answer] = np.asarray(run.task.predict(run.params, run.model_state, batch))
+    [expected] = known.targets
+    length = [*expected, 2].index(2)  # the end of this tokenizer
+    np.testing.assert_array_equal(answer[:length], expected[:length])
+    beams = dataclasses.replace(run.task, beam_size=2)
+    assert beams.predict(run.params, run.model_state, batch).shape == (1, 12)
+    assert convert.to_directory(tmp_path / 'run', tmp_path / 'back', dtype='bfloat16') == 't5'
+    assert trees.first_difference(directories.tensors(tmp_path / 'back'), known.tensors) is None
+    with pytest.raises(errors.UserError, match='start_id = 61 must be a token'):
+        dataclasses.replace(run.task, start_id=61)
+
+
 def test_what_cannot_be_converted_is_told(directory, run, tmp_path):
     def error_of(source, out=tmp_path / 'new', overrides=()):
         with pytest.raises(errors.UserError) as caught:

@@ -15,6 +15,7 @@ from bigmodels.deploy import weights as packing
 from bigmodels.interop import directories, families, weights
 from bigmodels.interop import family as family_lib
 from bigmodels.models import transformer
+from bigmodels.models.encoder_decoder import EncoderDecoder
 from tests.interop import published
 from tests.interop.published import golden
 
@@ -40,6 +41,8 @@ def test_logits_greedy_tokens_and_gradients_are_those_of_transformers(case):
     if case in published.DECODERS:
         greedy = np.asarray(logits)[0, published.PROMPT - 1 : -1].argmax(-1)
         np.testing.assert_array_equal(greedy, known.inputs[0][0, published.PROMPT :])
+    if isinstance(model, EncoderDecoder):  # whose targets are greedy tokens
+        np.testing.assert_array_equal(logits.argmax(-1), known.targets)
     vocab_size = getattr(model, 'vocab_size', None)
     named = dict(weights.unload(known.family.table, gradients, 'float32', vocab_size))
     sums = [[named[name].sum(), np.linalg.norm(named[name])] for name in sorted(named)]
@@ -205,6 +208,9 @@ CONFIGS = [
     ('resnet', dict(hidden_act='gelu'), "hidden_act = 'gelu'"),
     ('resnet', dict(embedding_size=8), 'behind an embedding_size of 8'),
     ('resnet', dict(layer_type='bottle'), "Did you mean 'bottleneck'"),
+    ('clip', dict(text_config=dict(hidden_act='silu')), "'silu'"),
+    ('t5', dict(feed_forward_proj='gated-relu'), "'gated-relu'"),
+    ('siglip', dict(vision_config=dict(vision_use_head=False)), 'vision_use_head = False'),
 ]
 
 

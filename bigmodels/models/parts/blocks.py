@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from bigmodels import errors, sharding
-from bigmodels.models.parts import layers
+from bigmodels.models.parts import layers, relative
 from bigmodels.models.parts import moe as moe_lib
 from bigmodels.models.parts.attention import ATTENDED, attend, keeps
 from bigmodels.models.parts.attention.scores import heads_first
@@ -53,13 +53,14 @@ SHARDING_RULES = (
 class Attention(nn.Module):
     """Self-attention of x [B, L, D]; with a cache, over all slots written so far.
 
-    `slots`, int [B, L], are the last ones that causal attention sees, by default a token's own.
+    `slots`, int [B, L], are the last ones that causal attention sees, by default a token's own;
+    `bias` is that of `attention.attend`.
     """
 
     settings: Settings
 
     @nn.compact
-    def __call__(self, x, positions, segment_ids, cache, slots=None):
+    def __call__(self, x, positions, segment_ids, cache, slots=None, bias=None):
         c = self.settings
         query = _heads(c, x, c.num_heads, 'query')
         key, value = (_heads(c, x, c.kv_heads, name) for name in ('key', 'value'))
@@ -85,6 +86,7 @@ class Attention(nn.Module):
             segment_ids=segment_ids,
             softcap=c.attention_softcap,
             query_slots=slots,
+            bias=bias,
             implementation=c.attention,
         )
         return _attention_output(c, attended, x.shape), cache
@@ -193,7 +195,14 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x, positions, segment_ids, cache, context: Context | None = None, slots=None
+        self,
+        x,
+        positions,
+        segment_ids,
+        cache,
+        context: Context | None = None,
+        slots=None,
+        bias=None,
     ):
         c = self.settings
         norm = functools.partial(layers.Norm, c.norm, c.norm_epsilon, c.use_bias, c.norm_offset)
@@ -209,7 +218,7 @@ class Block(nn.Module):
             return x + (norm(name=f'{name}_post_norm')(y) if c.norm_placement == 'both' else y)
 
         y, new_cache = Attention(c, name='attention')(
-            before('attention', x), positions, segment_ids, cache, slots
+            before('attention', x), positions, segment_ids, cache, slots, bias
         )
         x = added('attention', x, y)
         if context is not None:
@@ -244,14 +253,17 @@ def run(
     """x [B, L, D] through every block, scanned or unrolled; for use in a compact `__call__`.
 
     Args:
-      positions: int [B, L] or [1, L]; needed by rotary positions and by a cache.
+      positions: int [B, L] or [1, L]; needed by rotary and relative positions and by a cache.
       context: gives every block cross-attention.
       slots: see `Attention`.
 
     Raises:
       UserError: for a cache with scanned layers.
     """
-    block = Block
+    block, bias = Block, None
+    if settings.positions == 'relative':
+        keys = positions if cache is None else jnp.arange(cache[0]['key'].shape[2])[None]
+        bias = relative.RelativeBias(settings, name='relative_bias')(positions, keys)
     if settings.remat != 'none':
         # Unrolled, the compiler would merge the recomputation with the first computation.
         block = nn.remat(
@@ -268,12 +280,12 @@ def run(
             length=settings.num_layers,
         )
         return scanned(settings, train, name='layers')(
-            x, positions, segment_ids, None, context, slots
+            x, positions, segment_ids, None, context, slots, bias
         )
     caches = []
     for i in range(settings.num_layers):
         x, layer_cache = block(settings.of_layer(i), train, name=f'layers_{i}')(
-            x, positions, segment_ids, None if cache is None else cache[i], context, slots
+            x, positions, segment_ids, None if cache is None else cache[i], context, slots, bias
         )
         caches.append(layer_cache)
     return x, None if cache is None else tuple(caches)

@@ -15,6 +15,9 @@ from bigmodels.models.parts import layers
 from bigmodels.models.parts import moe as moe_lib
 from bigmodels.models.parts.attention import Implementation
 
+Activation = Literal[
+    'relu', 'relu_squared', 'gelu', 'gelu_exact', 'quick_gelu', 'silu', 'swiglu', 'geglu'
+]
 Remat = Literal['none', 'full', 'dots', 'attention']
 
 
@@ -31,7 +34,8 @@ class Settings:
       moe: makes the feed-forward layers mixtures of experts, see `moe.Settings`.
       causal: a token sees none after it.
       max_length: the longest context; the size of learned positions.
-      positions: 'learned' (GPT-2), 'rotary' (Llama) or 'none'.
+      positions: 'learned' (GPT-2), 'rotary' (Llama), 'relative' (T5, see `relative`) or 'none'.
+      relative_buckets, relative_distance: see `relative.buckets_of`, `count` and `farthest`.
       rotary_scaling: see `layers.rotary_frequencies`.
       local_rotary_theta: of layers that have the window where others do not, in place of
         rotary_theta and rotary_scaling (Gemma 3).
@@ -42,14 +46,15 @@ class Settings:
         `attention_bias` in these and in attention's output.
       sliding_window: a token sees this many latest tokens, itself included.
       global_layers: numbers of the layers without the window, from 0; they are not scanned.
-      query_scalar: scores are divided by its square root; default head_dim (Gemma has others).
+      query_scalar: scores are divided by its square root; default head_dim (Gemma has others,
+        T5 has 1).
       dropout_rate: on the embeddings and on the output of each branch.
       scale_embeddings: multiply embeddings by sqrt(embed_dim) (Gemma).
       attention: see `attention.attend`.
       scan_layers: one compiled block scanned over stacked parameters: compiles large models in
         constant time. `stack_layers` and `unstack_layers` convert.
-      remat: 'none' or a key of REMAT_POLICIES; 'dots' keeps the results of all projections,
-        experts' included.
+      remat: 'none' or a key of `blocks.REMAT_POLICIES`; 'dots' keeps the results of all
+        projections, experts' included.
       microbatches, pipeline_rounds: see `pipeline`; used where the mesh has stages.
       logits_dtype: of the logits in training and evaluation: 'bfloat16' halves what a large
         vocabulary costs there, as PyTorch's autocast does; generation has float32.
@@ -67,7 +72,9 @@ class Settings:
     moe: Mapping[str, Any] | None = None
     causal: bool = True
     max_length: int = 1024
-    positions: Literal['learned', 'rotary', 'none'] = 'rotary'
+    positions: Literal['learned', 'rotary', 'relative', 'none'] = 'rotary'
+    relative_buckets: int = 32
+    relative_distance: int = 128
     rotary_theta: float = 10_000.0
     rotary_scaling: Mapping[str, Any] | None = None
     local_rotary_theta: float | None = None
@@ -76,9 +83,7 @@ class Settings:
     norm_epsilon: float = 1e-5
     norm_offset: float = 0.0
     qk_norm: bool = False
-    activation: Literal['relu', 'relu_squared', 'gelu', 'gelu_exact', 'silu', 'swiglu', 'geglu'] = (
-        'gelu'
-    )
+    activation: Activation = 'gelu'
     use_bias: bool = True
     qkv_bias: bool = False
     attention_bias: bool = False
@@ -123,6 +128,11 @@ class Settings:
                     f'Rotary positions need an even head_dim, not {self.dim_per_head}.'
                 )
             layers.rotary_frequencies(self.dim_per_head, self.rotary_theta, self.rotary_scaling)
+        if not 4 <= self.relative_buckets < 2 * self.relative_distance:
+            raise errors.UserError(
+                f'relative_buckets = {self.relative_buckets} must be at least 4, and '
+                f'relative_distance = {self.relative_distance} over half of it.'
+            )
         self._check_layers_that_differ()
 
     def _check_layers_that_differ(self) -> None:
