@@ -40,14 +40,22 @@ def ours(model: transformers.PreTrainedModel) -> tuple[Transformer, dict]:
     family = families.of_config(config)
     made = family.model(**family.fields(config))
     tensors = {name: x.float().numpy() for name, x in model.state_dict().items()}
-    return made, load(family, made, tensors, np.zeros((1, 4), np.int32))
+    return made, load(family, made, tensors, np.zeros((1, 4), np.int32))['params']
 
 
 def load(
-    family: families.Family, model: nn.Module, tensors: Mapping[str, np.ndarray], inputs: np.ndarray
+    family: families.Family,
+    model: nn.Module,
+    tensors: Mapping[str, np.ndarray],
+    *inputs: np.ndarray,
 ) -> dict:
-    """The params of one of our models, for inputs such as these, on the first device."""
+    """The variables of one of our models, for inputs such as these, on the first device."""
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.eval_shape(model.init, jax.random.key(0), inputs)['params']
-    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here), shapes)
-    return weights.load(family.table, tensors, shapes, getattr(model, 'vocab_size', None))
+    shapes = jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here),
+        jax.eval_shape(model.init, jax.random.key(0), *inputs),
+    )
+    params = shapes.pop('params')
+    vocab_size = getattr(model, 'vocab_size', None)
+    loaded = weights.load(family.table, tensors, {**params, **shapes}, vocab_size)
+    return {name: loaded.pop(name) for name in shapes} | {'params': loaded}

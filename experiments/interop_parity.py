@@ -12,7 +12,9 @@ import argparse
 import json
 import pathlib
 import tempfile
+from typing import NamedTuple
 
+import flax.linen as nn
 import hugging_face
 import jax
 import jax.numpy as jnp
@@ -22,10 +24,13 @@ import safetensors.torch
 import torch
 import transformers
 
-from bigmodels.deploy import decoding, sampling
+from bigmodels.deploy import beam_search, decoding, sampling
 from bigmodels.deploy import weights as packing
 from bigmodels.interop import directories, families, pictures, weights
-from bigmodels.models.vit import ViT
+from bigmodels.interop.decoders import DECODERS
+from bigmodels.models.clip import CLIP
+from bigmodels.models.encoder_decoder import EncoderDecoder
+from bigmodels.models.resnet import ResNet
 
 GOLDEN = measure.ROOT / 'tests' / 'interop' / 'golden'
 PROMPT, NEW = 12, 12
@@ -42,6 +47,15 @@ GPT2 = dict(vocab_size=61, n_embd=16, n_layer=2, n_head=4, n_positions=32)
 LAYERS = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4)
 ENCODER = LAYERS | dict(vocab_size=61, max_position_embeddings=32)
 VIT = LAYERS | dict(image_size=12, patch_size=4, num_channels=3, num_labels=3)
+RESNET = dict(num_channels=3, num_labels=3, embedding_size=4)
+CONTRASTIVE = dict(
+    text_config=LAYERS
+    | dict(vocab_size=61, max_position_embeddings=9, projection_dim=8, eos_token_id=60),
+    vision_config=LAYERS | dict(image_size=12, patch_size=4, projection_dim=8),
+    projection_dim=8,
+)
+T5 = dict(vocab_size=61, d_model=16, d_kv=6, d_ff=24, num_layers=2, num_heads=4)
+T5 |= dict(relative_attention_num_buckets=8, relative_attention_max_distance=10)
 TYPES = ['sliding_attention', 'full_attention']
 LLAMA3 = dict(
     rope_type='llama3',
@@ -114,7 +128,45 @@ CASES = {
         VIT | dict(num_channels=1, hidden_act='gelu_new'),
         'one channel, tanh GELU',
     ),
+    'resnet': (
+        'resnet',
+        RESNET | dict(hidden_sizes=[16, 32], depths=[2, 1]),
+        'bottlenecks, strides in the middle',
+    ),
+    'resnet_v1': (
+        'resnet',
+        RESNET | dict(hidden_sizes=[16, 32], depths=[1, 1], downsample_in_bottleneck=True),
+        'bottlenecks, strides in the first convolution',
+    ),
+    'resnet_basic': (
+        'resnet',
+        RESNET | dict(hidden_sizes=[4, 8], depths=[1, 2], layer_type='basic', num_channels=1),
+        'basic blocks, one channel',
+    ),
+    'clip': ('clip', CONTRASTIVE, 'texts of several lengths'),
+    't5': ('t5', T5, 'ReLU, tied and scaled'),
+    't5_gated': (
+        't5',
+        T5 | dict(feed_forward_proj='gated-gelu', tie_word_embeddings=False, num_decoder_layers=1),
+        'gated GELU, untied, a decoder of another depth',
+    ),
+    'siglip': ('siglip', CONTRASTIVE, 'attention pools images, padding is seen'),
 }
+IMAGES, PAIRS = ('vit', 'resnet'), ('clip', 'siglip')
+
+
+class Trial(NamedTuple):
+    """What a model here and its counterpart are given, and what their logits are compared with.
+
+    Fields:
+      ours: arguments of our model.
+      theirs: keywords of theirs.
+      targets: int, one for each row of logits; -100 for none.
+    """
+
+    ours: tuple[np.ndarray, ...]
+    theirs: dict[str, np.ndarray]
+    targets: np.ndarray
 
 
 def random_model(model_type: str, entries: dict) -> transformers.PreTrainedModel:
@@ -124,15 +176,67 @@ def random_model(model_type: str, entries: dict) -> transformers.PreTrainedModel
     config._attn_implementation = 'eager'
     kind = getattr(transformers, families.FAMILIES[model_type].architecture)
     model = kind(config).float().eval()
-    embeddings = None if model_type == 'vit' else model.get_input_embeddings().weight
+    if not entries.get('tie_word_embeddings', True) and model_type == 't5':
+        # transformers ties them whenever it makes a model, and unties them where a file has both.
+        model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
+        model.config.tie_word_embeddings = False
+    of_texts = model_type not in IMAGES + PAIRS
+    embeddings = model.get_input_embeddings().weight if of_texts else None
     for parameter in model.parameters():
         noise = torch.randn_like(parameter)
-        if parameter.ndim == 1:
+        if parameter.ndim < 2:
             parameter.data += 0.2 * noise
         else:  # were embeddings as large as what layers add, the next token would be the last one
             parameter.data = noise * (parameter.shape[-1] ** -0.5, 0.1)[parameter is embeddings]
         parameter.data = parameter.data.bfloat16().float()
+    norms = [layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    if norms:
+        _average(model, norms)
     return model
+
+
+def _average(model: transformers.PreTrainedModel, norms: list[torch.nn.BatchNorm2d]) -> None:
+    """Leaves in the averages of BatchNorm what one batch has."""
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(torch.randn(2, model.config.num_channels, 48, 48))
+    model.eval()
+    for norm in norms:
+        norm.momentum = 0.1
+        norm.num_batches_tracked.zero_()
+        for average in (norm.running_mean, norm.running_var):
+            average.data = average.data.bfloat16().float()
+
+
+def trial(family: families.Family, model: nn.Module, theirs: transformers.PreTrainedModel) -> Trial:
+    """Inputs and targets for a model of a family."""
+    rng = np.random.default_rng(0)
+    if family.model_type in IMAGES:
+        side, channels = getattr(theirs.config, 'image_size', 48), theirs.config.num_channels
+        inputs = rng.normal(size=(2, side, side, channels)).astype(np.float32)
+        return Trial((inputs,), {'pixel_values': inputs.transpose(0, 3, 1, 2)}, np.array([0, 2]))
+    if family.model_type in PAIRS:
+        images = rng.normal(size=(3, 12, 12, 3)).astype(np.float32)
+        end = 60
+        tokens = rng.integers(1, end, (3, 9)).astype(np.int32)
+        lengths = np.array([9, 4, 6])[:, None]
+        tokens = np.where(np.arange(9) < lengths - 1, tokens, end)
+        seen = np.arange(9) < (lengths if family.model_type == 'clip' else np.full_like(lengths, 9))
+        their_inputs = {'pixel_values': images.transpose(0, 3, 1, 2), 'input_ids': tokens}
+        return Trial((images, tokens, np.int32(seen)), their_inputs, np.arange(3))
+    if isinstance(model, EncoderDecoder):
+        inputs, answer = answered(theirs)
+        shifted = np.pad(answer[:, :-1], ((0, 0), (1, 0)))
+        their_inputs = {'input_ids': inputs, 'decoder_input_ids': shifted}
+        return Trial((inputs, shifted), their_inputs, answer)
+    if not model.causal:
+        inputs = rng.integers(2, 61, (2, 9)).astype(np.int32)
+        targets = np.where(np.arange(9) % 3, -100, inputs[::-1])
+    else:
+        inputs = greedy_tokens(theirs)
+        targets = np.pad(inputs[:, 1:], ((0, 0), (0, 1)), constant_values=-100)
+    return Trial((inputs,), {'input_ids': inputs}, targets)
 
 
 def greedy_tokens(model: transformers.PreTrainedModel) -> np.ndarray:
@@ -147,15 +251,30 @@ def greedy_tokens(model: transformers.PreTrainedModel) -> np.ndarray:
     raise ValueError('Whatever the prompt, the same tokens follow.')
 
 
+def answered(model: transformers.PreTrainedModel) -> tuple[np.ndarray, np.ndarray]:
+    """A source [1, PROMPT] and its greedy answer [1, NEW], the first that is not soon in a loop."""
+    model.generation_config.eos_token_id = None
+    for seed in range(100):
+        source = np.random.default_rng(seed).integers(1, model.config.vocab_size, (1, PROMPT))
+        tokens = model.generate(
+            torch.tensor(source), max_new_tokens=NEW, do_sample=False, decoder_start_token_id=0
+        )
+        answer = tokens.numpy()[:, 1:]
+        if len(set(answer[0])) > 3:
+            return source.astype(np.int32), answer.astype(np.int32)
+    raise ValueError('Whatever the source, the same tokens follow.')
+
+
 def logits_and_gradients(
-    model, inputs: np.ndarray, targets: np.ndarray
+    model, inputs: dict[str, np.ndarray], targets: np.ndarray
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Logits [..., V], and the gradients of the mean loss by the tensors' names in files.
 
     A target of -100 is none.
     """
     model.zero_grad()
-    logits = model(torch.tensor(inputs)).logits
+    out = model(**{name: torch.tensor(x) for name, x in inputs.items()})
+    logits = out.logits_per_image if 'logits_per_image' in out else out.logits
     torch.nn.functional.cross_entropy(
         logits.reshape(-1, logits.shape[-1]), torch.tensor(targets).long().reshape(-1)
     ).backward()
@@ -166,19 +285,21 @@ def logits_and_gradients(
         for parameter in model.parameters():
             parameter.data = parameter.kept
         gradients = safetensors.torch.load_file(f'{directory}/{directories.WEIGHTS}')
-    return logits.detach().numpy(), {name: x.numpy() for name, x in gradients.items()}
+    buffers = dict(model.named_buffers())
+    gradients = {name: x.numpy() for name, x in gradients.items() if name not in buffers}
+    return logits.detach().contiguous().numpy(), gradients
 
 
-def own_logits_and_gradients(model, params, inputs: np.ndarray, targets: np.ndarray):
+def own_logits_and_gradients(model, variables, inputs: tuple[np.ndarray, ...], targets: np.ndarray):
     """The same of our model."""
 
     def loss(params):
-        logits = model.apply({'params': params}, jnp.asarray(inputs))
+        logits = model.apply({**variables, 'params': params}, *map(jnp.asarray, inputs))
         told = jax.nn.log_softmax(logits)
         told = jnp.take_along_axis(told, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
         return -(told * (targets >= 0)).sum() / (targets >= 0).sum(), logits
 
-    (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables['params'])
     return np.asarray(logits), gradients
 
 
@@ -192,32 +313,62 @@ def compare(name: str, scratch: pathlib.Path) -> dict:
     ours = family.model(**family.fields(config))
     files = directories.tensors(scratch / 'theirs')
     result = {'family': model_type, 'special': special}
-    if model_type == 'vit':
-        rng = np.random.default_rng(0)
-        side, channels = entries['image_size'], entries['num_channels']
-        inputs = rng.normal(size=(2, side, side, channels)).astype(np.float32)
-        params = hugging_face.load(family, ours, files, inputs[:1])
-        targets, their_inputs = np.array([0, 2]), inputs.transpose(0, 3, 1, 2)
-    elif not ours.causal:
-        inputs = np.random.default_rng(0).integers(2, 61, (2, 9)).astype(np.int32)
-        params = hugging_face.load(family, ours, files, inputs)
-        their_inputs, targets = inputs, np.where(np.arange(9) % 3, -100, inputs[::-1])
-    else:
-        inputs = their_inputs = greedy_tokens(theirs)
-        params = hugging_face.load(family, ours, files, inputs[:, :4])
-        targets = np.pad(inputs[:, 1:], ((0, 0), (0, 1)), constant_values=-100)
-        result |= {'tokens': NEW, 'same_tokens': _same_tokens(ours, params, inputs)}
-    logits, gradients = logits_and_gradients(theirs, their_inputs, targets)
-    own_logits, own_gradients = own_logits_and_gradients(ours, params, inputs, targets)
-    vocab_size = entries.get('vocab_size')
+    given = trial(family, ours, theirs)
+    variables = hugging_face.load(family, ours, files, *(x[:1] for x in given.ours))
+    if family in DECODERS:
+        same = _same_tokens(ours, variables['params'], given.ours[0])
+        result |= {'tokens': NEW, 'same_tokens': same}
+    elif isinstance(ours, EncoderDecoder):
+        found = beam_search.search(
+            ours,
+            variables['params'],
+            *(jnp.asarray(x) for x in (given.ours[0], np.ones_like(given.ours[0]))),
+            beam_size=1,
+            max_length=NEW,
+            end=-1,
+            start=0,
+        )
+        same = int((np.asarray(found.tokens[:, 0]) == given.targets).sum())
+        result |= {'tokens': NEW, 'same_tokens': same}
+    logits, gradients = logits_and_gradients(theirs, given.theirs, given.targets)
+    own_logits, own_gradients = own_logits_and_gradients(ours, variables, given.ours, given.targets)
+    vocab_size = getattr(ours, 'vocab_size', None)
     own_gradients = dict(weights.unload(family.table, own_gradients, 'float32', vocab_size))
-    _check_written(scratch / 'ours', family, ours, params, theirs, files)
-    _write_golden(name, config, files, inputs, targets, logits, gradients)
-    return result | {
-        'logits': float(np.abs(own_logits - logits).max()),
-        'largest_logit': float(np.abs(logits).max()),
-        'gradients': _largest_difference(own_gradients, gradients),
-    }
+    states = _difference_of_states(ours, variables, theirs, given)
+    _check_written(scratch / 'ours', family, ours, variables, theirs, files)
+    _write_golden(name, config, files, given, logits, gradients)
+    return (
+        result
+        | {
+            'logits': float(np.abs(own_logits - logits).max()),
+            'largest_logit': float(np.abs(logits).max()),
+            'gradients': _largest_difference(own_gradients, gradients),
+        }
+        | ({} if states is None else {'states': states})
+    )
+
+
+def _difference_of_states(ours, variables, theirs, given: Trial) -> float | None:
+    """Between what models have within: stages of a ResNet, vectors, an encoder's states."""
+    with torch.no_grad():
+        inputs = {name: torch.tensor(x) for name, x in given.theirs.items()}
+        out = theirs(**inputs, output_hidden_states=True)
+    if isinstance(ours, ResNet):
+        own = ours.apply(variables, *given.ours, features=True)
+        known = [x.permute(0, 2, 3, 1) for x in out.hidden_states[1:]]
+    elif isinstance(ours, CLIP):
+        own = [
+            ours.apply(variables, given.ours[0], method='images'),
+            ours.apply(variables, *given.ours[1:], method='texts'),
+        ]
+        known = [out.image_embeds, out.text_embeds]
+    elif isinstance(ours, EncoderDecoder):
+        own = [ours.apply(variables, given.ours[0], method='encode').states]
+        known = [out.encoder_last_hidden_state]
+    else:
+        return None
+    pairs = zip(own, known, strict=True)
+    return max(float(np.abs(np.asarray(x) - y.numpy()).max()) for x, y in pairs)
 
 
 def _largest_difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
@@ -246,31 +397,34 @@ def _same_tokens(model, params, tokens: np.ndarray) -> int:
     return int((np.asarray(given) == tokens[:, PROMPT:]).sum())
 
 
-def _check_written(directory: pathlib.Path, family, model, params, theirs, files) -> None:
+def _check_written(directory: pathlib.Path, family, model, variables, theirs, files) -> None:
     """Raises AssertionError unless transformers opens what is written as what it had saved."""
     directory.mkdir()
     vocab_size = getattr(model, 'vocab_size', None)
-    directories.write_tensors(
-        directory, weights.unload(family.table, params, 'float32', vocab_size)
-    )
+    params, further = variables['params'], {**variables}
+    del further['params']
+    tensors = weights.unload(family.table, {**params, **further}, 'float32', vocab_size)
+    directories.write_tensors(directory, tensors)
     entries = family.config(model)
-    if family.model is ViT:
-        entries |= pictures.config(model, params)
+    if family.model_type in IMAGES + PAIRS:
+        entries = pictures.config(entries, model, params)
     directories.write_json(directory / directories.CONFIG, entries)
     again = type(theirs).from_pretrained(directory, dtype=torch.float32).state_dict()
     assert again.keys() == theirs.state_dict().keys()
     differing = [name for name, x in theirs.state_dict().items() if not torch.equal(x, again[name])]
     assert not differing, differing
     copied = directories.tensors(directory)
+    files = {name: x for name, x in files.items() if 'num_batches_tracked' not in name}
     assert copied.keys() == files.keys()
     assert all(copied[key].tobytes() == files[key].tobytes() for key in files)
 
 
-def _write_golden(name, config, files, inputs, targets, logits, gradients) -> None:
+def _write_golden(name, config, files, given: Trial, logits, gradients) -> None:
     """The model in bfloat16, which holds its values, and of gradients (sum, norm) each."""
     golden = {key: torch.tensor(np.asarray(x)).bfloat16() for key, x in files.items()}
-    golden['golden.inputs'] = torch.tensor(inputs)
-    golden['golden.targets'] = torch.tensor(targets.astype(np.int32))
+    for i, inputs in enumerate(given.ours):
+        golden[f'golden.inputs{i or ""}'] = torch.tensor(inputs)
+    golden['golden.targets'] = torch.tensor(given.targets.astype(np.int32))
     golden['golden.logits'] = torch.tensor(logits)
     sums = [[gradients[key].sum(), np.linalg.norm(gradients[key])] for key in sorted(gradients)]
     golden['golden.gradients'] = torch.tensor(np.float32(sums))
@@ -299,11 +453,15 @@ def main() -> None:
 
 
 def _write_table(results: dict) -> None:
-    rows = [('case', 'family', '', 'logits differ by', 'greedy tokens', 'gradients, relative')]
+    rows = [
+        ('case', 'family', '', 'logits differ by', 'states', 'greedy tokens', 'gradients, relative')
+    ]
     for name, r in results.items():
         logits = f'{r["logits"]:.1e} of {r["largest_logit"]:.1f}'
         equal = f'{r["same_tokens"]} of {r["tokens"]}' if 'tokens' in r else ''
-        rows.append((name, r['family'], r['special'], logits, equal, f'{r["gradients"]:.1e}'))
+        states = f'{r["states"]:.1e}' if 'states' in r else ''
+        gradients = f'{r["gradients"]:.1e}'
+        rows.append((name, r['family'], r['special'], logits, states, equal, gradients))
     path = measure.RESULTS / 'interop.md'
     path.write_text(measure.markdown(rows) + '\n')
 

@@ -19,6 +19,12 @@ VARIANTS = {
             image=dict(num_layers=2, embed_dim=16, num_heads=2, patch_size=4),
             text=TRANSFORMER | dict(positions='learned'),
         ),
+        dict(
+            embed_dim=16,
+            project_images=False,
+            image=dict(num_layers=2, embed_dim=16, num_heads=2, patch_size=4, pool='attention'),
+            text=TRANSFORMER,
+        ),
     ],
     'convnet': [
         dict(num_classes=8, stages=((16, 16), (8,)), dense_widths=(8,), norm='batch_norm'),
@@ -32,6 +38,7 @@ VARIANTS = {
     'encoder_decoder': [
         TRANSFORMER | dict(positions='learned', scan_layers=True),
         TRANSFORMER | dict(tie_embeddings=False, num_encoder_layers=1, use_bias=False),
+        TRANSFORMER | dict(positions='relative', scan_layers=True),
     ],
     'conformer': [dict(num_classes=8, num_layers=2, embed_dim=16, num_heads=2)],
     'resnet': [RESNET | dict(block='basic', stem='cifar'), RESNET | dict(block='bottleneck')],
@@ -59,7 +66,10 @@ VARIANTS = {
         )
         for text in (dict(positions='learned'), dict(tie_embeddings=False))
     ],
-    'vit': [dict(num_classes=8, num_layers=2, embed_dim=16, num_heads=2, patch_size=4)],
+    'vit': [
+        dict(num_classes=8, num_layers=2, embed_dim=16, num_heads=2, patch_size=4, pool=pool)
+        for pool in ('token', 'attention')
+    ],
     'wavenet': [
         dict(num_classes=8, num_speakers=2, num_layers=2, cycle=2, embed_dim=16, skip_dim=8),
     ],

@@ -8,16 +8,19 @@ accumulated batch, and devices under pmap, have keys of their own.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bigmodels import errors, sharding
 from bigmodels.augmentation import colour, geometry, mixing, randaugment
 
 Array = jax.Array
 
+# A number for all channels, or one for each.
+PerChannel = float | Sequence[float]
 IMAGES_ALONE = ('rand_augment', 'cutout', 'mixup', 'cutmix')  # have no meaning for masks
 
 
@@ -70,7 +73,7 @@ class Augmentation:
                 )
 
     def __call__(
-        self, rng: Array, batch: Mapping[str, Array], mean: float, std: float
+        self, rng: Array, batch: Mapping[str, Array], mean: PerChannel, std: PerChannel
     ) -> dict[str, Array]:
         """The batch with its inputs changed.
 
@@ -140,16 +143,19 @@ class Augmentation:
     def _jitter(self) -> tuple[float, ...]:
         return (self.brightness, self.contrast, self.saturation, self.hue)
 
-    def _changed(self, rng: Array, images: Array, channels: int, mean: float, std: float) -> Array:
+    def _changed(
+        self, rng: Array, images: Array, channels: int, mean: PerChannel, std: PerChannel
+    ) -> Array:
         """Images [B, H, W, C], the first `channels` of them colours, after every change."""
         for i, change in enumerate(self._changes(channels, mean, std)):
             images = _each(change, jax.random.fold_in(rng, i), images)
         return images
 
     def _changes(
-        self, channels: int, mean: float, std: float
+        self, channels: int, mean: PerChannel, std: PerChannel
     ) -> list[Callable[[Array, Array], Array]]:
         """The functions of (key, normalised image) to apply, one after the other."""
+        mean, std = (np.asarray(values, np.float32) for values in (mean, std))
 
         def of_pixels(change):
             def changed(rng, image):

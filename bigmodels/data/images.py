@@ -120,6 +120,23 @@ def _opened(data: bytes, where: str, formats: Sequence[str]) -> Iterator[Image.I
         raise errors.UserError(f'{where} is not a whole {wanted} image: {error}.') from error
 
 
+def normalized(
+    inputs: np.ndarray, mean: float | Sequence[float], std: float | Sequence[float]
+) -> np.ndarray:
+    """(inputs - mean) / std in float32; both of all values, or one for each of the last axis.
+
+    Raises:
+      UserError: where they are not as many as there are channels.
+    """
+    for name, values in (('mean', mean), ('std', std)):
+        if np.ndim(values) and len(values) != inputs.shape[-1]:
+            raise errors.UserError(
+                f'config.task.{name} = {tuple(values)} must be a number, or one for each of '
+                f'{inputs.shape[-1]} channels.'
+            )
+    return ((inputs.astype(np.float32) - mean) / std).astype(np.float32)
+
+
 def evenly_spaced(video: np.ndarray, count: int) -> np.ndarray:
     """[..., T, H, W, C] -> [..., count, H, W, C]: frame i is that at (i + 1/2) T / count, cut.
 

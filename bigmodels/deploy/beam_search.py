@@ -150,13 +150,15 @@ def search(
     max_length: int,
     end: int,
     alpha: float = 0.6,
+    start: int | None = None,
 ) -> Hypotheses:
-    """`beam_search` of the targets of sources; their first token follows an end token.
+    """`beam_search` of the targets of sources.
 
     Args:
       inputs: int [B, S].
       segment_ids: int [B, S], 0 where a source is padded, else 1.
       max_length, end, alpha: see `beam_search`.
+      start: the token before the first one of a target; by default `end`.
     """
     model, params = encoder_decoder.unscanned(model, params)
     variables = {'params': params}
@@ -181,7 +183,7 @@ def search(
         batch_size=len(inputs),
         beam_size=beam_size,
         max_length=max_length,
-        start=end,
+        start=end if start is None else start,
         end=end,
         alpha=alpha,
     )

@@ -17,24 +17,12 @@ import ml_collections
 
 from bigmodels import config as config_lib
 from bigmodels import errors, experiment, program, rundir, runs, sharding, trees
-from bigmodels.data import chat_templates, subwords, tokenizers
-from bigmodels.interop import directories, families, pictures, weights
+from bigmodels.data import subwords, tokenizers
+from bigmodels.interop import directories, families, pictures, sections, weights
 from bigmodels.models.parts.layers import Dtype
-from bigmodels.models.vit import ViT
 from bigmodels.state import TrainState
 
-# Of a run that nobody has trained: text that every machine has, to be evaluated on.
-TEXT = {
-    'train': {'name': 'stdlib', 'split': 'train'},
-    'evals': {'valid': {'name': 'stdlib', 'split': 'valid'}},
-}
-# Likewise, of labelled images in a folder that the user is to name.
-IMAGES = {
-    'train': {'name': 'image_folder', 'path': 'images'},
-    'evals': {'valid': {'name': 'image_folder', 'path': 'images'}},
-}
-SEQUENCE_LENGTH = 1024  # at most
-TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
+TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id', 'decoder_start_token_id')
 KEPT = ('id2label', 'label2id')
 
 
@@ -57,8 +45,9 @@ def to_run(source: str, out: pathlib.Path, overrides: Sequence[str] = ()) -> Non
     task = experiment.make_task(settings).fit(())
     shapes = batch_shapes(task, published)
     mesh = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
-    params = read_params(directory, task, mesh)
-    state = TrainState(jax.numpy.zeros((), 'int32'), params, model_state={}, opt_state=())
+    variables = read_variables(directory, task, mesh)
+    params = variables.pop('params')
+    state = TrainState(jax.numpy.zeros((), 'int32'), params, variables, opt_state=())
 
     def fill(out: pathlib.Path) -> None:
         rundir.record_data(out, (), shapes)
@@ -69,8 +58,8 @@ def to_run(source: str, out: pathlib.Path, overrides: Sequence[str] = ()) -> Non
     rundir.make_untrained(out, rundir.CONVERTED, made_of, kept, state, fill)
 
 
-def read_params(directory: pathlib.Path, task: Any, mesh: jax.sharding.Mesh) -> Any:
-    """A published model's parameters where the mesh and the model's rules say, float32.
+def read_variables(directory: pathlib.Path, task: Any, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """A published model's variables where the mesh and the model's rules say, float32.
 
     Args:
       task: with the model that its config.json describes.
@@ -79,16 +68,19 @@ def read_params(directory: pathlib.Path, task: Any, mesh: jax.sharding.Mesh) -> 
       UserError: as `weights.load`.
     """
     published = directories.read_json(directory / directories.CONFIG)
-    shapes = batch_shapes(task, published)
-    params = jax.eval_shape(task.init, jax.random.key(0), shapes)['params']
-    placed = TrainState(jax.ShapeDtypeStruct((), 'int32'), params, {}, ())
+    shapes = dict(jax.eval_shape(task.init, jax.random.key(0), batch_shapes(task, published)))
+    params = shapes.pop('params')
+    placed = TrainState(jax.ShapeDtypeStruct((), 'int32'), params, shapes, ())
     shardings, _ = sharding.state_shardings(placed, program.sharding_rules(task), mesh)
-    return weights.load(
+    loaded = weights.load(
         families.of_config(published).table,
         directories.tensors(directory),
-        sharding.with_shardings(params, shardings.params),
+        sharding.with_shardings(
+            {**params, **shapes}, {**shardings.params, **shardings.model_state}
+        ),
         getattr(task.model, 'vocab_size', None),
     )
+    return {name: loaded.pop(name) for name in shapes} | {'params': loaded}
 
 
 def batch_shapes(task: Any, published: Mapping) -> dict[str, jax.ShapeDtypeStruct]:
@@ -96,12 +88,13 @@ def batch_shapes(task: Any, published: Mapping) -> dict[str, jax.ShapeDtypeStruc
     if hasattr(task, 'example_shapes'):
         shapes = {key: (shape.shape, shape.dtype) for key, shape in task.example_shapes().items()}
     else:
-        image = (task.image_size, task.image_size, published.get('num_channels', 3))
-        shapes = {
-            'inputs': (image, 'float32'),
-            'targets': ((), 'int32'),
-            'weights': ((), 'float32'),
-        }
+        image = (task.image_size, task.image_size, pictures.channels(published))
+        shapes = {'inputs': (image, 'float32'), 'weights': ((), 'float32')}
+        if hasattr(task, 'vocabulary'):
+            text = ((task.sequence_length,), 'int32')
+            shapes |= {'tokens': text, 'segment_ids': text}
+        else:
+            shapes['targets'] = ((), 'int32')
     return {key: jax.ShapeDtypeStruct((1, *shape), kind) for key, (shape, kind) in shapes.items()}
 
 
@@ -118,24 +111,13 @@ def _run_config(
         'algorithm': {'name': 'adamw', 'b1': 0.9, 'b2': 0.95},
         'schedule': {'name': 'constant', 'warmup_steps': 0},
     }
-    if family.model is ViT:
-        config.model = {'name': 'vit', **fields}
-        config.data = IMAGES
-        config.task = {'name': 'classification', **pictures.read(directory, published)}
-    else:
-        config.model = {'name': 'transformer', **fields}
-        config.data = TEXT
-        tokenizer, mask = _tokenizer(directory, published)
-        causal = fields.get('causal', True)
-        config.task = {
-            'name': 'language_modeling' if causal else 'masked_language_modeling',
-            'sequence_length': min(fields['max_length'], SEQUENCE_LENGTH),
-            'tokenizer': tokenizer,
-            **({} if causal else {'mask_token': mask}),
-        }
+    for name, section in sections.of_run(directory, published, family, fields).items():
+        config[name] = section
     dtype = published.get('dtype', published.get('torch_dtype'))
     if dtype in directories.WRITTEN:
-        config.model.dtype = dtype
+        whole = hasattr(family.model, 'dtype')
+        for section in [config.model] if whole else [config.model.image, config.model.text]:
+            section.dtype = dtype
     config_lib.set_fields(config, overrides)
     if 'tokenizer' in config.task and not config.task.tokenizer:
         raise errors.UserError(
@@ -143,25 +125,6 @@ def _run_config(
             f'one, or say which tokenizer it is, as --config.task.tokenizer.name=bytes.'
         )
     return config
-
-
-def _tokenizer(directory: pathlib.Path, published: Mapping) -> tuple[dict[str, Any], str]:
-    """The config section of a directory's tokenizer, empty where it has none, and its mask."""
-    path = directory / directories.TOKENIZER_CONFIG
-    entries = directories.read_json(path) if path.is_file() else {}
-    if (directory / directories.TOKENIZER).is_file():
-        ends = published.get('eos_token_id')
-        end, begin, mask = subwords.published_names(
-            directory / directories.TOKENIZER, ends[0] if isinstance(ends, list) else ends
-        )
-        end = dict(chat_templates.special_tokens(entries)).get('eos_token', end)
-        section = {'name': 'hugging_face', 'path': str(directory)}
-        return section | {'end_of_text': end, 'begin_of_text': begin}, mask
-    if (directory / directories.SENTENCEPIECE).is_file():
-        path = str(directory / directories.SENTENCEPIECE)
-        begin = bool(entries.get('add_bos_token', True))
-        return {'name': 'sentencepiece', 'path': path, 'begin': begin}, ''
-    return {}, ''
 
 
 def to_directory(
@@ -186,14 +149,16 @@ def to_directory(
     rundir.check_unused(out, '--to')
     run = runs.open_run(workdir, step, trust=trust)
     family = families.of_model(run.model)
-    images = family.model is ViT
+    images, texts = (hasattr(run.task, name) for name in ('image_size', 'vocabulary'))
     entries = family.config(run.model) | {'torch_dtype': dtype} | _as_published(run, KEPT)
     if images:
-        entries |= pictures.config(run.model, run.params)
-    else:
-        entries |= _token_ids(run.task.vocabulary) | _as_published(run, TOKEN_IDS)
+        entries = pictures.config(entries, run.model, run.params)
+    if texts:
+        of_texts = entries.get('text_config', entries)
+        of_texts |= _token_ids(run.task.vocabulary) | _as_published(run, TOKEN_IDS)
+    variables = {**run.params, **run.model_state}
     vocab_size = getattr(run.model, 'vocab_size', None)
-    tensors = weights.unload(family.table, run.params, dtype, vocab_size)
+    tensors = weights.unload(family.table, variables, dtype, vocab_size)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}.') as scratch:
@@ -201,8 +166,8 @@ def to_directory(
             made.mkdir()
             directories.write_tensors(made, tensors)
             if images:
-                pictures.write(made, run.task, entries['image_size'])
-            else:
+                pictures.write(made, run.task)
+            if texts:
                 _write_tokenizer(made, run.task.vocabulary)
             directories.write_json(made / directories.CONFIG, entries)
             if out.exists():
@@ -217,6 +182,7 @@ def _as_published(run: runs.Run, keys: Sequence[str]) -> dict[str, Any]:
     """What config.json said of some keys, of a run that was made of one."""
     path = run.workdir / rundir.CONVERTED
     published = directories.read_json(path)['config'] if path.is_file() else {}
+    published = {**published, **published.get('text_config', {})}
     return {key: published[key] for key in keys if key in published}
 
 
@@ -274,9 +240,11 @@ def main() -> None:
         return
     to_run(options.source, options.to, overrides)
     run = runs.open_run(options.to)
+    answers = hasattr(run.task, 'record_fields')
+    command = 'predict --input=...' if answers else 'deploy.generate --prompt=...'
     print(
         f'{options.to} holds {options.source}, {trees.count(run.params):,} parameters. '
-        f'Try: python -m bigmodels.deploy.generate --workdir={options.to} --prompt=...'
+        f'Try: python -m bigmodels.{command} --workdir={options.to}'
     )
 
 

@@ -4,7 +4,7 @@ from bigmodels import errors
 from bigmodels.interop import rotary
 from bigmodels.interop.family import Entries, Family
 from bigmodels.interop.tables import GEMMA, GPT2, LLAMA
-from bigmodels.models.parts import blocks
+from bigmodels.models.parts.settings import settings_of
 from bigmodels.models.transformer import Transformer
 
 FULL, SLIDING = 'full_attention', 'sliding_attention'
@@ -12,7 +12,7 @@ FULL, SLIDING = 'full_attention', 'sliding_attention'
 
 def _layer_types(model: Transformer) -> list[str]:
     """Of each layer, as config.json has them."""
-    settings = blocks.settings_of(model)
+    settings = settings_of(model)
     windows = [settings.of_layer(i).sliding_window for i in range(model.num_layers)]
     return [FULL if window is None else SLIDING for window in windows]
 

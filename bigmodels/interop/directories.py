@@ -20,8 +20,9 @@ from bigmodels import errors
 CONFIG, WEIGHTS, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
 TOKENIZER, TOKENIZER_CONFIG = 'tokenizer.json', 'tokenizer_config.json'
 SENTENCEPIECE, CHAT_TEMPLATE = 'tokenizer.model', 'chat_template.jinja'
+SPIECE = 'spiece.model'  # T5's name of a SentencePiece model
 # What is fetched of a model: data, never code or pickles.
-PATTERNS = ('*.json', '*.safetensors', SENTENCEPIECE, CHAT_TEMPLATE)
+PATTERNS = ('*.json', '*.safetensors', SENTENCEPIECE, SPIECE, CHAT_TEMPLATE)
 HUB = 'hf://'
 # As the format names types. Parameters are of the first three; others occur in buffers.
 DTYPES = {

@@ -1,24 +1,8 @@
-"""Published encoders: of texts by `models.transformer`, of images by `models.vit`."""
+"""Published encoders of texts as settings of `models.transformer`."""
 
-from bigmodels.interop.family import Entries, Family
-from bigmodels.interop.tables import BERT, ROBERTA, VIT
+from bigmodels.interop.family import GELU, Entries, Family
+from bigmodels.interop.tables import BERT, ROBERTA
 from bigmodels.models.transformer import Transformer
-from bigmodels.models.vit import ViT
-
-GELU = {'gelu': 'gelu_exact', 'gelu_pytorch_tanh': 'gelu', 'gelu_new': 'gelu'}
-
-
-def _read_vit(config: Entries) -> Entries:
-    labels = config.get('id2label')
-    return {'num_classes': config.get('num_labels', 2) if labels is None else len(labels)}
-
-
-def _write_vit(model: ViT) -> Entries:
-    names = [f'LABEL_{i}' for i in range(model.num_classes)]
-    return {
-        'id2label': {str(i): name for i, name in enumerate(names)},
-        'label2id': {name: i for i, name in enumerate(names)},
-    }
 
 
 def _read_roberta(config: Entries) -> Entries:
@@ -80,26 +64,5 @@ ENCODERS = (
         read=_read_roberta,
         write=_write_roberta,
         **_BERT,
-    ),
-    Family(
-        'vit',
-        'ViTForImageClassification',
-        table=VIT,
-        model=ViT,
-        names={
-            'hidden_size': 'embed_dim',
-            'num_hidden_layers': 'num_layers',
-            'num_attention_heads': 'num_heads',
-            'intermediate_size': 'mlp_dim',
-            'layer_norm_eps': 'norm_epsilon',
-            'patch_size': 'patch_size',
-        },
-        defaults={'layer_norm_eps': 1e-12, 'hidden_act': 'gelu'},
-        fixed={'pool': 'token'},
-        activation_key='hidden_act',
-        activations=GELU,
-        read=_read_vit,
-        write=_write_vit,
-        only={'qkv_bias': True},
     ),
 )

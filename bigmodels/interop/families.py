@@ -5,11 +5,18 @@ from collections.abc import Mapping
 import flax.linen as nn
 
 from bigmodels import errors
+from bigmodels.interop.classifiers import CLASSIFIERS
+from bigmodels.interop.contrastive import CONTRASTIVE
 from bigmodels.interop.decoders import DECODERS
+from bigmodels.interop.encoder_decoders import ENCODER_DECODERS
 from bigmodels.interop.encoders import ENCODERS
 from bigmodels.interop.family import Family
 
-FAMILIES = {family.model_type: family for family in (*DECODERS, *ENCODERS)}
+FAMILIES = {
+    family.model_type: family
+    for several in (DECODERS, ENCODERS, CLASSIFIERS, CONTRASTIVE, ENCODER_DECODERS)
+    for family in several
+}
 
 
 def of_config(config: Mapping) -> Family:

@@ -12,6 +12,9 @@ import flax.linen as nn
 
 from bigmodels import errors
 from bigmodels.interop.weights import Table
+from bigmodels.models.clip import CLIP
+from bigmodels.models.encoder_decoder import EncoderDecoder
+from bigmodels.models.parts.settings import Settings
 from bigmodels.models.transformer import Transformer
 
 Entries = dict[str, Any]
@@ -20,15 +23,19 @@ FREE = {
     'attention',
     'dropout_rate',
     'dtype',
+    'init_scale',
     'logits_dtype',
     'microbatches',
+    'momentum',
     'name',
     'parent',
     'pipeline_rounds',
     'remat',
     'scan_layers',
     'vocab_multiple',
+    'zero_init',
 }
+GELU = {'gelu': 'gelu_exact', 'gelu_pytorch_tanh': 'gelu', 'gelu_new': 'gelu'}
 # Keys that are as good as missing where they are null.
 UNSET = {
     'head_dim',
@@ -54,7 +61,8 @@ class Family:
       defaults: values of keys that may be missing in config.json.
       only: keys with the one value that can be read; None of it stands for a missing key.
       fixed: fields that all models of the family have alike.
-      activations: what the key `activation_key` says -> our activation.
+      activations: what the key `activation_key` says -> our activation; none where all models
+        of the family have the same.
       read: further fields of a config.json with the defaults filled in.
       write: further entries of a model.
     """
@@ -65,8 +73,8 @@ class Family:
     names: Mapping[str, str]
     defaults: Entries
     fixed: Entries
-    activation_key: str
-    activations: Mapping[str, str]
+    activation_key: str = ''
+    activations: Mapping[str, str] = dataclasses.field(default_factory=dict)
     read: Callable[[Entries], Entries] = lambda config: {}
     write: Callable[[Any], Entries] = lambda model: {}
     only: Entries = dataclasses.field(default_factory=dict)
@@ -94,18 +102,15 @@ class Family:
                     f'config.json has {key} = {config[key]!r}; a {self.model_type} here has '
                     f'{value!r}.'
                 )
-        activation = config[self.activation_key]
-        if activation not in self.activations:
-            raise errors.unknown(
-                f'{self.activation_key} of {self.model_type}', activation, self.activations
-            )
         same = {ours: config[theirs] for theirs, ours in self.names.items() if theirs in config}
-        return {
-            **self.fixed,
-            **same,
-            'activation': self.activations[activation],
-            **self.read(config),
-        }
+        if self.activations:
+            activation = config[self.activation_key]
+            if activation not in self.activations:
+                raise errors.unknown(
+                    f'{self.activation_key} of {self.model_type}', activation, self.activations
+                )
+            same['activation'] = self.activations[activation]
+        return {**self.fixed, **same, **self.read(config)}
 
     def config(self, model: nn.Module) -> Entries:
         """The config.json of a model, which `fields` reads as the same model.
@@ -115,17 +120,8 @@ class Family:
         """
         if not isinstance(model, self.model):
             raise errors.UserError(f'{self.model_type} is no {type(model).__name__}')
-        own = described(model)
-        inverse = {ours: theirs for theirs, ours in reversed(self.activations.items())}
-        entries = {
-            'architectures': [self.architecture],
-            'model_type': self.model_type,
-            **self.only,
-            **{theirs: own[ours] for theirs, ours in self.names.items()},
-            self.activation_key: inverse.get(model.activation, model.activation),
-            **self.write(model),
-        }
-        read = described(self.model(**self.fields(entries)))
+        entries = self.entries(model)
+        own, read = described(model), described(self.model(**self.fields(entries)))
         different = [name for name in own if own[name] != read[name]]
         if different:
             raise errors.UserError(
@@ -133,6 +129,21 @@ class Family:
                 + ', '.join(f'{name} = {own[name]!r}' for name in different)
             )
         return entries
+
+    def entries(self, model: nn.Module) -> Entries:
+        """The config.json that is most like a model; what it cannot say is left out."""
+        own, activation = described(model), {}
+        if self.activations:
+            inverse = {ours: theirs for theirs, ours in reversed(self.activations.items())}
+            activation = {self.activation_key: inverse.get(model.activation, model.activation)}
+        return {
+            'architectures': [self.architecture],
+            'model_type': self.model_type,
+            **self.only,
+            **{theirs: own[ours] for theirs, ours in self.names.items()},
+            **activation,
+            **self.write(model),
+        }
 
 
 def described(model: nn.Module) -> Entries:
@@ -142,8 +153,17 @@ def described(model: nn.Module) -> Entries:
         for field in dataclasses.fields(model)
         if field.name not in FREE
     }
-    fields['mlp_dim'] = model.mlp_dim or 4 * model.embed_dim
-    if not isinstance(model, Transformer):
+    if isinstance(model, CLIP):
+        del fields['image'], fields['text']
+        fields['init_bias'] = model.init_bias is not None
+        for tower in (model.vit(), model.transformer()):
+            prefix = type(tower).__name__
+            fields |= {f'{prefix}.{name}': value for name, value in described(tower).items()}
+    if 'mlp_dim' in fields:
+        fields['mlp_dim'] = model.mlp_dim or 4 * model.embed_dim
+    if isinstance(model, EncoderDecoder):
+        fields['num_encoder_layers'] = model.num_encoder_layers or model.num_layers
+    if not isinstance(model, Settings):
         return fields
     fields |= {
         'num_kv_heads': model.kv_heads,

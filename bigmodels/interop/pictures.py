@@ -5,60 +5,87 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
+
 from bigmodels import errors
 from bigmodels.interop import directories
-from bigmodels.models.vit import ViT
+from bigmodels.models.clip import CLIP
+from bigmodels.models.resnet import ResNet
 
 FILE = 'preprocessor_config.json'
 HALF = [0.5, 0.5, 0.5]
 
 
 def read(directory: pathlib.Path, published: Mapping) -> dict[str, Any]:
-    """Fields of `tasks.Classification`: side, mean and deviation in grey levels of 0 to 255.
+    """Fields of a task: side, mean and deviation in grey levels of 0 to 255.
 
     Images are scaled to their shorter side and cut about the middle here, while transformers may
-    squeeze them to a square, as the file says: what is not square is seen a little differently.
+    squeeze them to a square, or scale them to a little more than what is cut, as the file says:
+    what is not square, or lies at the edge, is seen a little differently.
 
     Raises:
-      UserError: if channels differ in mean or deviation, which the task has alike for all.
+      UserError: if the file says of pixels what such a task does not do.
     """
     path = directory / FILE
     entries = directories.read_json(path) if path.is_file() else {}
-    found = {'image_size': _side(published.get('image_size', 224))}
-    for key, field in (('image_mean', 'mean'), ('image_std', 'std')):
-        values = entries.get(key, HALF)
-        if len(set(values)) > 1:
-            raise errors.UserError(
-                f'{path} has another {key} for each channel, {values}; the task `classification` '
-                f'has one for all.'
-            )
-        found[field] = 255 * values[0]
+    scale = entries.get('rescale_factor', 1 / 255)
+    if not math.isclose(scale, 1 / 255, rel_tol=1e-3) or entries.get('do_rescale') is False:
+        raise errors.UserError(f'{path} does not divide grey levels by 255, as is done here.')
+    size = _of_images(published).get(
+        'image_size', entries.get('crop_size', entries.get('size', 224))
+    )
+    found = {'image_size': _side(size)}
+    for key, field, plain in (('image_mean', 'mean', 0.0), ('image_std', 'std', 1.0)):
+        values = entries.get(key, HALF) if entries.get('do_normalize', True) else [plain]
+        levels = tuple(255 * value for value in values)
+        found[field] = levels if len(set(levels)) > 1 else levels[0]
     return found
 
 
 def _side(size: Any) -> int:
-    sides = set(size) if isinstance(size, list) else {size}
+    """Of square images, as one number, two of them, or by names such as 'shortest_edge'."""
+    given = size.values() if isinstance(size, Mapping) else size
+    sides = {given} if isinstance(given, int) else set(given)
     if len(sides) > 1:
-        raise errors.UserError(f'config.json has image_size = {size}; images here are square.')
+        raise errors.UserError(f'The published images are of the size {size}; here all are square.')
     return sides.pop()
 
 
-def config(model: ViT, params: Mapping) -> dict[str, Any]:
-    """The entries of config.json that follow from the parameters' shapes."""
-    patches = len(params['position_embed']) - 1
+def _of_images(published: Mapping) -> Mapping:
+    """What a config.json says of images, in a section of its own where it tells of texts too."""
+    return published.get('vision_config', published)
+
+
+def channels(published: Mapping) -> int:
+    """Of the images that a config.json tells of."""
+    return _of_images(published).get('num_channels', 3)
+
+
+def config(entries: Mapping, model: nn.Module, params: Mapping) -> dict[str, Any]:
+    """The entries of a config.json with those that follow from the parameters' shapes."""
+    if isinstance(model, ResNet):
+        return {**entries, 'num_channels': params['stem']['kernel'].shape[2]}
+    if isinstance(model, CLIP):
+        images = config(entries['vision_config'], model.vit(), params['image_tower'])
+        return {**entries, 'vision_config': images}
+    patches = len(params['position_embed']) - (model.pool == 'token')
     rows = params['patch_embed']['kernel'].shape[0]
     return {
+        **entries,
         'image_size': math.isqrt(patches) * model.patch_size,
         'num_channels': rows // model.patch_size**2,
     }
 
 
-def write(directory: pathlib.Path, task: Any, image_size: int) -> None:
+def write(directory: pathlib.Path, task: Any) -> None:
     """Writes the file for a task's images."""
+    levels = {'image_mean': task.mean, 'image_std': task.std}
     entries = {
         'image_processor_type': 'ViTImageProcessor',
-        'image_mean': [task.mean / 255] * 3,
-        'image_std': [task.std / 255] * 3,
-        'size': {'height': image_size, 'width': image_size},
+        **{
+            key: [value / 255 for value in (values if isinstance(values, tuple) else [values] * 3)]
+            for key, values in levels.items()
+        },
+        'size': {'height': task.image_size, 'width': task.image_size},
     }
     directories.write_json(directory / FILE, entries)

@@ -1,10 +1,6 @@
-"""The tables of tensors, a family each or several that name them alike."""
+"""The tables of models of texts, a family each or several that name tensors alike."""
 
-import math
-
-import numpy as np
-
-from bigmodels.interop.weights import SAME, TRANSPOSED, Form, Row, Table
+from bigmodels.interop.weights import SAME, TRANSPOSED, Row, Table
 
 _LAYER = 'model.layers.{layer}.'
 _EXPERT = _LAYER + 'block_sparse_moe.experts.{expert}.'
@@ -78,7 +74,8 @@ def _gpt2(ours: str, theirs: str, part: tuple[int, int] = (0, 1)) -> tuple[Row, 
     )
 
 
-def _layer_norm(ours: str, theirs: str) -> tuple[Row, Row]:
+def layer_norm(ours: str, theirs: str) -> tuple[Row, Row]:
+    """The rows of a norm, by whole names."""
     return (Row(f'{ours}/scale', f'{theirs}.weight'), Row(f'{ours}/bias', f'{theirs}.bias'))
 
 
@@ -87,13 +84,13 @@ GPT2 = Table(
         Row('embed/embedding', 'transformer.wte.weight', vocabulary=0),
         Row('position_embed/embedding', 'transformer.wpe.weight'),
         Row('unembed', 'lm_head.weight', TRANSPOSED, vocabulary=1),
-        *_layer_norm('final_norm', 'transformer.ln_f'),
-        *_layer_norm('layers/attention_norm', _GPT2 + 'ln_1'),
+        *layer_norm('final_norm', 'transformer.ln_f'),
+        *layer_norm('layers/attention_norm', _GPT2 + 'ln_1'),
         *_gpt2('attention/query', 'attn.c_attn', (0, 3)),
         *_gpt2('attention/key', 'attn.c_attn', (1, 3)),
         *_gpt2('attention/value', 'attn.c_attn', (2, 3)),
         *_gpt2('attention/out', 'attn.c_proj'),
-        *_layer_norm('layers/mlp_norm', _GPT2 + 'ln_2'),
+        *layer_norm('layers/mlp_norm', _GPT2 + 'ln_2'),
         *_gpt2('mlp/up', 'mlp.c_fc'),
         *_gpt2('mlp/down', 'mlp.c_proj'),
     ),
@@ -103,47 +100,13 @@ GPT2 = Table(
 )
 
 
-def _patches_to_theirs(kernel: np.ndarray) -> np.ndarray:
-    """[P*P*C, D] -> [D, C, P, P]; what is no square times 3 has one channel."""
-    rows, width = kernel.shape
-    channels = 3 if 3 * math.isqrt(rows // 3) ** 2 == rows else 1
-    size = math.isqrt(rows // channels)
-    return kernel.reshape(size, size, channels, width).transpose(3, 2, 0, 1)
-
-
-_PATCHES = Form(lambda x: x.transpose(2, 3, 1, 0).reshape(-1, len(x)), _patches_to_theirs)
-_ROWS = Form(lambda x: x[0], lambda x: x[None])  # [1, L, D]
-_VIT = 'vit.encoder.layer.{layer}.'
-
-
-def _dense(ours: str, theirs: str) -> tuple[Row, Row]:
+def dense(ours: str, theirs: str) -> tuple[Row, Row]:
+    """The rows of a projection, by whole names."""
     return (Row(f'{ours}/kernel', f'{theirs}.weight', TRANSPOSED),
             Row(f'{ours}/bias', f'{theirs}.bias'))  # fmt: skip
 
 
-VIT = Table(
-    (
-        Row('class_token', 'vit.embeddings.cls_token', _ROWS),
-        Row('position_embed', 'vit.embeddings.position_embeddings', _ROWS),
-        Row('patch_embed/kernel', 'vit.embeddings.patch_embeddings.projection.weight', _PATCHES),
-        Row('patch_embed/bias', 'vit.embeddings.patch_embeddings.projection.bias'),
-        *_layer_norm('layers/attention_norm', _VIT + 'layernorm_before'),
-        *_dense('layers/attention/query', _VIT + 'attention.attention.query'),
-        *_dense('layers/attention/key', _VIT + 'attention.attention.key'),
-        *_dense('layers/attention/value', _VIT + 'attention.attention.value'),
-        *_dense('layers/attention/out', _VIT + 'attention.output.dense'),
-        *_layer_norm('layers/mlp_norm', _VIT + 'layernorm_after'),
-        *_dense('layers/mlp/up', _VIT + 'intermediate.dense'),
-        *_dense('layers/mlp/down', _VIT + 'output.dense'),
-        *_layer_norm('final_norm', 'vit.layernorm'),
-        *_dense('head', 'classifier'),
-    ),
-    prefix='vit.',
-    ignored=(r'^vit\.(pooler\.|embeddings\.mask_token$)',),  # of other heads
-)
-
-
-def _bert(root: str, dense: str, norm: str, bias: str, decoder: str) -> Table:
+def _bert(root: str, transform: str, norm: str, bias: str, decoder: str) -> Table:
     """BERT's tensors: what it is below its head, `root`, and the names of the head's."""
     embeddings, layer = f'{root}.embeddings.', root + '.encoder.layer.{layer}.'
     return Table(
@@ -151,17 +114,17 @@ def _bert(root: str, dense: str, norm: str, bias: str, decoder: str) -> Table:
             Row('embed/embedding', f'{embeddings}word_embeddings.weight', vocabulary=0),
             Row('position_embed/embedding', f'{embeddings}position_embeddings.weight'),
             Row('type_embed/embedding', f'{embeddings}token_type_embeddings.weight'),
-            *_layer_norm('embed_norm', f'{embeddings}LayerNorm'),
-            *_dense('layers/attention/query', layer + 'attention.self.query'),
-            *_dense('layers/attention/key', layer + 'attention.self.key'),
-            *_dense('layers/attention/value', layer + 'attention.self.value'),
-            *_dense('layers/attention/out', layer + 'attention.output.dense'),
-            *_layer_norm('layers/attention_post_norm', layer + 'attention.output.LayerNorm'),
-            *_dense('layers/mlp/up', layer + 'intermediate.dense'),
-            *_dense('layers/mlp/down', layer + 'output.dense'),
-            *_layer_norm('layers/mlp_post_norm', layer + 'output.LayerNorm'),
-            *_dense('logits_transform/dense', dense),
-            *_layer_norm('logits_transform/norm', norm),
+            *layer_norm('embed_norm', f'{embeddings}LayerNorm'),
+            *dense('layers/attention/query', layer + 'attention.self.query'),
+            *dense('layers/attention/key', layer + 'attention.self.key'),
+            *dense('layers/attention/value', layer + 'attention.self.value'),
+            *dense('layers/attention/out', layer + 'attention.output.dense'),
+            *layer_norm('layers/attention_post_norm', layer + 'attention.output.LayerNorm'),
+            *dense('layers/mlp/up', layer + 'intermediate.dense'),
+            *dense('layers/mlp/down', layer + 'output.dense'),
+            *layer_norm('layers/mlp_post_norm', layer + 'output.LayerNorm'),
+            *dense('logits_transform/dense', transform),
+            *layer_norm('logits_transform/norm', norm),
             Row('unembed_bias', bias, vocabulary=0),
         ),
         prefix=f'{root}.',
@@ -180,15 +143,57 @@ def _bert(root: str, dense: str, norm: str, bias: str, decoder: str) -> Table:
 
 BERT = _bert(
     'bert',
-    dense='cls.predictions.transform.dense',
+    transform='cls.predictions.transform.dense',
     norm='cls.predictions.transform.LayerNorm',
     bias='cls.predictions.bias',
     decoder='cls.predictions.decoder',
 )
 ROBERTA = _bert(
     'roberta',
-    dense='lm_head.dense',
+    transform='lm_head.dense',
     norm='lm_head.layer_norm',
     bias='lm_head.bias',
     decoder='lm_head.decoder',
+)
+
+
+def _t5(stack: str, cross: bool) -> tuple[Row, ...]:
+    """The rows of one of T5's stacks, of which the decoder's also sees the encoder's states."""
+    ours, layer = f'{stack}/layers/', stack + '.block.{layer}.layer.'
+    own = stack + '.block.0.layer.0.SelfAttention.relative_attention_bias.weight'
+    attentions = [('attention', 'SelfAttention'), ('cross_attention', 'EncDecAttention')]
+    rows = [
+        Row(f'{stack}/relative_bias/embedding', own),
+        Row(f'{stack}/final_norm/scale', f'{stack}.final_layer_norm.weight'),
+    ]
+    for i, (name, theirs) in enumerate(attentions[: 1 + cross]):
+        rows.append(Row(f'{ours}{name}_norm/scale', f'{layer}{i}.layer_norm.weight'))
+        rows += [
+            Row(f'{ours}{name}/{part}/kernel', f'{layer}{i}.{theirs}.{part[0]}.weight', TRANSPOSED)
+            for part in ('query', 'key', 'value', 'out')
+        ]
+    mlp = f'{layer}{1 + cross}.DenseReluDense.'
+    gate = f'{ours}mlp/gate/kernel'
+    return (
+        *rows,
+        Row(f'{ours}mlp_norm/scale', f'{layer}{1 + cross}.layer_norm.weight'),
+        Row(f'{ours}mlp/up/kernel', mlp + 'wi.weight', TRANSPOSED),
+        Row(gate, mlp + 'wi_0.weight', TRANSPOSED),
+        Row(f'{ours}mlp/up/kernel', mlp + 'wi_1.weight', TRANSPOSED, beside=gate),
+        Row(f'{ours}mlp/down/kernel', mlp + 'wo.weight', TRANSPOSED),
+    )
+
+
+T5 = Table(
+    (
+        Row('embed/embedding', 'shared.weight', vocabulary=0),
+        Row('unembed', 'lm_head.weight', TRANSPOSED, vocabulary=1),
+        *_t5('encoder', cross=False),
+        *_t5('decoder', cross=True),
+    ),
+    copies=dict.fromkeys(
+        ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight', 'lm_head.weight'),
+        'shared.weight',
+    ),
+    ignored=(r'EncDecAttention\.relative_attention_bias\.weight$',),  # which nothing reads
 )

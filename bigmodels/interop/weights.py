@@ -17,6 +17,8 @@ import numpy as np
 from bigmodels import errors, trees
 from bigmodels.interop import directories
 
+# Modules of which a model has several: 'layers_3/', or 'stage1_3/' where layers are in stages.
+NUMBERED = re.compile(r'\b(?:stage(?P<stage>\d+)_|layers_)(?P<layer>\d+)/')
 PARAMETER_DTYPES = [directories.DTYPES[name] for name in ('F32', 'F16', 'BF16')]
 
 
@@ -36,11 +38,15 @@ class Row:
     """One parameter and the tensor that holds it.
 
     Fields:
-      ours: the parameter's name; of any layer as in a scanned model: 'layers/mlp/up/kernel'.
-      theirs: the tensor's, with {layer} and {expert} where each of them has its own.
+      ours: the parameter's name; of any layer as in a scanned model: 'layers/mlp/up/kernel'. What
+        a model has beside its parameters is in its collection: 'batch_stats/stem_norm/mean'.
+      theirs: the tensor's, with {stage}, {layer} and {expert} where each of them has its own.
       form: of the tensor.
-      part: (i, n): the parameter is part i of n equal ones along the tensor's last axis.
+      part: (i, n): the parameter is part i of n equal ones along the last axis that the tensor has
+        in this form; the form is that of all parts.
       vocabulary: the parameter's axis that `model.vocab_multiple` pads.
+      beside: a name as `ours`: the row counts for models that have this one as well, in the place
+        of an earlier row of the same parameter.
     """
 
     ours: str
@@ -48,6 +54,7 @@ class Row:
     form: Form = SAME
     part: tuple[int, int] = (0, 1)
     vocabulary: int | None = None
+    beside: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,21 +95,26 @@ class Source(NamedTuple):
 def sources(table: Table, params: Any) -> dict[str, Source]:
     """For each parameter of a model where its tensors are; `params` may be shapes.
 
+    Further collections of a model's variables are beside its parameters, by their names.
+
     Raises:
       UserError: if the table has no row for a parameter.
     """
-    rows = {row.ours: row for row in table.rows}
+    leaves = trees.flatten_named(params)
+    of_any_layer = {name: NUMBERED.sub('layers/', name) for name in leaves}
+    present = {'', *of_any_layer.values()}
+    rows = {row.ours: row for row in table.rows if row.beside in present}
     found, lacking = {}, []
-    for name, leaf in trees.flatten_named(params).items():
-        layer = re.match(r'layers_(\d+)/', name)
-        row = rows.get(re.sub(r'^layers_\d+/', 'layers/', name))
+    for name, leaf in leaves.items():
+        layer = NUMBERED.search(name)
+        row = rows.get(of_any_layer[name])
         if row is None:
             lacking.append(name)
             continue
         axes = ['layer'] * ('{layer}' in row.theirs and layer is None)
         axes += ['expert'] * ('{expert}' in row.theirs)
         leading = tuple(leaf.shape[: len(axes)])
-        of_layer = {'layer': layer[1]} if layer else {}
+        of_layer = layer.groupdict() if layer else {}
         names = tuple(
             row.theirs.format(**of_layer, **dict(zip(axes, at, strict=True)))
             for at in np.ndindex(leading)
@@ -147,10 +159,13 @@ def load(
 def _view(row: Row, tensor: np.ndarray) -> np.ndarray:
     """The tensor as its parameter lies, nothing read yet."""
     part, count = row.part
-    if tensor.ndim and tensor.shape[-1] % count == 0:
-        width = tensor.shape[-1] // count
-        tensor = tensor[..., part * width : (part + 1) * width]
-    return row.form.to_ours(tensor)
+    whole = row.form.to_ours(tensor)
+    if count == 1:
+        return whole
+    width, rest = divmod(whole.shape[-1], count)
+    if rest:
+        raise ValueError(f'There are no {count} equal parts.')
+    return whole[..., part * width : (part + 1) * width]
 
 
 def _block(
@@ -166,7 +181,7 @@ def _block(
     out = np.zeros(sizes, np.float32)
     for at, number in np.ndenumerate(numbers):
         block = views[number][rest]
-        out[at][tuple(map(slice, block.shape))] = block
+        out[(*at, *map(slice, block.shape))] = block
     return out
 
 
@@ -214,8 +229,6 @@ def _check(
 
 def _shape(row: Row, tensor: np.ndarray) -> list[int] | str:
     """The shape of the parameter that a tensor gives, or why it gives none."""
-    if not tensor.ndim or tensor.shape[-1] % row.part[1]:
-        return f'no {row.part[1]} equal parts'
     try:
         return list(_view(row, tensor).shape)
     except (ValueError, IndexError):
@@ -247,9 +260,9 @@ def unload(
         parts.sort(key=lambda part: where[part[0]].row.part)
         pieces = []
         for name, at in parts:
-            row, piece = where[name].row, np.asarray(leaves[name])[at]
+            row, piece = where[name].row, np.asarray(leaves[name])[(*at, ...)]
             if row.vocabulary is not None:
                 piece = piece.take(range(vocab_size), axis=row.vocabulary)
-            pieces.append(row.form.to_theirs(piece))
+            pieces.append(piece)
         whole = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, -1)
-        yield theirs, whole.astype(kind)
+        yield theirs, row.form.to_theirs(whole).astype(kind)

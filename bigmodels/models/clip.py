@@ -29,12 +29,16 @@ class CLIP(nn.Module):
     """A `ViT` for images and a `Transformer` for texts, each projected to a unit vector.
 
     The ViT's head is its projection; a text is told by the state of its last token, the end of
-    text. Projections have biases, which the published CLIP leaves out.
+    text.
 
     Fields:
       image: the fields of the `ViT`, without num_classes.
       text: the fields of the `Transformer`; those that are FIXED have no other value here.
       embed_dim: E.
+      project_images: otherwise what the ViT pools is the image's vector, of E = image.embed_dim
+        features (SigLIP).
+      projection_bias: of the projection of texts, as image.head_bias of that of images; the
+        published CLIP has none.
       init_scale: what cosines are multiplied by, at initialisation; its logarithm is learned.
       max_scale: the scale stays at or below (CLIP, section 2.5); None for no bound (SigLIP).
       init_bias: a learned number added to all scores, at initialisation; None for none.
@@ -43,6 +47,8 @@ class CLIP(nn.Module):
     image: Mapping[str, Any]
     text: Mapping[str, Any]
     embed_dim: int
+    project_images: bool = True
+    projection_bias: bool = True
     init_scale: float = 1 / 0.07
     max_scale: float | None = 100.0
     init_bias: float | None = None
@@ -51,7 +57,7 @@ class CLIP(nn.Module):
     sharding_rules: ClassVar = (
         *blocks.SHARDING_RULES,
         (r'^image_tower/patch_embed/kernel$', (None, 'fsdp')),  # [P*P*C, D]
-        (r'^image_tower/(class_token|position_embed)$', (None, 'fsdp')),  # [1, D], [L, D]
+        (r'^image_tower/(class_token|position_embed|pool/probe)$', (None, 'fsdp')),  # [1 or L, D]
         (r'^text_tower/embed/embedding$', ('tensor', 'fsdp')),  # [V, D]
         (r'^text_tower/position_embed/embedding$', (None, 'fsdp')),  # [S, D]
         (r'head/kernel$', ('fsdp', None)),  # [D, E]
@@ -60,8 +66,12 @@ class CLIP(nn.Module):
 
     def __post_init__(self):
         self.image, self.text = nn.FrozenDict(self.image), nn.FrozenDict(self.text)  # hashable
-        self._image_tower(parent=None)  # building them checks their fields
-        transformer = self._text_tower(parent=None)
+        vit, transformer = self.vit(), self.transformer()  # building them checks their fields
+        if not (self.project_images or vit.embed_dim == self.embed_dim):
+            raise errors.UserError(
+                f'config.model.embed_dim = {self.embed_dim} must be model.image.embed_dim = '
+                f'{vit.embed_dim}, as project_images is False.'
+            )
         for field, (value, reason) in FIXED.items():
             if getattr(transformer, field) != value:
                 raise errors.UserError(f'config.model.text.{field} must be {value}: {reason}.')
@@ -73,11 +83,14 @@ class CLIP(nn.Module):
             )
         super().__post_init__()
 
-    def _image_tower(self, **given) -> ViT:
-        return config.build(ViT, self.image, 'model.image', num_classes=self.embed_dim, **given)
+    def vit(self) -> ViT:
+        """The tower of images."""
+        classes = self.embed_dim if self.project_images else 0
+        return config.build(ViT, self.image, 'model.image', num_classes=classes, parent=None)
 
-    def _text_tower(self, **given) -> Transformer:
-        return config.build(Transformer, self.text, 'model.text', **given)
+    def transformer(self) -> Transformer:
+        """The tower of texts."""
+        return config.build(Transformer, self.text, 'model.text', parent=None)
 
     @property
     def vocab_size(self) -> int:
@@ -86,12 +99,12 @@ class CLIP(nn.Module):
     @property
     def max_length(self) -> int:
         """Of a text, in tokens."""
-        return self._text_tower(parent=None).max_length
+        return self.transformer().max_length
 
     def setup(self):
-        self.image_tower = self._image_tower()
-        self.text_tower = self._text_tower()
-        self.text_head = layers.Linear(self.embed_dim)
+        self.image_tower = self.vit()
+        self.text_tower = self.transformer()
+        self.text_head = layers.Linear(self.embed_dim, self.projection_bias)
         self.log_scale = self.param(
             'log_scale', nn.initializers.constant(math.log(self.init_scale)), ()
         )

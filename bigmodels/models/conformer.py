@@ -17,6 +17,7 @@ from bigmodels import errors, sharding
 from bigmodels.models.parts import blocks, layers, pooling
 from bigmodels.models.parts.attention import Implementation
 from bigmodels.models.parts.convolution import Conv, depthwise
+from bigmodels.models.parts.settings import Remat, Settings, scaled_normal, settings_of
 
 Array = jax.Array
 
@@ -44,7 +45,7 @@ class Conformer(nn.Module):
       subsampling: frames to one state, by convolutions of stride 2; a power of 2.
       subsampling_channels: of these convolutions.
       taps: of the depthwise convolutions, odd.
-      num_heads, mlp_dim, attention, remat: see `blocks.Settings`.
+      num_heads, mlp_dim, attention, remat: see `settings.Settings`.
       dtype: of the computation; parameters, norms, softmax and logits are float32.
     """
 
@@ -59,7 +60,7 @@ class Conformer(nn.Module):
     subsampling_channels: int = 32
     dropout_rate: float = 0.1
     attention: Implementation = 'auto'
-    remat: blocks.Remat = 'none'
+    remat: Remat = 'none'
     dtype: layers.Dtype = 'float32'
 
     sharding_rules: ClassVar = SHARDING_RULES
@@ -73,11 +74,9 @@ class Conformer(nn.Module):
         super().__post_init__()
 
     @property
-    def settings(self) -> blocks.Settings:
+    def settings(self) -> Settings:
         """Of attention and feed-forward layers: every frame sees all."""
-        return blocks.settings_of(
-            self, vocab_size=self.num_classes, causal=False, activation='silu'
-        )
+        return settings_of(self, vocab_size=self.num_classes, causal=False, activation='silu')
 
     def output_lengths(self, lengths):
         """The number of states that so many frames become, an int or an array of them."""
@@ -118,7 +117,7 @@ class Block(nn.Module):
     Gulati et al. 2020, section 2.4. `real` is bool [B, L], false for padding.
     """
 
-    settings: blocks.Settings
+    settings: Settings
     taps: int
     train: bool = False
 
@@ -145,17 +144,17 @@ class Block(nn.Module):
 class Convolution(nn.Module):
     """The convolution module (section 2.2) without its first norm; x [B, L, D] -> the same."""
 
-    settings: blocks.Settings
+    settings: Settings
     taps: int
 
     @nn.compact
     def __call__(self, x: Array, real: Array) -> Array:
         c, d = self.settings, x.shape[-1]
-        init = blocks.scaled_normal(1 / d)
+        init = scaled_normal(1 / d)
         gate = layers.Linear(d, kernel_init=init, name='gate_pointwise')(x)
         x = layers.Linear(d, kernel_init=init, name='value_pointwise')(x) * nn.sigmoid(gate)
         x = jnp.where(real[..., None], x, 0)
-        kernel = self.param('depthwise', blocks.scaled_normal(1 / self.taps), (self.taps, d))
+        kernel = self.param('depthwise', scaled_normal(1 / self.taps), (self.taps, d))
         x = layers.Norm(c.norm, c.norm_epsilon, name='norm')(depthwise.convolve(x, kernel))
         x = layers.ACTIVATIONS['silu'](x)
         return layers.Linear(d, kernel_init=c.residual_init(d), name='out_pointwise')(x)

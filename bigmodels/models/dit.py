@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from bigmodels import sharding
 from bigmodels.models.parts import blocks, layers
 from bigmodels.models.parts.attention import Implementation
+from bigmodels.models.parts.settings import Settings, settings_of
 from bigmodels.models.vit import patches
 
 Array = jax.Array
@@ -41,7 +42,7 @@ class DiT(nn.Module):
     Fields:
       num_classes: label `num_classes` stands for none.
       patch_size: the sides of a patch; H and W must be multiples of it.
-      num_heads and the rest: see `blocks.Settings`.
+      num_heads and the rest: see `settings.Settings`.
     """
 
     num_classes: int
@@ -58,9 +59,9 @@ class DiT(nn.Module):
     sharding_rules: ClassVar = SHARDING_RULES
 
     @property
-    def settings(self) -> blocks.Settings:
+    def settings(self) -> Settings:
         """Of the blocks: no token sees less than all, positions are added once."""
-        return blocks.settings_of(self, vocab_size=self.num_classes, causal=False, positions='none')
+        return settings_of(self, vocab_size=self.num_classes, causal=False, positions='none')
 
     @nn.compact
     def __call__(self, inputs: Array, times: Array, labels: Array, *, train: bool = False) -> Array:
@@ -97,7 +98,7 @@ class DiT(nn.Module):
 class ModulatedBlock(nn.Module):
     """A block whose norms and branches are scaled by a condition; it begins as the identity."""
 
-    settings: blocks.Settings
+    settings: Settings
 
     @nn.compact
     def __call__(self, x: Array, condition: Array) -> Array:

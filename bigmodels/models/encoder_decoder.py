@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from bigmodels import errors, sharding, trees
 from bigmodels.models import transformer
 from bigmodels.models.parts import blocks, layers
-from bigmodels.models.parts.blocks import Cache, Context, Settings, scaled_normal
+from bigmodels.models.parts.blocks import Cache, Context
+from bigmodels.models.parts.settings import Settings, scaled_normal, settings_of
 
 Array = jax.Array
 
@@ -27,6 +28,7 @@ SHARDING_RULES = (
     *blocks.SHARDING_RULES,
     (r'^embed/embedding$', ('tensor', 'fsdp')),  # [V, D]
     (r'/position_embed/embedding$', (None, 'fsdp')),  # [S, D] or [L, D]
+    (r'/relative_bias/embedding$', ()),  # [buckets, H]
     (r'^unembed$', ('fsdp', 'tensor')),  # [D, V]
     (r'(scale|bias)$', ()),
 )
@@ -59,8 +61,10 @@ class EncoderDecoder(nn.Module, Settings):
 
     Fields:
       num_encoder_layers: those of the encoder, by default `num_layers`, which the decoder has.
+      scale_logits: the decoder's states are divided by sqrt(embed_dim) before they become logits
+        (T5, where these are tied).
 
-    The others are those of `blocks.Settings`, but for FIXED. The mesh axes `sequence` and `stage`
+    The others are those of `settings.Settings`, but for FIXED. The mesh axes `sequence` and `stage`
     are not used by it.
 
     Raises:
@@ -68,6 +72,7 @@ class EncoderDecoder(nn.Module, Settings):
     """
 
     num_encoder_layers: int | None = None
+    scale_logits: bool = False
 
     sharding_rules: ClassVar = SHARDING_RULES
 
@@ -82,7 +87,7 @@ class EncoderDecoder(nn.Module, Settings):
         super().__post_init__()
 
     def setup(self):
-        settings = blocks.settings_of(self)
+        settings = settings_of(self)
         num_layers = self.num_encoder_layers or self.num_layers
         self.embed = transformer.table(self, None, self.vocab_rows)
         self.encoder = Stack(dataclasses.replace(settings, causal=False, num_layers=num_layers))
@@ -169,6 +174,8 @@ class EncoderDecoder(nn.Module, Settings):
         hidden, cache = self.decoder(
             self._embedded(decoder_inputs), positions, segment_ids, train, cache, context
         )
+        if self.scale_logits:
+            hidden *= self.embed_dim**-0.5
         kernel = self.embed.embedding.T if self.tie_embeddings else self.unembed
         return transformer.logits_of(self, hidden, kernel), cache
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from bigmodels import errors, sharding
 from bigmodels.models.parts import blocks, layers
 from bigmodels.models.parts.attention import Implementation
+from bigmodels.models.parts.settings import Remat, Settings, settings_of
 
 Array = jax.Array
 
@@ -27,7 +28,7 @@ class PatchTST(nn.Module):
         `stride` times at the end.
       head_dropout_rate: on the states of all patches before the forecast.
       instance_norm: see `instance_statistics`.
-      num_layers and the rest: see `blocks.Settings`.
+      num_layers and the rest: see `settings.Settings`.
     """
 
     horizon: int
@@ -42,13 +43,13 @@ class PatchTST(nn.Module):
     instance_norm: bool = True
     activation: Literal['gelu', 'gelu_exact', 'swiglu', 'geglu'] = 'gelu'
     attention: Implementation = 'auto'
-    remat: blocks.Remat = 'none'
+    remat: Remat = 'none'
     dtype: layers.Dtype = 'float32'
 
     @property
-    def settings(self) -> blocks.Settings:
+    def settings(self) -> Settings:
         """Of the blocks: every patch sees all, positions are added once."""
-        return blocks.settings_of(self, vocab_size=self.horizon, causal=False, positions='none')
+        return settings_of(self, vocab_size=self.horizon, causal=False, positions='none')
 
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool = False) -> Array:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from bigmodels.models.parts import blocks, layers
 from bigmodels.models.parts.attention import Implementation
+from bigmodels.models.parts.settings import Remat, Settings, settings_of
 from bigmodels.models.tabular import TableModel
 
 Array = jax.Array
@@ -22,7 +23,7 @@ class FTTransformer(TableModel):
     Each column is a token; what an extra token has become is classified.
 
     Fields:
-      num_layers and the rest: see `blocks.Settings`.
+      num_layers and the rest: see `settings.Settings`.
     """
 
     num_layers: int = 3
@@ -30,12 +31,12 @@ class FTTransformer(TableModel):
     mlp_dim: int | None = None
     activation: Literal['gelu', 'gelu_exact', 'swiglu', 'geglu'] = 'geglu'
     attention: Implementation = 'auto'
-    remat: blocks.Remat = 'none'
+    remat: Remat = 'none'
 
     @property
-    def settings(self) -> blocks.Settings:
+    def settings(self) -> Settings:
         """Of the blocks: columns have no order."""
-        return blocks.settings_of(self, vocab_size=self.num_outputs, causal=False, positions='none')
+        return settings_of(self, vocab_size=self.num_outputs, causal=False, positions='none')
 
     @nn.compact
     def __call__(self, inputs: Array, categories: Array, *, train: bool = False) -> Array:

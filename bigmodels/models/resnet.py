@@ -3,6 +3,7 @@
 ResNet-18 is `block='basic', stage_sizes=(2, 2, 2, 2)`, ResNet-50 the default.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
@@ -36,8 +37,9 @@ class ResNet(nn.Module):
     Fields:
       stage_sizes: blocks in each stage; all but the first stage halve the resolution.
       stage_widths: channels in each stage, of a bottleneck's inner convolution.
-      block: 'basic' (two 3x3 convolutions) or 'bottleneck' (1x1, 3x3, 1x1, with the stride in
-        the 3x3 one, as is usual since Goyal et al. 2017).
+      block: 'basic' (two 3x3 convolutions) or 'bottleneck' (1x1, 3x3, 1x1).
+      strides: of bottlenecks, in the 3x3 convolution ('v1.5', as is usual since Goyal et al. 2017)
+        or in the first one ('v1', He et al. 2016).
       stem: 'imagenet' (7x7 of stride 2 and pooling) or 'cifar' (3x3, full resolution).
       zero_init: each branch begins as zero (Goyal et al. 2017, section 5.1).
       momentum: of BatchNorm's averages.
@@ -48,6 +50,7 @@ class ResNet(nn.Module):
     stage_sizes: Sequence[int] = (3, 4, 6, 3)
     stage_widths: Sequence[int] = (64, 128, 256, 512)
     block: Literal['basic', 'bottleneck'] = 'bottleneck'
+    strides: Literal['v1', 'v1.5'] = 'v1.5'
     stem: Literal['imagenet', 'cifar'] = 'imagenet'
     zero_init: bool = True
     momentum: float = 0.9
@@ -77,7 +80,9 @@ class ResNet(nn.Module):
         x = jax.nn.relu(BatchNorm(self.momentum, name='stem_norm')(x, train))
         if self.stem == 'imagenet':
             x = max_pool(x, 3, stride=2)
-        block, stages = BasicBlock if self.block == 'basic' else Bottleneck, []
+        block, stages = BasicBlock, []
+        if self.block == 'bottleneck':
+            block = functools.partial(Bottleneck, stride_first=self.strides == 'v1')
         for stage, (size, width) in enumerate(
             zip(self.stage_sizes, self.stage_widths, strict=True)
         ):
@@ -116,12 +121,14 @@ class Bottleneck(nn.Module):
     stride: int
     zero_init: bool
     momentum: float
+    stride_first: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        y = Conv(self.width, 1, name='reduce')(x)
+        first, middle = (self.stride, 1) if self.stride_first else (1, self.stride)
+        y = Conv(self.width, 1, first, name='reduce')(x)
         y = jax.nn.relu(BatchNorm(self.momentum, name='reduce_norm')(y, train))
-        y = Conv(self.width, 3, self.stride, name='middle')(y)
+        y = Conv(self.width, 3, middle, name='middle')(y)
         y = jax.nn.relu(BatchNorm(self.momentum, name='middle_norm')(y, train))
         y = Conv(EXPANSION * self.width, 1, name='last')(y)
         return _joined(self, x, y, train)

@@ -16,7 +16,8 @@ from bigmodels import errors, sharding, trees
 from bigmodels.models.parts import blocks, kernels, layers, pipeline
 from bigmodels.models.parts import moe as moe_lib
 from bigmodels.models.parts.attention import balanced
-from bigmodels.models.parts.blocks import Block, Cache, Settings, scaled_normal
+from bigmodels.models.parts.blocks import Block, Cache
+from bigmodels.models.parts.settings import Settings, scaled_normal, settings_of
 
 Array = jax.Array
 
@@ -76,6 +77,8 @@ class Transformer(nn.Module, Settings):
 
     def __post_init__(self):
         Settings.__post_init__(self)
+        if self.positions == 'relative':
+            raise errors.UserError("model.positions = 'relative' is for an encoder-decoder.")
         super().__post_init__()
 
     @nn.compact
@@ -138,7 +141,7 @@ class Transformer(nn.Module, Settings):
             x = balanced.from_balanced(x)
         bias = None
         if self.logits_transform and not return_hidden:
-            x = LogitsTransform(blocks.settings_of(self), name='logits_transform')(x)
+            x = LogitsTransform(settings_of(self), name='logits_transform')(x)
             bias = self.param('unembed_bias', nn.initializers.zeros, (self.vocab_rows,))
         if self.tie_embeddings:
             kernel = _transposed(embed.embedding)
@@ -172,7 +175,7 @@ class Transformer(nn.Module, Settings):
 
     def _run_blocks(self, x, positions, segment_ids, cache, train, slots):
         """Applies every block, scanned or unrolled; called inside the compact `__call__`."""
-        settings = blocks.settings_of(self)
+        settings = settings_of(self)
         if sharding.axis_size('stage') > 1:
             return self._run_stages(settings, x, positions, segment_ids, train), None
         return blocks.run(settings, x, positions, segment_ids, cache, train, slots=slots)
@@ -221,7 +224,7 @@ class Transformer(nn.Module, Settings):
         tied = self.tie_embeddings
         embedding = params['embed']['embedding']
         if self.logits_transform:
-            transform = LogitsTransform(blocks.settings_of(self), parent=None)
+            transform = LogitsTransform(settings_of(self), parent=None)
             hidden = transform.apply({'params': params['logits_transform']}, hidden)
         kernel = _transposed(embedding) if tied else params['unembed']
         return logits_of(self, hidden, kernel, params.get('unembed_bias'))
@@ -245,7 +248,7 @@ class Transformer(nn.Module, Settings):
         multiplied = trees.count(params) - trees.count(looked_up) - padding
         if self.moe is not None:
             multiplied -= moe_lib.num_idle(params, self.experts)
-        settings = blocks.settings_of(self)
+        settings = settings_of(self)
         windows = (settings.of_layer(i).sliding_window for i in range(self.num_layers))
         attended = sum(min(length, 2 * (window or length)) for window in windows)
         return 6 * multiplied + 6 * self.num_heads * self.dim_per_head * attended

@@ -15,6 +15,7 @@ from bigmodels import errors, sharding
 from bigmodels.models import vit
 from bigmodels.models.parts import blocks, layers
 from bigmodels.models.parts.attention import Implementation
+from bigmodels.models.parts.settings import Remat, Settings, settings_of
 
 Array = jax.Array
 Pool = Literal['token', 'mean']
@@ -43,7 +44,7 @@ class VideoViT(nn.Module):
       tubelet_frames: F; T must be a multiple of it. The numbers of patches and of tubelets along
         time at initialisation are those of learned positions.
       pool: what is the state of an encoder: that of an extra 'token', or the 'mean' of all.
-      num_heads and the rest: see `blocks.Settings`; they are the same in both encoders.
+      num_heads and the rest: see `settings.Settings`; they are the same in both encoders.
     """
 
     num_classes: int
@@ -60,15 +61,15 @@ class VideoViT(nn.Module):
     dropout_rate: float = 0.0
     attention: Implementation = 'auto'
     scan_layers: bool = False
-    remat: blocks.Remat = 'none'
+    remat: Remat = 'none'
     dtype: layers.Dtype = 'float32'
 
     sharding_rules: ClassVar = SHARDING_RULES
 
     @property
-    def settings(self) -> blocks.Settings:
+    def settings(self) -> Settings:
         """Of the spatial blocks: no token sees less than all, positions are added once."""
-        return blocks.settings_of(self, vocab_size=self.num_classes, causal=False, positions='none')
+        return settings_of(self, vocab_size=self.num_classes, causal=False, positions='none')
 
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool = False) -> Array:
@@ -86,7 +87,7 @@ class VideoViT(nn.Module):
 class Encoder(nn.Module):
     """x [B, L, D] -> one state of each row, [B, D]: positions, blocks, a norm and the `pool`."""
 
-    settings: blocks.Settings
+    settings: Settings
     pool: Pool
     train: bool = False
 

@@ -30,7 +30,7 @@ class Classification(Defaults):
         about the middle; 0 leaves them as they are. Frames of videos likewise.
       num_frames: inputs are videos [T, H, W, C], of which so many frames are kept, evenly spaced;
         0 for other inputs.
-      mean, std: inputs are normalised to (x - mean) / std.
+      mean, std: inputs are normalised to (x - mean) / std; a number each, or one for each channel.
       augment: changes of training images, see `augmentation.Augmentation`.
       label_smoothing: in training, see `losses.softmax_cross_entropy`.
       focal_gamma: in training, see `losses.focal`; 0 for plain cross-entropy.
@@ -45,8 +45,8 @@ class Classification(Defaults):
     label_key: str = 'label'
     image_size: int = 0
     num_frames: int = 0
-    mean: float = 0.0
-    std: float = 1.0
+    mean: float | Sequence[float] = 0.0
+    std: float | Sequence[float] = 1.0
     augment: Mapping[str, Any] | None = None
     label_smoothing: float = 0.0
     focal_gamma: float = 0.0
@@ -107,8 +107,7 @@ class Classification(Defaults):
         if self.image_size:
             several = np.ndim(raw.get(self.label_key, 0)) > 0
             inputs = self._resized(np.asarray(inputs), several)
-        inputs = (np.asarray(inputs, np.float32) - self.mean) / self.std
-        example = {'inputs': inputs.astype(np.float32)}
+        example = {'inputs': images.normalized(np.asarray(inputs), self.mean, self.std)}
         if self.label_key in raw:
             key = f'task.label_key = {self.label_key!r}'
             example['targets'] = checked_labels(raw[self.label_key], self.model.num_classes, key)

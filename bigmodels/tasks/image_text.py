@@ -36,6 +36,8 @@ class ImageText(Tokenized):
       model: a `CLIP`.
       tokenizer: the config's section, from which `fit` or `restored` makes `vocabulary`.
       sequence_length: L, with the end of text; longer texts are cut before it.
+      padding: the token that texts are filled up with, and which the model then sees (SigLIP); with
+        None it sees nothing behind their end.
       loss: 'softmax' (Radford et al. 2021) or 'sigmoid' (Zhai et al. 2023), see `losses`.
       equal_texts: what an image's negatives are that have the same text as it: 'positive', as the
         text is as right for the one as for the other, or 'negative', as published, where texts
@@ -44,7 +46,7 @@ class ImageText(Tokenized):
       label_key: of their labels, which figures use where there are some.
       image_size: images are scaled until their shorter side has so many pixels, and cut to a square
         about the middle; 0 leaves them as they are.
-      mean, std: inputs are normalised to (x - mean) / std.
+      mean, std: inputs are normalised to (x - mean) / std; a number each, or one for each channel.
       augment: changes of training images, see `augmentation.Augmentation`; none that mixes them.
       classes: the names that an image is classified by, by label.
       templates: texts with one '{}', in whose place a name comes; the prompts of a class.
@@ -55,14 +57,15 @@ class ImageText(Tokenized):
     sequence_length: int
     classes: Sequence[str]
     templates: Sequence[str] = ('a photo of a {}.',)
+    padding: int | None = None
     loss: Literal['softmax', 'sigmoid'] = 'softmax'
     equal_texts: Literal['positive', 'negative'] = 'positive'
     image_key: str = 'image'
     text_field: str = 'caption'
     label_key: str = 'label'
     image_size: int = 0
-    mean: float = 0.0
-    std: float = 1.0
+    mean: float | Sequence[float] = 0.0
+    std: float | Sequence[float] = 1.0
     augment: Mapping[str, Any] | None = None
     vocabulary: tokenizers.Tokenizer | None = None
 
@@ -113,7 +116,7 @@ class ImageText(Tokenized):
             image = images.with_channels(image, 3)  # refuses what is no image
             image = images.resize_shorter_side(image, self.image_size)
             image = images.centre_crop(image, self.image_size, self.image_size)
-        example = {'inputs': ((image.astype(np.float32) - self.mean) / self.std).astype(np.float32)}
+        example = {'inputs': images.normalized(image, self.mean, self.std)}
         if self.text_field in raw:
             caption = text.text_of(raw, self.text_field)
             example['tokens'], example['segment_ids'] = self._encoded(caption)
@@ -130,7 +133,8 @@ class ImageText(Tokenized):
         """Tokens with the end of text, and their segment ids: int32 [2, L]."""
         if not caption.strip():
             raise errors.UserError(f'The field {self.text_field!r} is empty: there is no text.')
-        return np.stack([*self.text_example(self.vocabulary.encode(caption)).values()])
+        ids = tokenizers.document(self.vocabulary, caption)
+        return np.stack([*self.text_example(ids).values()])
 
     def text_example(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         """A text's token ids [n] -> {'tokens', 'segment_ids' int32 [L]}, with the end of text."""
@@ -139,6 +143,9 @@ class ImageText(Tokenized):
         encoded[0, : len(ids)] = ids
         encoded[0, len(ids)] = self.vocabulary.end_of_text
         encoded[1, : len(ids) + 1] = 1
+        if self.padding is not None:
+            encoded[0, len(ids) + 1 :] = self.padding
+            encoded[1] = 1
         return {'tokens': encoded[0], 'segment_ids': encoded[1]}
 
     def embed_texts(self, params, model_state, batch) -> jax.Array:
@@ -186,7 +193,7 @@ class ImageText(Tokenized):
         """
         texts = [t.replace('{}', name) for name in self.classes for t in self.templates]
         for prompt in texts:
-            if len(self.vocabulary.encode(prompt)) >= self.sequence_length:
+            if len(tokenizers.document(self.vocabulary, prompt)) >= self.sequence_length:
                 raise errors.UserError(
                     f'The prompt {prompt!r} is longer than task.sequence_length = '
                     f'{self.sequence_length} tokens with the end of text: choose a shorter name.'

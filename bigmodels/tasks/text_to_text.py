@@ -34,6 +34,7 @@ class TextToText(tokens.Tokenized):
       cut_sources: longer sources lose their end; otherwise they are refused, as targets always are.
       row_length: training has pairs side by side in rows of so many tokens; 0 for one a row.
       label_smoothing: see `losses.softmax_cross_entropy`; in training only.
+      start_id: the token before the first one of a target; by default the end of text.
       beam_size, length_penalty: of `beam_search.beam_search`, the latter its `alpha`.
       score_names: keys of `scores.text.SCORES`; without any, evaluation writes no answers.
       samples: sources whose answers are written at the end of a run.
@@ -50,6 +51,7 @@ class TextToText(tokens.Tokenized):
     cut_sources: bool = False
     row_length: int = 0
     label_smoothing: float = 0.0
+    start_id: int | None = None
     beam_size: int = 1
     length_penalty: float = 0.6
     score_names: Sequence[str] = ()
@@ -70,9 +72,18 @@ class TextToText(tokens.Tokenized):
                 f'task.row_length = {self.row_length} must be 0, or at least {longest}, the longer '
                 f'of source_length and target_length.'
             )
+        if self.start_id is not None and not 0 <= self.start_id < self.model.vocab_size:
+            raise errors.UserError(
+                f'task.start_id = {self.start_id} must be a token of model.vocab_size = '
+                f'{self.model.vocab_size}.'
+            )
         if self.beam_size < 1:
             raise errors.UserError(f'task.beam_size = {self.beam_size} must be at least 1.')
         text_scores.check(self.score_names)
+
+    @property
+    def _start(self) -> int:
+        return self.vocabulary.end_of_text if self.start_id is None else self.start_id
 
     def _text_fields(self) -> Sequence[str]:
         return self.source_field, self.target_field
@@ -175,9 +186,7 @@ class TextToText(tokens.Tokenized):
     def loss_fn(self, params, model_state, batch, rng, train: bool):
         """Cross-entropy in nats per target token, and how often the next one is the likeliest."""
         positions = batch.get('positions', jnp.arange(batch['targets'].shape[1])[None])
-        before = jnp.where(
-            positions == 0, self.vocabulary.end_of_text, jnp.roll(batch['targets'], 1, axis=1)
-        )
+        before = jnp.where(positions == 0, self._start, jnp.roll(batch['targets'], 1, axis=1))
         logits = self.model.apply(
             {'params': params},
             batch['inputs'],
@@ -209,6 +218,7 @@ class TextToText(tokens.Tokenized):
             max_length=self.target_length,
             end=self.vocabulary.end_of_text,
             alpha=self.length_penalty,
+            start=self._start,
         )
         return found.tokens[:, 0]
 

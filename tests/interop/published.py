@@ -10,23 +10,23 @@ import jax
 import numpy as np
 import safetensors
 
-from bigmodels.interop import directories, families, weights
+from bigmodels.interop import decoders, directories, families, weights
 
 CASES = {path.stem: path for path in sorted((pathlib.Path(__file__).parent / 'golden').iterdir())}
-DECODERS = [case for case in CASES if not case.startswith(('bert', 'roberta', 'vit'))]
+COLLECTIONS = ('batch_stats',)  # that models have beside their parameters
 PROMPT = 12  # tokens of it in a decoder's `inputs`, greedy ones behind them
 
 
 class Golden(NamedTuple):
     """config.json, tensors, and what transformers makes of them.
 
-    inputs are tokens [1, L] or images [B, H, W, C]; targets -100 where there is none; gradients
-    (sum, norm) of each tensor by name.
+    inputs are what the model is called with, such as tokens [1, L] or images [B, H, W, C]; targets
+    -100 where there is none; gradients (sum, norm) of each tensor of parameters by name.
     """
 
     config: dict
     tensors: dict[str, np.ndarray]
-    inputs: np.ndarray
+    inputs: tuple[np.ndarray, ...]
     targets: np.ndarray
     logits: np.ndarray
     gradients: np.ndarray
@@ -39,21 +39,25 @@ class Golden(NamedTuple):
         return self.family.model(**self.family.fields(self.config) | changes)
 
     def params(self, model: nn.Module):
-        shapes = self.shapes(model)
-        return weights.load(self.family.table, self.tensors, shapes, self.vocab_size)
+        params, further = self.variables(model)
+        assert not further
+        return params
 
-    @property
-    def vocab_size(self) -> int | None:
-        return self.config.get('vocab_size')
+    def variables(self, model: nn.Module) -> tuple[dict, dict]:
+        """A model's parameters, and its further collections."""
+        vocab_size = getattr(model, 'vocab_size', None)
+        loaded = weights.load(self.family.table, self.tensors, self.shapes(model), vocab_size)
+        further = {name: loaded.pop(name) for name in COLLECTIONS if name in loaded}
+        return loaded, further
 
     def shapes(self, model: nn.Module):
-        """Of a model's parameters, on the first device."""
+        """Of a model's parameters and, by their names, further collections, on the first device."""
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        init = jax.eval_shape(model.init, jax.random.key(0), self.inputs[:1])
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-            init['params'],
+        init = jax.eval_shape(model.init, jax.random.key(0), *(x[:1] for x in self.inputs))
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), init
         )
+        return {**shapes.pop('params'), **shapes}
 
     def save(self, directory: pathlib.Path, **changes) -> pathlib.Path:
         """As a directory of a published model, with other entries of its config.json."""
@@ -69,7 +73,10 @@ def golden(name: str) -> Golden:
     with safetensors.safe_open(CASES[name], 'numpy') as file:
         config = json.loads(file.metadata()['config'])
     tensors = directories.mapped(CASES[name])
-    own = {
-        key: tensors.pop(f'golden.{key}') for key in ('inputs', 'targets', 'logits', 'gradients')
-    }
-    return Golden(config, tensors, **own)
+    names = [name for name in tensors if name.startswith('golden.')]
+    own = {name.removeprefix('golden.'): tensors.pop(name) for name in names}
+    inputs = tuple(own.pop(name) for name in sorted(own) if name.startswith('inputs'))
+    return Golden(config, tensors, inputs, **own)
+
+
+DECODERS = [case for case in CASES if golden(case).family in decoders.DECODERS]

@@ -146,7 +146,7 @@ def test_a_masked_language_model_becomes_a_run_with_its_own_mask(tmp_path):
     assert run.task.mask_id == run.task.vocabulary.vocab_size - 1 == len(WORDS)
     given = run.task.preprocess({'text': 'w0 [MASK] w1'})['inputs']
     np.testing.assert_array_equal(given, [1, 3, len(WORDS), 4])
-    logits = run.task.predict(run.params, run.model_state, {'inputs': known.inputs})
+    logits = run.task.predict(run.params, run.model_state, {'inputs': known.inputs[0]})
     np.testing.assert_allclose(logits, known.logits, atol=1e-4)
     family = convert.to_directory(tmp_path / 'run', tmp_path / 'back', dtype='bfloat16')
     assert family == 'roberta'
@@ -170,7 +170,7 @@ def test_a_model_of_images_becomes_a_run_that_answers_and_comes_back(tmp_path):
     image = np.full((12, 12, 3), 51, np.uint8)  # 0.2
     example = run.task.preprocess({'image': image})
     np.testing.assert_allclose(example['inputs'], -0.4, rtol=1e-6)
-    answer = run.task.predict(run.params, run.model_state, {'inputs': known.inputs})
+    answer = run.task.predict(run.params, run.model_state, {'inputs': known.inputs[0]})
     np.testing.assert_allclose(answer, jax.nn.softmax(known.logits), atol=1e-5)
     assert convert.to_directory(tmp_path / 'run', tmp_path / 'back', dtype='bfloat16') == 'vit'
     assert trees.first_difference(directories.tensors(tmp_path / 'back'), known.tensors) is None
@@ -179,9 +179,89 @@ def test_a_model_of_images_becomes_a_run_that_answers_and_comes_back(tmp_path):
     assert (config['image_size'], config['num_channels']) == (12, 3)
     written = directories.read_json(tmp_path / 'back' / pictures.FILE)
     np.testing.assert_allclose(written['image_mean'], [0.4] * 3)
-    directories.write_json(directory / pictures.FILE, {'image_mean': [0.4, 0.5, 0.5]})
-    with pytest.raises(errors.UserError, match='another image_mean for each channel'):
+    directories.write_json(directory / pictures.FILE, {'rescale_factor': 1 / 127.5})
+    with pytest.raises(errors.UserError, match='does not divide grey levels by 255'):
         convert.to_run(str(directory), tmp_path / 'other')
+
+
+def test_a_resnet_becomes_a_run_with_its_averages_and_comes_back(tmp_path):
+    known = published.golden('resnet')
+    directory = known.save(tmp_path / 'resnet')
+    means = [0.485, 0.456, 0.406]
+    directories.write_json(
+        directory / pictures.FILE, {'image_mean': means, 'image_std': [0.5] * 3, 'size': 48}
+    )
+    convert.to_run(str(directory), tmp_path / 'run')
+    run = runs.open_run(tmp_path / 'run')
+    image = np.full((60, 50, 3), 51, np.uint8)  # 0.2
+    example = run.task.preprocess({'image': image})
+    expected = np.broadcast_to((0.2 - np.array(means)) / 0.5, (48, 48, 3))
+    np.testing.assert_allclose(example['inputs'], expected, atol=1e-6)
+    with pytest.raises(errors.UserError, match=r'config\.task\.mean = .* each of 1 channels'):
+        run.task.preprocess({'image': image[..., :1]})
+    answer = run.task.predict(run.params, run.model_state, {'inputs': known.inputs[0]})
+    np.testing.assert_allclose(answer, jax.nn.softmax(known.logits), atol=1e-5)
+    assert convert.to_directory(tmp_path / 'run', tmp_path / 'back', dtype='bfloat16') == 'resnet'
+    back = directories.tensors(tmp_path / 'back')
+    assert 'resnet.embedder.embedder.normalization.running_var' in back
+    assert all((known.tensors[name] == x).all() for name, x in back.items())
+    written = directories.read_json(tmp_path / 'back' / pictures.FILE)
+    np.testing.assert_allclose(written['image_mean'], means)
+
+
+@pytest.mark.parametrize('case', ['clip', 'siglip'])
+def test_a_model_of_images_and_texts_becomes_a_run_that_classifies_by_words(case, tmp_path):
+    known = published.golden(case)
+    directory = known.save(tmp_path / case)
+    add_tokenizer(directory)
+    overrides = ["task.classes=('w0','w1 w2')", "task.templates=('{}',)"]
+    convert.to_run(str(directory), tmp_path / 'run', overrides)
+    run = runs.open_run(tmp_path / 'run')
+    images, tokens, segment_ids = known.inputs
+    scores = run.model.apply({'params': run.params}, images, tokens, segment_ids)
+    np.testing.assert_allclose(scores, known.logits, atol=1e-4)
+    # Begin, word, end; behind it nothing, or padding that is seen.
+    example = run.task.text_example(tokenizers.document(run.task.vocabulary, 'w0'))
+    filler = 0 if case == 'clip' else 1
+    np.testing.assert_array_equal(example['tokens'], [1, 3, 2] + [filler] * 6)
+    np.testing.assert_array_equal(
+        example['segment_ids'], np.ones(9) if case == 'siglip' else [1] * 3 + [0] * 6
+    )
+    prompts = np.zeros((2, 9), np.int32) + filler
+    prompts[0, :3], prompts[1, :4] = [1, 3, 2], [1, 4, 5, 2]
+    seen = np.ones_like(prompts) if case == 'siglip' else np.int32(prompts > 0)
+    scores = run.model.apply({'params': run.params}, images, prompts, seen)
+    found = run.task.predict(run.params, run.model_state, {'inputs': images})
+    np.testing.assert_allclose(found, jax.nn.softmax(scores), atol=1e-5)
+    assert set(run.task.postprocess(np.asarray(found[0]))['probabilities']) == {'w0', 'w1 w2'}
+    assert convert.to_directory(tmp_path / 'run', tmp_path / 'back', dtype='bfloat16') == case
+    assert trees.first_difference(directories.tensors(tmp_path / 'back'), known.tensors) is None
+    config = directories.read_json(tmp_path / 'back' / directories.CONFIG)
+    assert config['vision_config']['image_size'] == 12
+    kept = known.config['text_config']['eos_token_id']
+    assert config['text_config']['eos_token_id'] == kept
+
+
+def test_an_encoder_decoder_becomes_a_run_that_answers_and_comes_back(tmp_path):
+    known = published.golden('t5')
+    directory = known.save(tmp_path / 't5')
+    add_tokenizer(directory)
+    overrides = ['task.source_length=12', 'task.target_length=12']
+    convert.to_run(str(directory), tmp_path / 'run', overrides)
+    run = runs.open_run(tmp_path / 'run')
+    example = run.task.preprocess({'source': 'w0 w1'})
+    np.testing.assert_array_equal(example['inputs'][:3], [3, 4, 2])
+    batch = {'inputs': known.inputs[0], 'input_segment_ids': np.ones((1, 12), np.int32)}
+    [answer] = np.asarray(run.task.predict(run.params, run.model_state, batch))
+    [expected] = known.targets
+    length = [*expected, 2].index(2)  # the end of this tokenizer
+    np.testing.assert_array_equal(answer[:length], expected[:length])
+    beams = dataclasses.replace(run.task, beam_size=2)
+    assert beams.predict(run.params, run.model_state, batch).shape == (1, 12)
+    assert convert.to_directory(tmp_path / 'run', tmp_path / 'back', dtype='bfloat16') == 't5'
+    assert trees.first_difference(directories.tensors(tmp_path / 'back'), known.tensors) is None
+    with pytest.raises(errors.UserError, match='start_id = 61 must be a token'):
+        dataclasses.replace(run.task, start_id=61)
 
 
 def test_what_cannot_be_converted_is_told(directory, run, tmp_path):

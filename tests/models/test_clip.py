@@ -74,6 +74,7 @@ def test_the_scale_is_bounded_and_can_fall_back():
         (dict(text=TEXT | dict(moe=dict(num_experts=2))), 'text.moe must be None'),
         (dict(text=TEXT | dict(layers=3)), r"config\.model\.text 'layers'"),
         (dict(image=IMAGE | dict(num_classes=3)), r"config\.model\.image 'num_classes'"),
+        (dict(project_images=False), 'embed_dim = 6 must be model.image.embed_dim = 8'),
         (dict(init_scale=200.0), 'init_scale = 200.0 must be over 0 and at most max_scale = 100'),
         (dict(init_scale=-1.0, max_scale=None), 'init_scale = -1.0 must be over 0'),
     ],

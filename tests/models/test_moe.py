@@ -14,6 +14,7 @@ import pytest
 from bigmodels import config, errors, metrics, sharding, steps, trees
 from bigmodels.models import transformer
 from bigmodels.models.parts import blocks, dispatch, moe
+from bigmodels.models.parts.settings import Settings
 from tests import programs
 from tests.test_sharding import assert_close, language_model, make_program, shard_fraction, train
 
@@ -179,7 +180,7 @@ def test_one_expert_is_the_dense_layer(activation, use_bias, capacity_factor):
         activation, use_bias, num_experts=1, experts_per_token=1, capacity_factor=capacity_factor
     )
     params = params_of(layer)
-    settings = blocks.Settings(
+    settings = Settings(
         vocab_size=1, num_layers=1, embed_dim=D, num_heads=1, mlp_dim=F, activation=activation,
         use_bias=use_bias,
     )  # fmt: skip

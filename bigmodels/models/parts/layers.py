@@ -314,6 +314,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     'relu_squared': _recomputed(lambda x: jnp.square(jax.nn.relu(x))),  # So et al. 2021
     'gelu': _recomputed(jax.nn.gelu),  # the tanh form, as in GPT-2
     'gelu_exact': _recomputed(lambda x: jax.nn.gelu(x, approximate=False)),  # by erf, as in BERT
+    'quick_gelu': _recomputed(lambda x: x * jax.nn.sigmoid(1.702 * x)),  # as in CLIP
     'silu': _recomputed(jax.nn.silu),
     'tanh': jnp.tanh,
 }

@@ -46,6 +46,7 @@ def attend(
     key_segment_ids: Array | None = None,
     query_slots: Array | None = None,
     softcap: float | None = None,
+    bias: Array | None = None,
     implementation: Implementation = 'auto',
 ) -> Array:
     """softmax(query key^T / sqrt(K) + mask) value, softmax in float32.
@@ -64,6 +65,7 @@ def attend(
       query_slots: [B, L] key slot of each query, or the last one that it sees; default 0..L-1.
         Used with a cache, and where a prefix is seen whole by itself.
       softcap: bounds the scores by `layers.soft_cap`.
+      bias: float32 [B or 1, H, L, S], added to the scores before that.
       implementation: an explicit one that cannot run raises UserError.
 
     Returns:
@@ -77,6 +79,7 @@ def attend(
         softcap,
         cached=query_slots is not None,
         cross=key_segment_ids is not None,
+        biased=bias is not None,
     )
     options = dict(causal=causal, window=window, segment_ids=segment_ids)
     # Of these remat keeps more than their output, which their backward pass needs as well.
@@ -99,7 +102,7 @@ def attend(
             band = (None, None)
             if query_slots is None:
                 band = (None if window is None else window - 1, 0 if causal else None)
-            out = unfold(plain_attend(*folded, mask, softcap, band))
+            out = unfold(plain_attend(*folded, mask, softcap, band, bias))
     return checkpoint_name(out, ATTENDED)
 
 
@@ -126,6 +129,7 @@ def choose_implementation(
     cached: bool = False,
     cross: bool = False,
     platform: str | None = None,
+    biased: bool = False,
 ) -> tuple[str, str]:
     """The implementation that will run and, in words, why.
 
@@ -134,6 +138,13 @@ def choose_implementation(
     Raises:
       UserError: if an explicit request cannot run here, or the length does not divide.
     """
+    if biased:
+        if requested not in ('auto', 'xla'):
+            raise errors.UserError(
+                f'attention = "{requested}" adds nothing to scores, as relative positions do: use '
+                f'"auto".'
+            )
+        return 'xla', 'what is added to scores needs a full matrix of them'
     num_parts = 1 if cached else sharding.axis_size('sequence')
     if num_parts > 1:
         return _choose_ring(requested, length, num_parts)
