@@ -10,7 +10,8 @@ Cost: not measured yet.
 Result: not measured yet. The base has read Python alone.
 
 `full` trains all parameters in the place of adapters (LoRA); the directory of a run, such as one
-that `bigmodels.interop.convert` made, takes its model and tokenizer as the base.
+that `bigmodels.interop.convert` made, takes its model and tokenizer as the base, and its chat
+template, if it has one.
 `--config.adapter.weights=int4` with `--config.adapter.group_size=64` keeps the base in four bits
 (QLoRA). Conversations of your own, a
 line {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]} each:

@@ -32,13 +32,15 @@ def main() -> None:
     parser.add_argument('--examples', type=int, default=100, help='of each operation')
     parser.add_argument('--seed', type=int, default=0)
     a = parser.parse_args()
-    with tempfile.TemporaryFile('w+') as log:
+    # It keeps a cache where it is started.
+    with tempfile.TemporaryFile('w+') as log, tempfile.TemporaryDirectory() as folder:
         process, url = benchmark_serve.started(a.workdir.resolve(), log)
         try:
             found = subprocess.run(
                 ['schemathesis', 'run', f'{url}/openapi.json', f'--checks={",".join(CHECKS)}',
                  f'--max-examples={a.examples}', f'--seed={a.seed}', '--continue-on-failure',
                  '--suppress-health-check=all'],
+                cwd=folder,
             ).returncode  # fmt: skip
         finally:
             process.terminate()

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from bigmodels import adapters
 from bigmodels.deploy import decoding
@@ -56,6 +56,12 @@ class Programs:
             (np.zeros(shape, np.int32), np.ones(shape, bool)), whole
         )
 
+        with context:
+            make_cache = functools.partial(model.init_cache, slots, length)
+            self.cache = jax.jit(make_cache, out_shardings=split)()
+            self._compile(model, slots, whole, split)
+
+    def _compile(self, model, slots: int, whole: Sharding, split: Sharding) -> None:
         def compiled(function, out_shardings, *arguments, donated=1):
             jitted = jax.jit(
                 functools.partial(function, model),
@@ -66,31 +72,29 @@ class Programs:
             return jitted.lower(*arguments).compile()
 
         each, number = np.zeros(slots, np.int32), np.int32(0)
-        sampling = Sampling(temperature=0).rows(slots)
-        with context:
-            make_cache = functools.partial(model.init_cache, slots, length)
-            self.cache = jax.jit(make_cache, out_shardings=split)()
-            state = self._params, self.cache
-            self._decode = compiled(
-                _decode,
-                (split, whole, whole, whole),
-                *state,
-                *jax.device_put((each, each, each, each.astype(np.uint32), each, sampling), whole),
-                self._no_history,
-                self._all_allowed,
+        seeds, sampling = each.astype(np.uint32), Sampling(temperature=0).rows(slots)
+        self._decode = compiled(
+            _decode,
+            (split, whole, whole, whole),
+            self._params,
+            self.cache,
+            *jax.device_put((each, each, each, seeds, each, sampling), whole),
+            self._no_history,
+            self._all_allowed,
+        )
+        numbers = [number] * 4
+        self._fill = {
+            width: compiled(
+                _fill,
+                split,
+                self._params,
+                self.cache,
+                *jax.device_put((np.zeros((1, width), np.int32), *numbers), whole),
             )
-            numbers = [number] * 4
-            self._fill = {
-                width: compiled(
-                    _fill,
-                    split,
-                    *state,
-                    *jax.device_put((np.zeros((1, width), np.int32), *numbers), whole),
-                )
-                for width in widths
-            }
-            logits = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=whole)
-            self._alternatives = compiled(_alternatives, whole, logits, donated=())
+            for width in self.widths
+        }
+        logits = jax.ShapeDtypeStruct((slots, model.vocab_rows), jnp.float32, sharding=whole)
+        self._alternatives = compiled(_alternatives, whole, logits, donated=())
 
     def decode(
         self,
@@ -136,17 +140,7 @@ class Programs:
 
 
 def _decode(
-    model,
-    params,
-    cache,
-    tokens,
-    positions,
-    rows,
-    seeds,
-    steps,
-    sampling,
-    history,
-    allowed,
+    model, params, cache, tokens, positions, rows, seeds, steps, sampling, history, allowed
 ) -> tuple[transformer.Cache, Array, Array, Array]:
     """The cache; tokens and log probabilities [B], see `sampling.choose`; logits float32 [B, V]."""
     logits, cache = model.apply(

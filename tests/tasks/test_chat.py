@@ -32,7 +32,7 @@ from bigmodels.deploy.sampling import Sampling
 from bigmodels.deploy.text import generate_text
 from bigmodels.models.transformer import Transformer
 from bigmodels.tasks.chat import Chat
-from tests import commands
+from tests import commands, serving
 from tests.data import test_conversations
 
 L = 80
@@ -207,6 +207,24 @@ def test_a_run_with_adapters_saves_its_base_once(tuned):
     base.write_bytes(data)
     with pytest.raises(errors.UserError, match='frozen: the checksum of .* does not agree'):
         runs.open_run(directory / 'copy')
+
+
+@pytest.mark.slow
+def test_runs_of_one_base_are_served_together_by_the_command(tuned, tmp_path):
+    """Here one run twice, by two names."""
+    directory, _ = tuned
+    run = runs.open_run(directory / 'run')
+    greedy = Sampling(temperature=0.0)
+    [alone] = generate_text(run.task, run.params, [run.task.prompt('1+1?')], 6, greedy, seed=0)
+    twin = f'--adapter=twin={run.workdir}'
+    with serving.served(run.workdir, tmp_path / 'log', twin, '--name=one') as server:
+        for name in ('one', 'twin'):
+            asked = {'model': name, 'messages': [{'role': 'user', 'content': '1+1?'}]}
+            status, answer = server.post(
+                '/v1/chat/completions', asked | {'temperature': 0, 'max_tokens': 6}
+            )
+            assert status == 200, answer
+            assert answer['choices'][0]['message']['content'] == alone
 
 
 def test_a_resumed_run_with_adapters_is_the_same(tuned, sums, tmp_path):

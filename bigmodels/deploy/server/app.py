@@ -67,7 +67,12 @@ class Server:
         api_key: str | None,
         adapted: Mapping[str, runs.Run] = {},
     ):
-        """Args: `adapted`, by name, runs that continue texts too, as of `adapted.of_one_base`."""
+        """Compiles nothing yet; `warm` does.
+
+        Args:
+          adapted: further runs by name, which differ in their adapters alone from `run`, see
+            `common_base.of_one_base`.
+        """
         self.run, self._settings = run, settings
         self._runs = {settings.name: run, **adapted}
         self.is_ready = False
