@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from bigmodels import adapters, errors, experiment, metrics, program, sharding, trees
+from bigmodels.compress import prune as prune_lib
 from bigmodels.data import tokenizers
 from bigmodels.models import transformer
 from bigmodels.models.mlp import MLP
@@ -61,7 +62,14 @@ class SplitMLP(MLP):
 
 
 def make_program(
-    task, batch, num_devices=8, ema_decay=0.0, accumulate=1, adapter=adapters.NONE, **mesh
+    task,
+    batch,
+    num_devices=8,
+    ema_decay=0.0,
+    accumulate=1,
+    adapter=adapters.NONE,
+    prune=prune_lib.NONE,
+    **mesh,
 ):
     settings = experiment.Experiment(
         model={},
@@ -80,6 +88,7 @@ def make_program(
         ema_decay=ema_decay,
         accumulate=accumulate,
         adapter=adapter,
+        prune=prune,
     )
     mesh = sharding.make_mesh(sharding.MeshShape(**{'data': 1} | mesh), jax.devices()[:num_devices])
     return program.make_program(settings, task, mesh, program.shapes_of_batch(batch, ROWS))

@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import ml_collections
 
+from bigmodels import compress, errors, experiment, program, rundir, runs, sharding, trees
 from bigmodels import config as config_lib
-from bigmodels import errors, experiment, program, rundir, runs, sharding, trees
 from bigmodels.data import chat_templates, subwords, tokenizers
 from bigmodels.interop import directories, families, pictures, weights
 from bigmodels.models.parts.layers import Dtype
@@ -187,13 +187,14 @@ def to_directory(
     run = runs.open_run(workdir, step, trust=trust)
     family = families.of_model(run.model)
     images = family.model is ViT
+    params = compress.plain(run.params)
     entries = family.config(run.model) | {'torch_dtype': dtype} | _as_published(run, KEPT)
     if images:
-        entries |= pictures.config(run.model, run.params)
+        entries |= pictures.config(run.model, params)
     else:
         entries |= _token_ids(run.task.vocabulary) | _as_published(run, TOKEN_IDS)
     vocab_size = getattr(run.model, 'vocab_size', None)
-    tensors = weights.unload(family.table, run.params, dtype, vocab_size)
+    tensors = weights.unload(family.table, params, dtype, vocab_size)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}.') as scratch:

@@ -44,7 +44,7 @@ class Conformer(nn.Module):
       subsampling: frames to one state, by convolutions of stride 2; a power of 2.
       subsampling_channels: of these convolutions.
       taps: of the depthwise convolutions, odd.
-      num_heads, mlp_dim, attention, remat: see `blocks.Settings`.
+      num_heads, head_dim, mlp_dim, attention, remat: see `blocks.Settings`.
       dtype: of the computation; parameters, norms, softmax and logits are float32.
     """
 
@@ -53,6 +53,7 @@ class Conformer(nn.Module):
     embed_dim: int
     num_heads: int
     pool: Literal['mean', 'none'] = 'mean'
+    head_dim: int | None = None
     mlp_dim: int | None = None
     taps: int = 31
     subsampling: int = 4
