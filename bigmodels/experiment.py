@@ -10,9 +10,11 @@ import grain
 
 from bigmodels import adapters, errors, optimizers, sharding
 from bigmodels import checkpoint as checkpoint_lib
+from bigmodels import compress as compress_lib
 from bigmodels import config as config_lib
 from bigmodels import guard as guard_lib
 from bigmodels import privacy as privacy_lib
+from bigmodels.compress import prune as prune_lib
 from bigmodels.data import SOURCES, pipeline, tokenizers
 from bigmodels.models import MODELS
 from bigmodels.privacy import federated as federated_lib
@@ -86,6 +88,8 @@ class Experiment:
       adapter: what is trained in the place of the parameters, see `adapters.Settings`.
       privacy: what the run may reveal of an example, see `privacy.Settings`.
       federated: clients that learn by themselves, see `privacy.federated.Settings`.
+      compress: what is rounded to few bits, see `compress.Settings`.
+      prune: which weights become 0 in training, see `prune.Settings`.
       accumulate: parts in which a batch's gradient is taken, to save memory.
       ema_decay: of the parameters' moving average, used in evaluation; 0 for none.
       model, task, optimizer: sections with a name and its arguments.
@@ -108,6 +112,8 @@ class Experiment:
     adapter: adapters.Settings = adapters.NONE
     privacy: privacy_lib.Settings = privacy_lib.NONE
     federated: federated_lib.Settings = federated_lib.NONE
+    compress: compress_lib.Settings = compress_lib.NONE
+    prune: prune_lib.Settings = prune_lib.NONE
     accumulate: int = 1
     ema_decay: float = 0.0
     mesh: sharding.MeshShape = dataclasses.field(default_factory=sharding.MeshShape)
@@ -128,6 +134,7 @@ MINIMUMS = {
     'seed': 0,
     'adapter.rank': 0,
     'adapter.group_size': 0,
+    'compress.group_size': 0,
     'guard.max_skips': 1,
     'guard.spike_sigma': 0,
     'guard.spike_window': 2,
@@ -145,6 +152,8 @@ SECTIONS = {
     'adapter': adapters.Settings,
     'privacy': privacy_lib.Settings,
     'federated': federated_lib.Settings,
+    'compress': compress_lib.Settings,
+    'prune': prune_lib.Settings,
     'mesh': sharding.MeshShape,
     'guard': guard_lib.Guard,
     'checkpoint': checkpoint_lib.Settings,
@@ -170,6 +179,17 @@ def from_config(config: Mapping) -> Experiment:
     if not 0 <= experiment.ema_decay < 1:
         raise errors.UserError(
             f'config.ema_decay = {experiment.ema_decay} must be from 0 to under 1.'
+        )
+    if experiment.adapter.rank and (experiment.compress.rounds or experiment.prune.sparsity):
+        raise errors.UserError(
+            'config.compress and config.prune change kernels that are trained, and config.adapter '
+            'trains adapters alone: adapter.weights keeps their base in few bits; or set '
+            'adapter.rank to 0.'
+        )
+    if experiment.prune.end > experiment.total_steps:
+        raise errors.UserError(
+            f'config.prune.end = {experiment.prune.end} is after the last step, '
+            f'{experiment.total_steps}.'
         )
     if experiment.seed >= 2**32:
         raise errors.UserError(f'config.seed = {experiment.seed} must be under 2**32.')

@@ -15,6 +15,7 @@ import optax
 
 from bigmodels import (
     adapters,
+    compress,
     errors,
     optimizers,
     privacy,
@@ -27,6 +28,7 @@ from bigmodels import (
 from bigmodels import config as config_lib
 from bigmodels import guard as guard_lib
 from bigmodels import state as state_lib
+from bigmodels.compress import prune
 from bigmodels.experiment import Experiment, InitFrom
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
@@ -43,7 +45,8 @@ class Program:
       eval_step: (params, model_state, batch) -> (pairs, outcomes), pure.
       schedule: step -> learning rate.
       spent: step -> floats, what the run has spent by then; {} where it is not private.
-      join: (params, frozen) -> the params that the model takes, see `adapters.joined`.
+      join: (params, frozen) -> the params that the model takes, see `adapters.joined` and
+        `compress.joined`.
       flops: of a train step by the task's formula; None where there is none, or not for adapters.
       variable_shapes, state_shapes: of these, each with its sharding.
       batch_shapes: of a global batch, each with its sharding.
@@ -144,23 +147,34 @@ def make_program(
     key = jax.random.key(0)
     variables = jax.eval_shape(init_variables, key)
     gradient = privacy.transformation(settings, task, variables)
+    trained = jax.eval_shape(split, variables['params'], key)[0]
     tx, schedule = config_lib.build(
         optimizers.make_optimizer,
         settings.optimizer,
         'optimizer',
-        params=jax.eval_shape(split, variables['params'], key)[0],
+        params=trained,
         total_steps=settings.total_steps,
     )
+    if settings.prune.sparsity:
+        tx = optax.chain(tx, prune.gradually(settings.prune, trained))
     shapes = jax.eval_shape(begin, variables, key)
     rules = sharding_rules(task)
     own_rules = adapters.sharding_rules(settings.adapter, rules, variables['params'])
     placed, notes = sharding.state_shardings(shapes, own_rules, mesh)
-    join = functools.partial(adapters.joined, settings.adapter)
+
+    def join(params, frozen):
+        return compress.joined(settings.compress, adapters.joined(settings.adapter, params, frozen))
+
     if shapes.frozen is not None:
         whole = trees.count(variables['params'])
         notes.append(
             f'the parameters are adapters of a model of {whole:,}, of which '
             f'{trees.size_bytes(shapes.frozen) / 1e6:.1f} MB are kept frozen, see config.adapter'
+        )
+    if settings.compress.rounds:
+        notes.append(
+            f'every step rounds weights to {settings.compress.weights} and their inputs to '
+            f'{settings.compress.activations}, see config.compress'
         )
     options, told = xla_options.for_mesh(mesh, settings.xla)
     by_rows = sharding.batch_sharding(mesh)
@@ -180,6 +194,7 @@ def make_program(
             spent=gradient.spent,
             accumulate=settings.accumulate,
             ema_decay=settings.ema_decay,
+            zeros_stay=settings.prune.sparsity > 0,
             guard=settings.guard,
             join=join,
         ),

@@ -7,6 +7,7 @@ checkpoints/     see `checkpoint`
 metrics.jsonl    a row per logged step and evaluation; tensorboard/ holds the same
 average.json     in an average of checkpoints only: what it was made of
 merged.json      in a run of merged adapters only, likewise
+compressed.json  in a run made smaller only, likewise, with its figures before and after
 converted.json   in a run of converted weights only: what they were converted from
 curves.png, summary.json, and what the task demonstrates, such as sample.txt
 .lock            held while a run is under way, see `lock`
@@ -30,10 +31,12 @@ from bigmodels.state import TrainState
 CONFIG, DATA, SUMMARY = 'config.json', 'data.json', 'summary.json'
 # Files of runs that no loop has trained -> what these are.
 AVERAGE, MERGED, CONVERTED = 'average.json', 'merged.json', 'converted.json'
+COMPRESSED = 'compressed.json'
 UNTRAINED = {
     AVERAGE: 'an average of checkpoints',
     MERGED: 'merged adapters',
     CONVERTED: 'converted weights',
+    COMPRESSED: 'a compressed model',
 }
 PREPROCESSING, CHECKPOINTS = 'preprocessing', 'checkpoints'
 OPENED_WITH = (CONFIG, DATA, PREPROCESSING)  # beside the checkpoints
@@ -180,7 +183,7 @@ def _check_not_private(workdir: pathlib.Path, config: Mapping) -> None:
 
 def check_sources(workdir: pathlib.Path, fingerprints: Sequence[str], resume: Resume) -> None:
     """Raises UserError if a run would go on with other training data than it began with."""
-    if resume == 'same' and _read(workdir / DATA)['sources'] != list(fingerprints):
+    if resume == 'same' and read(workdir / DATA)['sources'] != list(fingerprints):
         raise errors.UserError(
             f'The training data is not what the run in {workdir} began with: its batches would '
             f'be others. {RESUME_RULES}.'
@@ -233,7 +236,7 @@ def batch_shapes(workdir: pathlib.Path, batch_size: int) -> dict[str, jax.ShapeD
     """The shapes of a run's batches, for a batch size."""
     return {
         key: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
-        for key, (shape, dtype) in _read(workdir / DATA)['batch'].items()
+        for key, (shape, dtype) in read(workdir / DATA)['batch'].items()
     }
 
 
@@ -288,10 +291,11 @@ def record_data(
 
 
 def write_summary(
-    workdir: pathlib.Path, step: int, figures: Mapping, seconds: float, startup: Mapping
+    workdir: pathlib.Path, step: int, figures: Mapping, cost: Mapping, startup: Mapping
 ) -> None:
-    """Sums up a run that is complete: `seconds` of its loop, those of its start by name."""
-    times = {'seconds': round(seconds, 1), 'startup_seconds': startup}
+    """Sums up a run that is complete: the cost of its loop, see `energy`, and the seconds of its
+    start by name; both since it was last resumed."""
+    times = {**cost, 'startup_seconds': startup}
     write_json(workdir / SUMMARY, {'step': step, 'final': figures, **times})
 
 
@@ -300,7 +304,7 @@ def final_figures(workdir: pathlib.Path, step: int | None, total_steps: int) -> 
     path = workdir / SUMMARY
     if step is None or step < total_steps or not path.is_file():
         return None
-    summary = _read(path)
+    summary = read(path)
     return summary['final'] if summary['step'] == step else None
 
 
@@ -313,5 +317,6 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def _read(path: pathlib.Path) -> dict:
+def read(path: pathlib.Path) -> dict:
+    """What `write_json` has written."""
     return json.loads(path.read_text())

@@ -17,7 +17,17 @@ import jax
 import ml_collections
 from absl import logging
 
-from bigmodels import adapters, checkpoint, errors, experiment, program, rundir, sharding, state
+from bigmodels import (
+    adapters,
+    checkpoint,
+    compress,
+    errors,
+    experiment,
+    program,
+    rundir,
+    sharding,
+    state,
+)
 from bigmodels import config as config_lib
 from bigmodels.data import pipeline
 from bigmodels.tasks import TASKS
@@ -34,7 +44,8 @@ class Run:
       task: with its model and its fitted preprocessing.
       mesh: the devices that hold what follows.
       params: for evaluation (the moving average where there is one). Of a run with adapters they
-        are joined to their kernels; `adapters.merged` makes plain arrays of them.
+        are joined to their kernels; `adapters.merged` makes plain arrays of them. Of a compressed
+        run they are narrow; `compress.plain` widens them.
       model_state: the model's other collections.
       step: of the checkpoint that was opened.
     """
@@ -157,9 +168,11 @@ def _restore_for_evaluation(directory, step: int, settings, task, mesh) -> tuple
         jax.eval_shape(task.init, jax.random.key(0), rundir.batch_shapes(directory, 1))
     )
     whole = variables.pop('params')
+    kept = jax.eval_shape(functools.partial(compress.kept, settings.compress), whole)
     split = functools.partial(adapters.split, settings.adapter)
-    params, frozen = jax.eval_shape(split, whole, jax.random.key(0))
+    params, frozen = jax.eval_shape(split, kept, jax.random.key(0))
     rules = adapters.sharding_rules(settings.adapter, program.sharding_rules(task), whole)
+    rules = compress.sharding_rules(settings.compress, rules, whole)
     number = jax.ShapeDtypeStruct((), 'int32')
     placed = state.TrainState(number, params, variables, opt_state=(), frozen=frozen)
     shardings, _ = sharding.state_shardings(placed, rules, mesh)
@@ -168,7 +181,7 @@ def _restore_for_evaluation(directory, step: int, settings, task, mesh) -> tuple
         wanted = wanted.replace(params={}, ema_params=wanted.params)
     restored = checkpoint.restore(directory / rundir.CHECKPOINTS, step, wanted)
     joined = adapters.joined(settings.adapter, restored.eval_params, restored.frozen)
-    return joined, restored.model_state
+    return compress.joined(settings.compress, joined), restored.model_state
 
 
 # Of glibc's malloc.h: M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, in bytes.

@@ -88,6 +88,7 @@ def train_step(
     spent: Callable = lambda step: {},
     accumulate: int = 1,
     ema_decay: float = 0.0,
+    zeros_stay: bool = False,
     guard: guard_lib.Guard = guard_lib.STOP,
     join: Callable = lambda params, frozen: params,
     axis_name: str | None = None,
@@ -103,6 +104,7 @@ def train_step(
       accumulate: the gradient is taken over this many parts of the batch, one after the other;
         it equals the gradient of the whole.
       ema_decay: of the parameters' moving average; smaller in the first steps.
+      zeros_stay: a number that is 0 after the update, as pruned ones are, is 0 in the average too.
       guard: what makes a step bad, and how `state.guard` remembers.
       join: (params, state.frozen) -> the params that `loss_fn` takes; see `adapters.joined`.
       axis_name: under pmap, the mapped axis.
@@ -130,7 +132,7 @@ def train_step(
     loss = metrics_lib.mean(metrics['loss'])
     good, memory, judged = guard_lib.judge(guard, state.guard, loss, grad_norm)
     # Not a select: that needs the old optimiser state beside the new, so XLA copies it.
-    updated = lambda: _updated(state, grads, model_state, tx, ema_decay)
+    updated = lambda: _updated(state, grads, model_state, tx, ema_decay, zeros_stay)
     kept = jax.lax.cond(good, updated, lambda: state)
     metrics = {
         **metrics,
@@ -145,7 +147,12 @@ def train_step(
 
 
 def _updated(
-    state: TrainState, grads: Any, model_state: Any, tx: optax.GradientTransformation, decay: float
+    state: TrainState,
+    grads: Any,
+    model_state: Any,
+    tx: optax.GradientTransformation,
+    decay: float,
+    zeros_stay: bool,
 ) -> TrainState:
     """The state with its params, optimiser state, averages and model state updated."""
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -154,6 +161,8 @@ def _updated(
     if ema_params is not None:
         decay = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
         ema_params = optax.incremental_update(params, ema_params, 1 - decay)
+        if zeros_stay:
+            ema_params = jax.tree.map(lambda p, e: jnp.where(p == 0, 0, e), params, ema_params)
     return state.replace(
         params=params, model_state=model_state, opt_state=opt_state, ema_params=ema_params
     )

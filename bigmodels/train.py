@@ -17,6 +17,7 @@ import jax
 
 from bigmodels import (
     checkpoint,
+    energy,
     errors,
     evaluate,
     experiment,
@@ -97,15 +98,17 @@ def _train(settings, mesh, task, resolved, workdir: pathlib.Path, resume, signal
         state = initial.result() if initial else _restored(workdir, start, run, settings, resume)
         rundir.record(workdir, resolved, data.fingerprints, data.shapes)
         watch.lap('state')
+        meter = energy.Meter(mesh)
         reporter.start_screen({'compiled': f'the first step begins after {watch}'})
         state, figures = _loop(
             settings, run, data, workdir, state, train_step, start or 0, reporter, signals
         )
     if signals.requested:
         raise signals.stopped(int(state.step))
-    _check_saved(workdir, settings.total_steps)
+    checkpoint.check_saved(workdir / rundir.CHECKPOINTS, settings.total_steps)
     shown = data.task.demonstrate(run.eval_params(state), state.model_state)
-    _finish(workdir, shown, state, figures, reporter.seconds, watch)
+    cost = meter.cost(int(state.step) - (start or 0), run.flops, train_step)
+    _finish(workdir, shown, state, figures, cost, watch)
     return figures
 
 
@@ -270,23 +273,13 @@ def _check_best_metric(metric: str, run: program.Program, data: _Data) -> None:
         raise errors.unknown('figure config.checkpoint.best_metric =', metric, figures)
 
 
-def _check_saved(workdir: pathlib.Path, step: int) -> None:
-    """Raises UserError if the last step is not there: the run is not complete."""
-    saved = checkpoint.steps(workdir / rundir.CHECKPOINTS)
-    if step not in saved:
-        raise errors.UserError(
-            f'The last step, {step}, was not saved, as the warning above says; the last one that '
-            f'was is {saved[-1] if saved else "none"}. Mend this, and the same command goes on.'
-        )
-
-
 def _say_complete(workdir: pathlib.Path, step: int, figures: Mapping[str, float]) -> None:
     if jax.process_index() == 0:
         listed = ', '.join(f'{name} {value:.4g}' for name, value in figures.items())
         print(f'The run in {workdir} is complete at step {step}: {listed}.')
 
 
-def _finish(workdir, shown: Mapping, state, figures: Mapping, seconds: float, watch) -> None:
+def _finish(workdir, shown: Mapping, state, figures: Mapping, cost: Mapping, watch) -> None:
     """Writes the summary, the plot and what the task has to show."""
     if jax.process_index() != 0:
         return
@@ -294,6 +287,6 @@ def _finish(workdir, shown: Mapping, state, figures: Mapping, seconds: float, wa
     for name, text in shown.items():
         (workdir / name).write_text(text)
         print(f'\n{name}:\n{writers.printable(text)}\n')
-    rundir.write_summary(workdir, int(state.step), figures, seconds, watch.parts)
+    rundir.write_summary(workdir, int(state.step), figures, cost, watch.parts)
     print(', '.join(f'{name} {value:.5g}' for name, value in figures.items()))
     print(f'Everything is in {workdir}.')

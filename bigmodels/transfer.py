@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bigmodels import checkpoint, errors, processes, rundir, trees
+from bigmodels import checkpoint, compress, errors, processes, rundir, trees
 from bigmodels import config as config_lib
 from bigmodels.checkpoint import values
 from bigmodels.experiment import InitFrom
@@ -19,7 +19,8 @@ Variables = Mapping[str, Any]  # collections of a model, 'params' among them
 def make_transfer(settings: InitFrom, shapes: Variables) -> Callable[[Variables], Variables]:
     """A function that puts another run's arrays into variables that were just initialised.
 
-    They are those that the other run is evaluated with, its model state among them, bit for bit.
+    They are those that the other run is evaluated with, its model state among them, bit for bit;
+    what it keeps in few bits is widened.
     Names and shapes are checked here; values are read when the function is called.
 
     Args:
@@ -40,11 +41,12 @@ def make_transfer(settings: InitFrom, shapes: Variables) -> Callable[[Variables]
         )
     part = values.evaluation_part(directory, step)
     saved = {
-        'params': values.shapes(directory, step, part),
+        'params': compress.from_saved(values.shapes(directory, step, part)),
         **values.shapes(directory, step, 'model_state'),
     }
     wanted = trees.flatten_named(shapes)
-    names = sources(settings, wanted, trees.flatten_named(saved))
+    plain = jax.eval_shape(compress.plain, saved['params'])
+    names = sources(settings, wanted, trees.flatten_named({**saved, 'params': plain}))
     # What is not wanted is read too, and thrown away; orbax reads whole trees.
     mesh = jax.tree.leaves(shapes)[0].sharding.mesh
     whole = NamedSharding(mesh, PartitionSpec())
@@ -62,7 +64,8 @@ def make_transfer(settings: InitFrom, shapes: Variables) -> Callable[[Variables]
 
     def transfer(variables: Variables) -> Variables:
         state = checkpoint.restore(directory, step, abstract)
-        given = trees.flatten_named({'params': state.eval_params, **state.model_state})
+        params = compress.plain(state.eval_params)
+        given = trees.flatten_named({'params': params, **state.model_state})
 
         def copied(name: str, leaf: jax.Array) -> jax.Array:
             if name not in names:

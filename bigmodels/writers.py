@@ -214,14 +214,9 @@ class Reporter:
         self._progress = Progress(total, start, active)
         self._total, self._log_every, self._speed = total, log_every, speed
         self._pending = collections.deque()
-        self._began = self._stretch = time.perf_counter()
+        self._stretch = time.perf_counter()
         self._stretch_start, self._waited = start, 0.0
         self._noted = {}
-
-    @property
-    def seconds(self) -> float:
-        """Since the reporter was made."""
-        return time.perf_counter() - self._began
 
     def start_screen(self, facts: Mapping[str, str]) -> None:
         """What runs, where and on what, a line each."""

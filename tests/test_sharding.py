@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from bigmodels import adapters, errors, experiment, metrics, privacy, program, sharding, trees
+from bigmodels.compress import prune as prune_lib
 from bigmodels.data import tokenizers
 from bigmodels.models import transformer
 from bigmodels.models.mlp import MLP
@@ -70,6 +71,7 @@ def make_program(
     adapter=adapters.NONE,
     private=privacy.NONE,
     clients=federated.NONE,
+    prune=prune_lib.NONE,
     **mesh,
 ):
     settings = experiment.Experiment(
@@ -91,6 +93,7 @@ def make_program(
         adapter=adapter,
         privacy=private,
         federated=clients,
+        prune=prune,
     )
     mesh = sharding.make_mesh(sharding.MeshShape(**{'data': 1} | mesh), jax.devices()[:num_devices])
     return program.make_program(settings, task, mesh, program.shapes_of_batch(batch, ROWS))

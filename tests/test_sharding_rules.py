@@ -81,9 +81,8 @@ TABLES = {
 }
 
 
-def parameters(name: str, fields: dict):
-    """The shapes of a model's parameters."""
-    model = MODELS[name](**fields)
+def inputs_of(name: str) -> list[jax.ShapeDtypeStruct]:
+    """What a model is called with."""
     inputs = [jax.ShapeDtypeStruct((1, 8), jnp.int32)]
     if name in ('convnet', 'detector', 'efficientnet', 'resnet', 'unet', 'vit'):
         inputs = [jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)]
@@ -113,7 +112,13 @@ def parameters(name: str, fields: dict):
     elif name == 'wavenet':
         row = jax.ShapeDtypeStruct((1,), jnp.int32)
         inputs = [*inputs, row, row, jax.ShapeDtypeStruct((1, 8), jnp.float32)]
-    return jax.eval_shape(model.init, jax.random.key(0), *inputs)['params']
+    return inputs
+
+
+def parameters(name: str, fields: dict):
+    """The shapes of a model's parameters."""
+    model = MODELS[name](**fields)
+    return jax.eval_shape(model.init, jax.random.key(0), *inputs_of(name))['params']
 
 
 def test_every_table_has_its_variants_here():

@@ -127,6 +127,16 @@ def best_step(directory: pathlib.Path, settings: Settings) -> int | None:
     return (min if settings.best_mode == 'min' else max)(values, key=values.get, default=None)
 
 
+def check_saved(directory: pathlib.Path, step: int) -> None:
+    """Raises UserError if the last step is not there: the run is not complete."""
+    saved = steps(directory)
+    if step not in saved:
+        raise errors.UserError(
+            f'The last step, {step}, was not saved, as the warning above says; the last one that '
+            f'was is {saved[-1] if saved else "none"}. Mend this, and the same command goes on.'
+        )
+
+
 def good_step(
     directory: pathlib.Path, step: int | Literal['last', 'best'], settings: Settings
 ) -> int:

@@ -1,9 +1,10 @@
 """Weights in few bits: symmetric rounding, one scale for each output feature or group of inputs.
 
-Axes: D input features, F output features, G groups.
+Axes: D input features, F output features, G groups; L scanned layers.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ class Format:
 
 
 def quantize(transposed: Array, form: Format) -> Kernel:
-    """transposed [F, D] as the nearest values * scales.
+    """transposed [F, D], or [F, ...] with D inputs in all, as the nearest values * scales.
 
     An integer is off by at most half of its scale, the largest magnitude it is for over 127 or 7;
     fp8 by at most 1/16 of the value itself, or half of its smallest step, scale / 1024.
@@ -52,7 +53,7 @@ def quantize(transposed: Array, form: Format) -> Kernel:
       UserError: if D is not divisible by the group size.
     """
     dtype, top = FORMATS[form.name]
-    outputs, inputs = transposed.shape
+    outputs, inputs = len(transposed), math.prod(transposed.shape[1:])
     size = form.group_size or inputs
     if inputs % size:
         raise errors.UserError(
@@ -65,4 +66,4 @@ def quantize(transposed: Array, form: Format) -> Kernel:
     values = jnp.clip(grouped / scales[..., None], -top, top)
     if jnp.issubdtype(dtype, jnp.integer):
         values = jnp.round(values)
-    return Kernel(values.astype(dtype).reshape(outputs, inputs), scales)
+    return Kernel(values.astype(dtype).reshape(transposed.shape), scales)

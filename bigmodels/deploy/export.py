@@ -35,11 +35,17 @@ PLATFORMS = ('cpu', 'cuda', 'tpu')
 PROGRAM, PARAMS, TENSORS = 'program.bin', 'params.npz', 'model.safetensors'
 ONNX = 'model.onnx'
 DESCRIPTION = 'export.json'
+WIDER = {'int4': 'int8', 'float8_e4m3fn': 'float16'}
 
 
 def variables_of(run: runs.Run) -> dict[str, np.ndarray]:
-    """Params and model state by name: 'params/embed/embedding', 'batch_stats/norm/mean'."""
-    return trees.flatten_named(jax.device_get({'params': run.params, **run.model_state}))
+    """Params and model state by name: 'params/embed/embedding', 'batch_stats/norm/mean'.
+
+    Values of a type that NumPy's files lack are in one that has each of them, see WIDER.
+    """
+    leaves = trees.flatten_named(jax.device_get({'params': run.params, **run.model_state}))
+    return {name: leaf.astype(WIDER.get(str(leaf.dtype), leaf.dtype))
+            for name, leaf in leaves.items()}  # fmt: skip
 
 
 def make_predict(run: runs.Run) -> Callable[[Mapping, Mapping], Any]:

@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import ml_collections
 
+from bigmodels import compress, errors, experiment, program, rundir, runs, sharding, trees
 from bigmodels import config as config_lib
-from bigmodels import errors, experiment, program, rundir, runs, sharding, trees
 from bigmodels.data import subwords, tokenizers
 from bigmodels.interop import directories, families, pictures, sections, weights
 from bigmodels.models.parts.layers import Dtype
@@ -149,14 +149,15 @@ def to_directory(
     rundir.check_unused(out, '--to')
     run = runs.open_run(workdir, step, trust=trust)
     family = families.of_model(run.model)
+    params = compress.plain(run.params)
     images, texts = (hasattr(run.task, name) for name in ('image_size', 'vocabulary'))
     entries = family.config(run.model) | {'torch_dtype': dtype} | _as_published(run, KEPT)
     if images:
-        entries = pictures.config(entries, run.model, run.params)
+        entries = pictures.config(entries, run.model, params)
     if texts:
         of_texts = entries.get('text_config', entries)
         of_texts |= _token_ids(run.task.vocabulary) | _as_published(run, TOKEN_IDS)
-    variables = {**run.params, **run.model_state}
+    variables = {**params, **run.model_state}
     vocab_size = getattr(run.model, 'vocab_size', None)
     tensors = weights.unload(family.table, variables, dtype, vocab_size)
     try:

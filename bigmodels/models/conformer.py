@@ -45,7 +45,7 @@ class Conformer(nn.Module):
       subsampling: frames to one state, by convolutions of stride 2; a power of 2.
       subsampling_channels: of these convolutions.
       taps: of the depthwise convolutions, odd.
-      num_heads, mlp_dim, attention, remat: see `settings.Settings`.
+      num_heads, head_dim, mlp_dim, attention, remat: see `settings.Settings`.
       dtype: of the computation; parameters, norms, softmax and logits are float32.
     """
 
@@ -54,6 +54,7 @@ class Conformer(nn.Module):
     embed_dim: int
     num_heads: int
     pool: Literal['mean', 'none'] = 'mean'
+    head_dim: int | None = None
     mlp_dim: int | None = None
     taps: int = 31
     subsampling: int = 4

@@ -94,7 +94,8 @@ class EncoderDecoder(nn.Module, Settings):
         self.decoder = Stack(settings)
         if not self.tie_embeddings:
             shape = self.embed_dim, self.vocab_rows
-            self.unembed = self.param('unembed', scaled_normal(1 / self.embed_dim), shape)
+            init = scaled_normal(1 / self.embed_dim)
+            self.unembed = layers.kernel_of(self, 'unembed', init, shape)
 
     def __call__(
         self,
@@ -176,7 +177,8 @@ class EncoderDecoder(nn.Module, Settings):
         )
         if self.scale_logits:
             hidden *= self.embed_dim**-0.5
-        kernel = self.embed.embedding.T if self.tie_embeddings else self.unembed
+        tied = self.tie_embeddings
+        kernel = transformer.as_kernel(self.embed.embedding) if tied else self.unembed
         return transformer.logits_of(self, hidden, kernel), cache
 
     def _embedded(self, tokens: Array) -> Array:

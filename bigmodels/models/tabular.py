@@ -50,7 +50,7 @@ class TableModel(nn.Module):
             embedded.append(self._embed_numbers(inputs))
         if categories.shape[1]:
             table = nn.Embed(self.num_categories, self.embed_dim, name='embed')
-            embedded.append(table(categories))
+            embedded.append(layers.look_up(table, categories, None))
         return jnp.concatenate(embedded, axis=1).astype(self.dtype)
 
     def _embed_numbers(self, x: Array) -> Array:

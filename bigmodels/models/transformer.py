@@ -144,7 +144,7 @@ class Transformer(nn.Module, Settings):
             x = LogitsTransform(settings_of(self), name='logits_transform')(x)
             bias = self.param('unembed_bias', nn.initializers.zeros, (self.vocab_rows,))
         if self.tie_embeddings:
-            kernel = _transposed(embed.embedding)
+            kernel = as_kernel(embed.embedding)
         else:
             kernel = layers.kernel_of(
                 self,
@@ -226,7 +226,7 @@ class Transformer(nn.Module, Settings):
         if self.logits_transform:
             transform = LogitsTransform(settings_of(self), parent=None)
             hidden = transform.apply({'params': params['logits_transform']}, hidden)
-        kernel = _transposed(embedding) if tied else params['unembed']
+        kernel = as_kernel(embedding) if tied else params['unembed']
         return logits_of(self, hidden, kernel, params.get('unembed_bias'))
 
     def init_cache(self, batch_size: int, length: int) -> Cache:
@@ -311,7 +311,7 @@ def empty_cache(settings: Settings, batch_size: int, length: int) -> Cache:
     )
 
 
-def _transposed(embedding: Array | kernels.Kernel) -> Array | kernels.Kernel:
+def as_kernel(embedding: Array | kernels.Kernel) -> Array | kernels.Kernel:
     """An embedding [V, D] as the kernel [D, V] of logits."""
     return embedding if isinstance(embedding, kernels.Kernel) else embedding.T
 

@@ -48,6 +48,7 @@ class ViT(nn.Module):
     num_layers: int
     embed_dim: int
     num_heads: int
+    head_dim: int | None = None
     mlp_dim: int | None = None
     patch_size: int = 16
     pool: Literal['token', 'mean', 'attention', 'none'] = 'token'

@@ -1,6 +1,7 @@
-"""What may stand in the place of a kernel: a narrow copy for decoding, an adapted one.
+"""What may stand in the place of a kernel: a narrow one, an adapted one, one of rounded inputs.
 
-Axes: B rows, D input features, F output features, G groups of D with a scale of their own.
+Axes: B rows, D input features, F output features, G groups of D with a scale of their own; of
+convolutions, K taps along each side and C channels, D = K * K * C.
 """
 
 import flax.struct
@@ -17,8 +18,10 @@ THIN = 8
 class Kernel:
     """The matrix [D, F] whose transpose is values * scales; an embedding [V, D] as it lies.
 
+    Or a convolution's kernel [K, K, C, F].
+
     Fields:
-      values: [F, D], of any floating or integer type.
+      values: [F, D] or [F, K, K, C], of any floating or integer type.
       scales: float32 [F, G], each for D / G neighbouring values; None for 1.
     """
 
@@ -26,8 +29,9 @@ class Kernel:
     scales: Array | None = None
 
     @property
-    def shape(self) -> tuple[int, int]:
-        return self.values.shape[::-1]
+    def shape(self) -> tuple[int, ...]:
+        outputs, *inputs = self.values.shape
+        return (*inputs, outputs)
 
     def rows(self, ids: Array) -> Array:
         """The rows `ids` [...] of the transpose: float32 [..., D]."""
@@ -55,12 +59,84 @@ class Adapted:
     scale: float = flax.struct.field(pytree_node=False)
 
 
+@flax.struct.dataclass
+class Rounded:
+    """A kernel whose inputs are rounded to int8 before they are multiplied.
+
+    Gradients go through the rounding as if it were none (Bengio et al. 2013), but not to inputs
+    beyond the largest.
+
+    Fields:
+      multiplied: the kernel, an array or a `Kernel`.
+      scale: float32 [] of all inputs, the largest of them over 127; None for each row's own.
+    """
+
+    multiplied: Array | Kernel
+    scale: Array | None = None
+
+    def whole(self, x: Array) -> tuple[Array, Array]:
+        """x [..., D] as whole numbers from -127 to 127, float32, and their scale [..., 1] or []."""
+        wide, scale = x.astype(jnp.float32), self.scale
+        if scale is None:
+            largest = jax.lax.stop_gradient(jnp.abs(wide).max(-1, keepdims=True))
+            scale = jnp.where(largest > 0, largest, 1) / 127
+        clipped = jnp.clip(wide / scale, -127, 127)
+        return straight_through(clipped, jnp.round(clipped)), scale
+
+
+@flax.struct.dataclass
+class Observed:
+    """A kernel whose inputs are measured, see `compress.calibrate`.
+
+    Fields:
+      multiplied: the kernel, an array.
+      probe: float32 []; its gradient is the largest magnitude among the inputs.
+    """
+
+    multiplied: Array
+    probe: Array
+
+
+# What modules may find in the place of a kernel.
+STAND_INS = Kernel | Adapted | Rounded | Observed
+
+
+@jax.custom_vjp
+def seen(x: Array, probe: Array) -> Array:
+    """x, of which the backward pass gives the largest magnitude as the probe's gradient."""
+    return x
+
+
+seen.defvjp(
+    lambda x, probe: (x, jnp.abs(x).max().astype(jnp.float32)), lambda largest, g: (g, largest)
+)
+
+
+def straight_through(x: Array, rounded: Array) -> Array:
+    """`rounded`, bit for bit, with the gradient of x (Bengio et al. 2013)."""
+    return jax.lax.stop_gradient(rounded) + (x - jax.lax.stop_gradient(x))
+
+
 def widened(kernel: Kernel) -> Array:
-    """The matrix itself: float32 [D, F]."""
-    values = kernel.values.astype(jnp.float32)
-    if kernel.scales is None:
-        return values.T
-    return (_grouped(values, kernel.scales) * kernel.scales[..., None]).reshape(values.shape).T
+    """The kernel itself: float32 [D, F] or [K, K, C, F]."""
+    values, scales = kernel.values.astype(jnp.float32), kernel.scales
+    if scales is not None:
+        values = (values.reshape(*scales.shape, -1) * scales[..., None]).reshape(values.shape)
+    return jnp.moveaxis(values, 0, -1)
+
+
+def whole_product(x: Array, kernel: Kernel) -> Array:
+    """x [B, D] of whole numbers by an int8 kernel, a scale an output -> float32 [B, F], in int32.
+
+    On CPUs XLA multiplies integers many times slower than floats.
+    """
+    product = jax.lax.dot_general(
+        x.astype(jnp.int8),
+        kernel.values,
+        (((1,), (1,)), ((), ())),
+        preferred_element_type=jnp.int32,
+    )
+    return product.astype(jnp.float32) * kernel.scales[:, 0]
 
 
 def multiply(x: Array, kernel: Kernel) -> Array:

@@ -24,7 +24,7 @@ Dtype = Literal['float32', 'bfloat16', 'float16']
 
 
 # A float32 parameter [D, F], or what is put in its place.
-AnyKernel = Array | kernels.Kernel | kernels.Adapted
+AnyKernel = Array | kernels.STAND_INS
 
 
 def matmul(x: Array, kernel: AnyKernel, out_dtype=None) -> Array:
@@ -35,6 +35,10 @@ def matmul(x: Array, kernel: AnyKernel, out_dtype=None) -> Array:
     out_dtype = jnp.dtype(out_dtype or x.dtype)
     if isinstance(kernel, kernels.Adapted):
         return _adapted_matmul(x, kernel, out_dtype)
+    if isinstance(kernel, kernels.Rounded):
+        return _rounded_matmul(x, kernel, out_dtype)
+    if isinstance(kernel, kernels.Observed):
+        return matmul(kernels.seen(x, kernel.probe), kernel.multiplied, out_dtype)
     if isinstance(kernel, kernels.Kernel):
         product = kernels.multiply(x.reshape(-1, x.shape[-1]), kernel)
         return product.reshape(*x.shape[:-1], -1).astype(out_dtype)
@@ -64,6 +68,19 @@ def _adapted_matmul(x: Array, adapted: kernels.Adapted, out_dtype) -> Array:
         added = rows @ adapted.down.astype(x.dtype) @ adapted.up.astype(x.dtype)
         added = added.reshape(product.shape).astype(jnp.float32)
     return (product.astype(jnp.float32) + adapted.scale * added).astype(out_dtype)
+
+
+def _rounded_matmul(x: Array, rounded: kernels.Rounded, out_dtype) -> Array:
+    """x [..., D], rounded to int8, by a kernel -> [..., F]; by int8 products on accelerators."""
+    kernel = rounded.multiplied
+    whole, scale = rounded.whole(x)
+    integers = isinstance(kernel, kernels.Kernel) and kernel.values.dtype == jnp.int8
+    if integers and kernel.scales.shape[1] == 1 and sharding.platform() != 'cpu':
+        product = kernels.whole_product(whole.reshape(-1, x.shape[-1]), kernel)
+        product = product.reshape(*x.shape[:-1], -1)
+    else:  # whole numbers up to 127 lose nothing in any type
+        product = matmul(whole.astype(x.dtype), kernel, jnp.float32)
+    return (product * scale).astype(out_dtype)
 
 
 def _rows(x: Array) -> Array:
@@ -325,13 +342,23 @@ GATED_ACTIVATIONS: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
-def kernel_of(module: nn.Module, name: str, init: Callable, shape: tuple[int, int]) -> AnyKernel:
-    """A module's float32 parameter [D, F], or what is put in its place."""
+def kernel_of(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]) -> AnyKernel:
+    """A module's float32 parameter [D, F] or [K, K, C, F], or what is put in its place."""
     kernel = module.get_variable('params', name)
     # Not by `param`, which compares the shape: a `Kernel` lies transposed.
-    if isinstance(kernel, kernels.Kernel | kernels.Adapted):
+    if isinstance(kernel, kernels.STAND_INS):
         return kernel
     return module.param(name, init, shape, jnp.float32)
+
+
+def rounded_inputs(x: Array, kernel: AnyKernel) -> tuple[Array, Array]:
+    """Of a product that is not `matmul`: its inputs, rounded if they are to be, and an array."""
+    if isinstance(kernel, kernels.Rounded):
+        whole, scale = kernel.whole(x)
+        x, kernel = (whole * scale).astype(x.dtype), kernel.multiplied
+    if isinstance(kernel, kernels.Observed):
+        x, kernel = kernels.seen(x, kernel.probe), kernel.multiplied
+    return x, kernels.widened(kernel) if isinstance(kernel, kernels.Kernel) else kernel
 
 
 class Linear(nn.Module):

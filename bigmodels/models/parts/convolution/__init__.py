@@ -8,7 +8,6 @@ import functools
 import flax.linen as nn
 import jax
 import jax.export
-import jax.numpy as jnp
 
 from bigmodels import sharding
 from bigmodels.models.parts import layers
@@ -111,8 +110,8 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param('kernel', nn.initializers.he_normal(), shape, jnp.float32)
-        y = convolve(x, kernel, self.stride, self.padding)
+        kernel = layers.kernel_of(self, 'kernel', nn.initializers.he_normal(), shape)
+        y = convolve(*layers.rounded_inputs(x, kernel), self.stride, self.padding)
         if self.use_bias:
             y = layers.add_bias(y, self.param('bias', nn.initializers.zeros, (self.features,)))
         return y
@@ -127,5 +126,6 @@ class DepthwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.size, self.size, 1, x.shape[-1])
-        kernel = self.param('kernel', nn.initializers.he_normal(), shape, jnp.float32)
+        kernel = layers.kernel_of(self, 'kernel', nn.initializers.he_normal(), shape)
+        x, kernel = layers.rounded_inputs(x, kernel)
         return depthwise.convolve(x, kernel[:, :, 0], self.stride)

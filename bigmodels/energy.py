@@ -1,0 +1,126 @@
+"""What a run costs: FLOPs, the time of its devices and their energy, measured where it can be.
+
+Counters of energy are read at the beginning and at the end: of processors and their memory in
+Linux' powercap (RAPL), of GPUs by NVIDIA's management library (NVML). Where there is none, the
+chip's own power from `hardware` is taken over the time; where that is not known either, nothing is.
+They count all that the machine does meanwhile, of this process' machine alone.
+"""
+
+import ctypes
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from bigmodels import hardware, sharding
+
+RAPL = pathlib.Path('/sys/class/powercap')
+NVML = 'libnvidia-ml.so.1'
+
+
+class Meter:
+    """Runs from when it is made.
+
+    Args:
+      mesh: of the devices that are used.
+      rapl: where the counters of processors are.
+    """
+
+    def __init__(self, mesh: jax.sharding.Mesh, rapl: pathlib.Path = RAPL):
+        self._device, self._num_devices, self._rapl = mesh.devices.flat[0], mesh.size, rapl
+        self._began, self._source, self._counters = time.perf_counter(), *self._read()
+
+    def cost(self, steps: int, flops: float | None, step: Callable) -> dict[str, Any]:
+        """What was spent so far.
+
+        Args:
+          steps: that were made meanwhile.
+          flops: of one by the task's formula, None where there is none.
+          step: compiled, of which XLA may know them.
+
+        Returns:
+          seconds, flops and device_seconds, kilowatt_hours, None where they are not known, and
+          flops_source and energy_source, what they are known by.
+        """
+        seconds = time.perf_counter() - self._began
+        counted = "the task's formula"
+        if flops is None and hasattr(step, 'cost_analysis'):
+            flops, counted = step.cost_analysis().get('flops'), "XLA's count"
+            flops = flops and flops * self._num_devices  # each runs the same program on its part
+        kwh, source = self._energy(seconds)
+        return {
+            'seconds': round(seconds, 1),
+            'device_seconds': round(seconds * self._num_devices, 1),
+            'flops': flops and flops * steps,
+            'flops_source': counted if flops else 'not known',
+            'kilowatt_hours': kwh,
+            'energy_source': source,
+        }
+
+    def _energy(self, seconds: float) -> tuple[float | None, str]:
+        source, now = self._read()
+        if source and now.keys() == self._counters.keys():
+            joules = sum(
+                _passed(self._counters[name][0], end, wraps) for name, (end, wraps) in now.items()
+            )
+            return joules / 3.6e6, f'measured by {source}'
+        chip = hardware.chip_of(self._device)
+        if chip is None:
+            return None, (
+                f'not known: no counter can be read, and {self._device.device_kind!r} is not in '
+                'the table of chips'
+            )
+        kwh = hardware.kilowatt_hours(chip.watts * self._num_devices, seconds)
+        return kwh, f'estimated by the {chip.watts:g} W of a {chip.name}'
+
+    def _read(self) -> tuple[str, Mapping[str, tuple[float, float]]]:
+        """A source and its counters in joules, each with the value at which it begins again."""
+        if self._device.platform in sharding.GPU:
+            counters = _of_gpus()
+            return ('NVML', counters) if counters else ('', {})
+        if self._device.platform != 'cpu':
+            return '', {}
+        counters = _of_processors(self._rapl)
+        return ('RAPL', counters) if counters else ('', {})
+
+
+def _passed(begin: float, end: float, wraps: float) -> float:
+    return end - begin if end >= begin else end - begin + wraps
+
+
+def _of_processors(root: pathlib.Path) -> dict[str, tuple[float, float]]:
+    """Of whole packages: parts of them, 'intel-rapl:0:1', are counted in these."""
+    counters = {}
+    for domain in sorted(root.glob('*-rapl:[0-9]*')):
+        if domain.name.count(':') > 1:
+            continue
+        try:
+            value, wraps = (
+                int((domain / name).read_text()) / 1e6
+                for name in ('energy_uj', 'max_energy_range_uj')
+            )
+        except OSError:  # since 2020 for administrators alone, on most systems
+            return {}
+        counters[domain.name] = value, wraps
+    return counters
+
+
+def _of_gpus() -> dict[str, tuple[float, float]]:
+    """Of all GPUs of the machine, which begin at 0 when the driver is loaded."""
+    try:
+        library = ctypes.CDLL(NVML)
+    except OSError:
+        return {}
+    count, handle, energy = ctypes.c_uint(), ctypes.c_void_p(), ctypes.c_ulonglong()
+    if library.nvmlInit_v2() or library.nvmlDeviceGetCount_v2(ctypes.byref(count)):
+        return {}
+    counters = {}
+    for i in range(count.value):
+        if library.nvmlDeviceGetHandleByIndex_v2(i, ctypes.byref(handle)) or (
+            library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(energy))
+        ):
+            return {}
+        counters[str(i)] = energy.value / 1e3, 0.0
+    return counters

@@ -1,0 +1,75 @@
+"""A run made smaller by the command is opened by everything else as any other."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from bigmodels import compress, errors, evaluate, rundir, runs, train, transfer, trees
+from bigmodels.compress import __main__ as command
+from bigmodels.deploy import export
+from bigmodels.deploy.sampling import Sampling
+from bigmodels.deploy.text import generate_text
+from bigmodels.experiment import InitFrom
+from tests import commands
+
+RECIPE = 'units50,prune50,int8,a8_static'
+
+
+@pytest.fixture(scope='module')
+def large(tmp_path_factory):
+    directory = tmp_path_factory.mktemp('large')
+    workdir = directory / 'run'
+    train.train(commands.tiny_text_config(directory, ['total_steps=4']), workdir)
+    return workdir
+
+
+def test_a_small_run_is_a_run(large, tmp_path, capsys):
+    to = tmp_path / 'small'
+    told = commands.printed(
+        command, capsys, workdir=large, to=to, recipe=RECIPE, targets='kernel|embed', batches=2
+    )
+    kept = json.loads((to / rundir.COMPRESSED).read_text())
+    assert kept['recipe'] == RECIPE
+    before, after = kept['before'], kept['after']
+    assert after['bytes of params'] < 0.3 * before['bytes of params']
+    assert after['bytes on disk'] < 0.6 * before['bytes on disk']
+    assert after['parameters'] < before['parameters']
+    assert after['zeros'] > 0.3 * after['parameters']
+    assert abs(after['valid/loss'] - before['valid/loss']) < 0.1
+    assert f'{after["valid/loss"]:.5g}' in told
+
+    figures = json.loads(commands.printed(evaluate, capsys, workdir=to))
+    assert figures['valid/loss'] == pytest.approx(after['valid/loss'], rel=1e-5)
+    run = runs.open_run(to)
+    [text] = generate_text(run.task, run.params, ['def '], 8, Sampling(0.0), seed=0)
+    assert text
+
+    export.export(run, 'safetensors', tmp_path / 'exported')
+    tensors = safetensors.numpy.load_file(tmp_path / 'exported' / export.TENSORS)
+    assert tensors['params/layers_0/mlp/up/kernel/multiplied/values'].dtype == np.int8
+
+    shapes = run.program().variable_shapes
+    put = transfer.make_transfer(InitFrom(workdir=str(to)), shapes)
+    begun = put(jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), shapes))
+    assert trees.first_difference(begun['params'], jax.jit(compress.plain)(run.params)) is None
+    with pytest.raises(errors.UserError, match='holds a compressed model, without optimiser'):
+        rundir.prepare(to, run.config, 'same')
+
+
+def test_mistakes_are_told_before_anything_is_made(large, tmp_path, monkeypatch):
+    def asked(recipe, **options):
+        options = {'workdir': large, 'to': tmp_path / 'to', 'recipe': recipe, **options}
+        monkeypatch.setattr(sys, 'argv', ['', *(f'--{key}={v}' for key, v in options.items())])
+        monkeypatch.setattr(runs, 'open_run', None)  # nothing is read
+        command.main()
+
+    for recipe, message in (('int3', 'step of a recipe'), ('int8:5', 'groups of 5')):
+        with pytest.raises(errors.UserError, match=message):
+            asked(recipe)
+    with pytest.raises(errors.UserError, match='exists already'):
+        asked('int8', to=large)
+    assert not (tmp_path / 'to').exists()

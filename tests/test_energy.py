@@ -1,0 +1,49 @@
+"""The cost of a run against counters that are written here."""
+
+import types
+
+import jax
+import pytest
+
+from bigmodels import energy, hardware, sharding
+
+
+def mesh_of(count=2):
+    return sharding.make_mesh(sharding.MeshShape(), jax.devices()[:count])
+
+
+def counter(root, name, joules, wraps=100.0):
+    domain = root / name
+    domain.mkdir(parents=True, exist_ok=True)
+    (domain / 'energy_uj').write_text(f'{round(joules * 1e6)}\n')
+    (domain / 'max_energy_range_uj').write_text(f'{round(wraps * 1e6)}\n')
+
+
+def test_processors_are_read_at_the_beginning_and_at_the_end(tmp_path):
+    for name, joules in (('intel-rapl:0', 10), ('intel-rapl:1', 99), ('intel-rapl:0:0', 5)):
+        counter(tmp_path, name, joules)
+    meter = energy.Meter(mesh_of(), tmp_path)
+    for name, joules in (('intel-rapl:0', 46), ('intel-rapl:1', 35), ('intel-rapl:0:0', 20)):
+        counter(tmp_path, name, joules)  # the second began again at 100
+    cost = meter.cost(7, 3.0, print)
+    assert cost['kilowatt_hours'] == pytest.approx((36 + 36) / 3.6e6)
+    assert cost['energy_source'] == 'measured by RAPL'
+    assert (cost['flops'], cost['flops_source']) == (21.0, "the task's formula")
+    assert cost['device_seconds'] == pytest.approx(2 * cost['seconds'], abs=0.11)
+
+
+def test_what_is_not_known_is_not_made_up(tmp_path, monkeypatch):
+    step = jax.jit(lambda x: x @ x).lower(jax.numpy.ones((8, 8))).compile()
+    cost = energy.Meter(mesh_of(), tmp_path).cost(5, None, step)
+    assert cost['kilowatt_hours'] is None
+    assert "no counter can be read, and 'cpu' is not" in cost['energy_source']
+    assert cost['flops'] == pytest.approx(2 * 5 * 2 * 8**3, rel=0.2)
+    assert cost['flops_source'] == "XLA's count"
+    assert energy.Meter(mesh_of(), tmp_path).cost(5, None, print)['flops'] is None
+
+    h100 = types.SimpleNamespace(platform='tpu', device_kind='NVIDIA H100 80GB HBM3')
+    meter = energy.Meter(mesh_of(), tmp_path)
+    monkeypatch.setattr(meter, '_device', h100)
+    kwh, source = meter._energy(3600.0)
+    assert kwh == 2 * hardware.CHIPS['h100'].watts / 1000
+    assert source == 'estimated by the 700 W of a h100'
