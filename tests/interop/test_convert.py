@@ -252,12 +252,12 @@ def test_an_encoder_decoder_becomes_a_run_that_answers_and_comes_back(tmp_path):
     example = run.task.preprocess({'source': 'w0 w1'})
     np.testing.assert_array_equal(example['inputs'][:3], [3, 4, 2])
     batch = {'inputs': known.inputs[0], 'input_segment_ids': np.ones((1, 12), np.int32)}
-    [answer] = np.asarray(run.task.predict(run.params, run.model_state, batch))
+    [answer] = np.asarray(jax.jit(run.task.predict)(run.params, run.model_state, batch))
     [expected] = known.targets
     length = [*expected, 2].index(2)  # the end of this tokenizer
     np.testing.assert_array_equal(answer[:length], expected[:length])
     beams = dataclasses.replace(run.task, beam_size=2)
-    assert beams.predict(run.params, run.model_state, batch).shape == (1, 12)
+    assert jax.jit(beams.predict)(run.params, run.model_state, batch).shape == (1, 12)
     assert convert.to_directory(tmp_path / 'run', tmp_path / 'back', dtype='bfloat16') == 't5'
     assert trees.first_difference(directories.tensors(tmp_path / 'back'), known.tensors) is None
     with pytest.raises(errors.UserError, match='start_id = 61 must be a token'):

@@ -103,13 +103,13 @@ def test_forward_is_the_published_one():
 
 
 def test_the_size_of_t5_small():
-    """60,506,624 (Raffel et al. 2020), 512 of them its relative positions, which are not here."""
+    """60,506,624 (Raffel et al. 2020), 512 of them its relative positions."""
     model = EncoderDecoder(
-        vocab_size=32128, num_layers=6, embed_dim=512, num_heads=8, mlp_dim=2048, positions='none',
-        norm='rms_norm', activation='relu', use_bias=False, scan_layers=True,
+        vocab_size=32128, num_layers=6, embed_dim=512, num_heads=8, mlp_dim=2048, norm='rms_norm',
+        positions='relative', activation='relu', use_bias=False, scan_layers=True,
     )  # fmt: skip
     shapes = jax.eval_shape(model.init, jax.random.key(0), SOURCES, TARGETS)
-    assert trees.count(shapes) == 60_506_624 - 512
+    assert trees.count(shapes) == 60_506_624
 
 
 @pytest.mark.parametrize('positions', ['rotary', 'learned'])
@@ -144,7 +144,10 @@ def test_packed_pairs_are_those_apart():
     np.testing.assert_allclose(logits.reshape(B, L, V), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('settings', [{}, dict(num_kv_heads=2, qk_norm=True)])
+RELATIVE = dict(positions='relative', relative_buckets=4, relative_distance=4)
+
+
+@pytest.mark.parametrize('settings', [{}, dict(num_kv_heads=2, qk_norm=True, **RELATIVE)])
 def test_cached_is_uncached(settings):
     """Two hypotheses of each source, which share its keys and values, token by token."""
     model = make(**settings)

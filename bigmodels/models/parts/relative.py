@@ -34,7 +34,7 @@ class RelativeBias(nn.Module):
             c.relative_distance,
             both_ways=not c.causal,
         )
-        return jnp.moveaxis(table[buckets], -1, 1)
+        return jnp.moveaxis(jnp.take(table, buckets, axis=0), -1, 1)
 
 
 def buckets_of(steps: Array, count: int, farthest: int, both_ways: bool) -> Array:

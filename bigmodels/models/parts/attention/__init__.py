@@ -139,12 +139,7 @@ def choose_implementation(
       UserError: if an explicit request cannot run here, or the length does not divide.
     """
     if biased:
-        if requested not in ('auto', 'xla'):
-            raise errors.UserError(
-                f'attention = "{requested}" adds nothing to scores, as relative positions do: use '
-                f'"auto".'
-            )
-        return 'xla', 'what is added to scores needs a full matrix of them'
+        return _choose_biased(requested)
     num_parts = 1 if cached else sharding.axis_size('sequence')
     if num_parts > 1:
         return _choose_ring(requested, length, num_parts)
@@ -215,6 +210,16 @@ def _choose_ring(requested: Implementation, length: int, num_parts: int) -> tupl
     balanced.check_length(length, num_parts)
     asked = 'asked for' if requested == 'ring' else 'auto'
     return 'ring', f'{asked}: the sequence is split over {num_parts} devices'
+
+
+def _choose_biased(requested: Implementation) -> tuple[str, str]:
+    """Where numbers are added to the scores; raises as above."""
+    if requested not in ('auto', 'xla'):
+        raise errors.UserError(
+            f'attention = "{requested}" adds nothing to scores, as relative positions do: use '
+            f'"auto".'
+        )
+    return 'xla', 'what is added to scores needs a full matrix of them'
 
 
 def _cudnn(
