@@ -23,7 +23,7 @@ from bigmodels.compress import quantize
 from bigmodels.models.parts.kernels import Kernel, Rounded, straight_through, widened
 
 # What may be kept in few bits: kernels of any model, and tables of embeddings that are read by
-# `layers.look_up`. Experts are read in groups, by products of their own.
+# `layers.Embed`. Experts are read in groups, by products of their own.
 KERNELS = r'(^|/)(kernel|unembed)$'
 KEPT = rf'{KERNELS}|(^|/)embed/embedding$'
 EXPERTS = {'experts', 'shared', 'router'}

@@ -49,8 +49,8 @@ class TableModel(nn.Module):
         if inputs.shape[1]:
             embedded.append(self._embed_numbers(inputs))
         if categories.shape[1]:
-            table = nn.Embed(self.num_categories, self.embed_dim, name='embed')
-            embedded.append(layers.look_up(table, categories, None))
+            table = layers.Embed(self.num_categories, self.embed_dim, name='embed')
+            embedded.append(table(categories))
         return jnp.concatenate(embedded, axis=1).astype(self.dtype)
 
     def _embed_numbers(self, x: Array) -> Array:

@@ -238,7 +238,9 @@ def test_activations():
         'relu_squared': np.maximum(x, 0) ** 2,
         'gelu': 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
         'gelu_exact': 0.5 * x * (1 + erf(x / math.sqrt(2))),
+        'quick_gelu': x / (1 + np.exp(-1.702 * x)),
         'silu': x / (1 + np.exp(-x)),
+        'tanh': np.tanh(x),
     }
     assert expected.keys() == layers.ACTIVATIONS.keys()
     for name, values in expected.items():
@@ -263,7 +265,9 @@ def test_gradients_of_activations(name, dtype):
         'relu_squared': lambda x: np.maximum(x, 0) ** 2,
         'gelu': lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
         'gelu_exact': lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+        'quick_gelu': lambda x: x / (1 + np.exp(-1.702 * x)),
         'silu': lambda x: x / (1 + np.exp(-x)),
+        'tanh': np.tanh,
     }
     expected = (shapes[name](wide + 1e-5) - shapes[name](wide - 1e-5)) / 2e-5
     tolerance = 1e-5 if dtype == jnp.float32 else 1e-2
