@@ -319,21 +319,22 @@ def _write_golden(name, config, files, given: Trial, logits, gradients) -> None:
 
 
 def main() -> None:
-    """Runs the cases and writes the table."""
+    """Runs the cases and writes the table, in which others stay as they were."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--only', default='', help='of cases whose names begin so')
-    only = parser.parse_args().only
+    parser.add_argument('--only', default='', help='cases whose names begin so, with commas')
+    only = tuple(parser.parse_args().only.split(','))
     jax.config.update('jax_default_matmul_precision', 'highest')
-    results = {}
+    kept = json.loads((measure.RESULTS / 'interop.json').read_text())['cases']
+    results = {name: kept[name] for name in CASES if name in kept}
     for name in CASES:
         if name.startswith(only):
             with tempfile.TemporaryDirectory() as scratch:
                 results[name] = compare(name, pathlib.Path(scratch))
             print(name, results[name], flush=True)
-    if not only:
-        versions = {'transformers': transformers.__version__, 'torch': torch.__version__}
-        measure.write('interop', {**versions, 'jax': jax.__version__, 'cases': results})
-        _write_table(results)
+    results = {name: results[name] for name in CASES if name in results}
+    versions = {'transformers': transformers.__version__, 'torch': torch.__version__}
+    measure.write('interop', {**versions, 'jax': jax.__version__, 'cases': results})
+    _write_table(results)
 
 
 def _write_table(results: dict) -> None:
