@@ -1,0 +1,125 @@
+"""How small finished runs get, and what it costs them, by `python -m bigmodels.compress`.
+
+    python experiments/compress_study.py --runs=FOLDER [--names=transformer,speech_digits]
+
+Each run of the folder is compressed by every recipe of RECIPES, opened again and evaluated on its
+own held-out sets; nothing is trained. Written: experiments/results/compress.json and .md, in the
+place of the last results of the same run, and compress.png, the figure over the share of weights
+that is 0. Seconds are those of one batch of the evaluation, the least of five.
+"""
+
+import argparse
+import json
+import pathlib
+import tempfile
+import time
+
+import jax
+import measure
+
+from bigmodels import experiment, program, runs
+from bigmodels.compress import __main__ as command
+
+SPARSITIES = (20, 40, 50, 60, 70, 80, 90)
+RECIPES = (
+    *('int8', 'fp8', 'int4', 'int4:32', 'int8,a8', 'int8,a8_static', '2:4', 'prune50,int8'),
+    *(f'prune{share}' for share in SPARSITIES),
+)
+# Run -> the figure that counts.
+FIGURES = {
+    'transformer': 'valid/loss',
+    'mnist_lenet': 'test/accuracy',
+    'speech_digits': 'test/accuracy',
+}
+
+
+def seconds(run: runs.Run) -> float:
+    """Of one evaluated batch, compiled, the least of five."""
+    sets = experiment.evaluation_sets(run.experiment, run.task)
+    batch = next(iter(sets.values()))[0]
+    step = jax.jit(program.evaluation_step(run.task))
+    times = []
+    for _ in range(6):
+        began = time.perf_counter()
+        jax.block_until_ready(step(run.params, run.model_state, batch))
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
+
+
+def described(run: runs.Run, figure: str) -> dict:
+    """Size, quality and speed."""
+    values = command.figures(run)
+    return {**command.sizes(run), 'figure': values[figure], 'seconds': round(seconds(run), 5)}
+
+
+def study(folder: pathlib.Path, name: str) -> dict:
+    """All recipes of one run; those that its kernels do not allow are left out by name."""
+    run = runs.open_run(folder / name)
+    rows = {'': described(run, FIGURES[name])}
+    for recipe in RECIPES:
+        try:
+            command.check(folder / name, recipe)
+        except command.errors.UserError as error:
+            rows[recipe] = {'not possible': str(error)}
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            out = pathlib.Path(scratch, 'run')
+            command.compressed(run, recipe, out)
+            rows[recipe] = described(runs.open_run(out), FIGURES[name])
+        print(name, recipe, rows[recipe], flush=True)
+    return {'run': name, 'step': run.step, 'key': FIGURES[name], 'rows': rows}
+
+
+def table(results) -> str:
+    """Sizes as shares of the run as it was."""
+    rows = [('run', 'recipe', 'bytes of params', 'on disk', 'zeros', 'figure', 'ms a batch')]
+    for result in results:
+        whole = result['rows']['']
+        for recipe, row in result['rows'].items():
+            if 'not possible' in row:
+                continue
+            shares = [
+                f'{row[key] / whole[key]:.3f}' for key in ('bytes of params', 'bytes on disk')
+            ]
+            zeros = f'{row["zeros"] / row["parameters"]:.0%}'
+            figure = f'{result["key"]} {row["figure"]:.4f}'
+            cells = (result['run'], recipe or 'as trained', *shares, zeros, figure)
+            rows.append((*cells, f'{1000 * row["seconds"]:.1f}'))
+    return measure.markdown(rows)
+
+
+def draw(path: pathlib.Path) -> None:
+    """The change of each run's figure over the share of weights that is 0."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    results = json.loads(path.with_suffix('.json').read_text())['results']
+    figure, panels = pyplot.subplots(
+        1, len(results), figsize=(4 * len(results), 3.2), layout='constrained', squeeze=False
+    )
+    for axes, result in zip(panels[0], results, strict=True):
+        points = [(0, result['rows']['']['figure'])]
+        points += [(share, result['rows'][f'prune{share}']['figure']) for share in SPARSITIES]
+        axes.plot(*zip(*points, strict=True), marker='o')
+        axes.set(title=result['run'], xlabel='weights pruned, %', ylabel=result['key'])
+        axes.grid(alpha=0.3)
+    figure.savefig(path.with_suffix('.png'), dpi=120)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--runs', type=pathlib.Path, required=True, help='a folder of runs')
+    parser.add_argument('--names', default=','.join(FIGURES), help='of FIGURES, with commas')
+    options = parser.parse_args()
+    runs.configure_process()
+    for name in options.names.split(','):
+        result = study(options.runs, name)
+        measure.keep('compress', result, lambda result: result['run'], table)
+    draw(measure.RESULTS / 'compress')
+
+
+if __name__ == '__main__':
+    main()
