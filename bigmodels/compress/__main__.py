@@ -43,7 +43,7 @@ def compressed(
     model = recipes.Model(run.config, jax.jit(compress.plain)(run.params), run.model_state)
     smaller = recipes.applied(recipes.parse(recipe, targets), model)
     params = smaller.params
-    if smaller.config['compress']['activations'] == 'int8_static':
+    if compress.Settings(**smaller.config['compress']).activations == 'int8_static':
         task = experiment.make_task(experiment.from_config(smaller.config))
         task = task.restored(run.workdir / rundir.PREPROCESSING)
         seen = [run.batches[t] for t in range(batches)]

@@ -44,7 +44,7 @@ class Model:
 
     def settings(self, section: str, **fields) -> 'Model':
         """With fields of a section of the config set."""
-        changed = {**self.config[section], **fields}
+        changed = {**self.config.get(section, {}), **fields}
         return dataclasses.replace(self, config={**self.config, section: changed})
 
 
@@ -87,14 +87,14 @@ def tried(steps: Sequence[Step], model: Model) -> Model:
 
 
 def _run(steps: Sequence[Step], model: Model, way: Callable[[Callable], Callable]) -> Model:
-    config = {}
+    config = {'compress': {}}  # which runs of before there was compression lack
 
     def arrays(params: Mapping, model_state: Mapping) -> tuple[Mapping, Mapping]:
         smaller = dataclasses.replace(model, params=params, model_state=model_state)
         for step in steps:
             smaller = step(smaller)
         config.update(smaller.config)
-        settings = compress.Settings(**smaller.config['compress'])
+        settings = compress.Settings(**config['compress'])
         return compress.kept(settings, smaller.params), smaller.model_state
 
     params, model_state = way(arrays)(model.params, model.model_state)
