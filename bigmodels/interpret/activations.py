@@ -145,12 +145,13 @@ def attention_weights(
     positions: Array,
     segment_ids: Array | None = None,
     slots: Array | None = None,
+    bias: Array | None = None,
 ) -> Array:
-    """softmax(query key^T / sqrt(K) + mask), as `blocks.Attention` has it: float32 [B, H, L, S].
+    """softmax(query key^T / sqrt(K) + bias + mask), as `blocks.Attention` has it: float32 [B, H, L, S].
 
     Args:
       query, key: [B, L, H * K] and [B, S, N * K], or with heads as an axis: of the projections.
-      positions, segment_ids, slots: those of `blocks.Attention`.
+      positions, segment_ids, slots, bias: those of `blocks.Attention`.
     """
     c = settings
     query = query.reshape(*query.shape[:2], c.num_heads, c.dim_per_head).astype(jnp.float32)
@@ -171,6 +172,8 @@ def attention_weights(
     raw = scores.products(
         scores.scaled(scores.fold(query, c.kv_heads)), scores.heads_first(key)
     )  # [B, N, G, L, S]
+    if bias is not None:
+        raw += bias.reshape(len(bias), *raw.shape[1:])
     weights = jax.nn.softmax(scores.bounded(raw, mask, c.attention_softcap))
     return weights.reshape(len(query), c.num_heads, *raw.shape[3:])
 
@@ -359,8 +362,8 @@ class _Watched:
             output = call(*args, **kwargs)
             made = open_.pop()
             query, key = (made.get(f'{name}_norm', made[name]) for name in ('query', 'key'))
-            _, positions, segment_ids, _, *slots = args
-            weights = attention_weights(module.settings, query, key, positions, segment_ids, *slots)
+            _, positions, segment_ids, _, *rest = args
+            weights = attention_weights(module.settings, query, key, positions, segment_ids, *rest)
             _sow(module, _WEIGHTS, weights)
             return output
 
