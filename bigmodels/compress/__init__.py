@@ -1,8 +1,7 @@
-"""Smaller models: weights and inputs in few bits, pruning, distillation.
+"""Smaller models: weights and inputs in few bits, and pruning.
 
 Each is a transformation of a part of the fold, none has a loop: rounding wraps the params here,
-`prune` the optimiser's update, `distill` the loss. A finished run is made smaller by `python -m
-bigmodels.compress`.
+`prune` the optimiser's update. A finished run is made smaller by `python -m bigmodels.compress`.
 
 Rounding has two sides, which compute the same. In training, `joined` rounds the params that a step
 takes (Jacob et al. 2018, section 3). In a run that the command made they are kept as `kept` makes
