@@ -147,7 +147,7 @@ def attention_weights(
     slots: Array | None = None,
     bias: Array | None = None,
 ) -> Array:
-    """softmax(query key^T / sqrt(K) + bias + mask), as `blocks.Attention` has it: float32 [B, H, L, S].
+    """softmax(query key^T / sqrt(K) + bias + mask) of `blocks.Attention`: float32 [B, H, L, S].
 
     Args:
       query, key: [B, L, H * K] and [B, S, N * K], or with heads as an axis: of the projections.
