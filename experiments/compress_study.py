@@ -5,19 +5,17 @@
 Each run of the folder is compressed by every recipe of RECIPES, opened again and evaluated on its
 own held-out sets; nothing is trained. Written: experiments/results/compress.json and .md, in the
 place of the last results of the same run, and compress.png, the figure over the share of weights
-that is 0. Seconds are those of one batch of the evaluation, the least of five.
+that is 0.
 """
 
 import argparse
 import json
 import pathlib
 import tempfile
-import time
 
-import jax
 import measure
 
-from bigmodels import experiment, program, runs
+from bigmodels import errors, runs
 from bigmodels.compress import __main__ as command
 
 SPARSITIES = (20, 40, 50, 60, 70, 80, 90)
@@ -33,23 +31,9 @@ FIGURES = {
 }
 
 
-def seconds(run: runs.Run) -> float:
-    """Of one evaluated batch, compiled, the least of five."""
-    sets = experiment.evaluation_sets(run.experiment, run.task)
-    batch = next(iter(sets.values()))[0]
-    step = jax.jit(program.evaluation_step(run.task))
-    times = []
-    for _ in range(6):
-        began = time.perf_counter()
-        jax.block_until_ready(step(run.params, run.model_state, batch))
-        times.append(time.perf_counter() - began)
-    return min(times[1:])
-
-
 def described(run: runs.Run, figure: str) -> dict:
-    """Size, quality and speed."""
-    values = command.figures(run)
-    return {**command.sizes(run), 'figure': values[figure], 'seconds': round(seconds(run), 5)}
+    """Size and quality."""
+    return {**command.sizes(run), 'figure': command.figures(run)[figure]}
 
 
 def study(folder: pathlib.Path, name: str) -> dict:
@@ -59,7 +43,7 @@ def study(folder: pathlib.Path, name: str) -> dict:
     for recipe in RECIPES:
         try:
             command.check(folder / name, recipe)
-        except command.errors.UserError as error:
+        except errors.UserError as error:
             rows[recipe] = {'not possible': str(error)}
             continue
         with tempfile.TemporaryDirectory() as scratch:
@@ -72,7 +56,7 @@ def study(folder: pathlib.Path, name: str) -> dict:
 
 def table(results) -> str:
     """Sizes as shares of the run as it was."""
-    rows = [('run', 'recipe', 'bytes of params', 'on disk', 'zeros', 'figure', 'ms a batch')]
+    rows = [('run', 'recipe', 'bytes of params', 'on disk', 'zeros', 'figure')]
     for result in results:
         whole = result['rows']['']
         for recipe, row in result['rows'].items():
@@ -83,8 +67,7 @@ def table(results) -> str:
             ]
             zeros = f'{row["zeros"] / row["parameters"]:.0%}'
             figure = f'{result["key"]} {row["figure"]:.4f}'
-            cells = (result['run'], recipe or 'as trained', *shares, zeros, figure)
-            rows.append((*cells, f'{1000 * row["seconds"]:.1f}'))
+            rows.append((result['run'], recipe or 'as trained', *shares, zeros, figure))
     return measure.markdown(rows)
 
 
