@@ -148,10 +148,7 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
 
 def plot_curves(workdir: pathlib.Path) -> None:
     """Draws the losses of `metrics.jsonl` over steps as `curves.png`."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # not pyplot, whose backend is a notebook's own
 
     rows = read_metrics(workdir / 'metrics.jsonl')
     names = sorted(
@@ -162,7 +159,8 @@ def plot_curves(workdir: pathlib.Path) -> None:
             if name == 'train/loss' or (name.startswith('eval/') and 'loss' in name)
         }
     )
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout='constrained')
+    figure = Figure(figsize=(7, 4), layout='constrained')
+    axes = figure.subplots()
     for name in names:
         points = [(row['step'], row[name]) for row in rows if name in row]
         few = len(points) < 30
@@ -176,7 +174,6 @@ def plot_curves(workdir: pathlib.Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(workdir / 'curves.png', dpi=120)
-    pyplot.close(figure)
 
 
 @dataclasses.dataclass(frozen=True)
