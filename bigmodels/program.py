@@ -147,40 +147,17 @@ def make_program(
     key = jax.random.key(0)
     variables = jax.eval_shape(init_variables, key)
     gradient = privacy.transformation(settings, task, variables)
-    trained = jax.eval_shape(split, variables['params'], key)[0]
-    tx, schedule = config_lib.build(
-        optimizers.make_optimizer,
-        settings.optimizer,
-        'optimizer',
-        params=trained,
-        total_steps=settings.total_steps,
-    )
-    if settings.prune.sparsity:
-        tx = optax.chain(tx, prune.gradually(settings.prune, trained))
+    tx, schedule = _make_optimizer(settings, jax.eval_shape(split, variables['params'], key)[0])
     shapes = jax.eval_shape(begin, variables, key)
     rules = sharding_rules(task)
     own_rules = adapters.sharding_rules(settings.adapter, rules, variables['params'])
-    placed, notes = sharding.state_shardings(shapes, own_rules, mesh)
+    placed, unplaced = sharding.state_shardings(shapes, own_rules, mesh)
 
     def join(params, frozen):
         return compress.joined(settings.compress, adapters.joined(settings.adapter, params, frozen))
 
-    if shapes.frozen is not None:
-        whole = trees.count(variables['params'])
-        notes.append(
-            f'the parameters are adapters of a model of {whole:,}, of which '
-            f'{trees.size_bytes(shapes.frozen) / 1e6:.1f} MB are kept frozen, see config.adapter'
-        )
-    if settings.compress.rounds:
-        notes.append(
-            f'every step rounds weights to {settings.compress.weights} and their inputs to '
-            f'{settings.compress.activations}, see config.compress'
-        )
     options, told = xla_options.for_mesh(mesh, settings.xla)
     by_rows = sharding.batch_sharding(mesh)
-    other = settings.init_from.workdir
-    if other:
-        notes.append(f'the parameters began as those of {other}, see config.init_from')
     return Program(
         init_variables=init_variables,
         begin=begin,
@@ -210,8 +187,45 @@ def make_program(
         batch_shapes=sharding.with_shardings(batch_shapes, dict.fromkeys(example, by_rows)),
         compiler_options=options,
         init_from=settings.init_from,
-        notes=[*notes, *gradient.notes, *told],
+        notes=[*unplaced, *_notes(settings, variables, shapes), *gradient.notes, *told],
     )
+
+
+def _make_optimizer(
+    settings: Experiment, params: Any
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The chain, which ends with pruning where there is some, and the learning rate by step."""
+    tx, schedule = config_lib.build(
+        optimizers.make_optimizer,
+        settings.optimizer,
+        'optimizer',
+        params=params,
+        total_steps=settings.total_steps,
+    )
+    if settings.prune.sparsity:
+        tx = optax.chain(tx, prune.gradually(settings.prune, params))
+    return tx, schedule
+
+
+def _notes(
+    settings: Experiment, variables: Mapping[str, Any], shapes: state_lib.TrainState
+) -> list[str]:
+    """What the start screen says of the parameters: what they are beside those of the model."""
+    notes = []
+    if shapes.frozen is not None:
+        whole = trees.count(variables['params'])
+        notes.append(
+            f'the parameters are adapters of a model of {whole:,}, of which '
+            f'{trees.size_bytes(shapes.frozen) / 1e6:.1f} MB are kept frozen, see config.adapter'
+        )
+    if settings.compress.rounds:
+        notes.append(
+            f'every step rounds weights to {settings.compress.weights} and their inputs to '
+            f'{settings.compress.activations}, see config.compress'
+        )
+    if other := settings.init_from.workdir:
+        notes.append(f'the parameters began as those of {other}, see config.init_from')
+    return notes
 
 
 def _placed_variables(variables: Mapping, rules: Sequence, mesh: jax.sharding.Mesh) -> dict:

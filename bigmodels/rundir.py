@@ -157,7 +157,9 @@ def _prepare(workdir: pathlib.Path, config: Mapping, resume: Resume) -> int | No
     if checkpoint.steps(checkpoints) and resume == 'changed':
         _check_not_private(workdir, config)
     if checkpoint.steps(checkpoints) and resume == 'same':
-        changes = experiment.blocking_differences(config_lib.read(workdir / CONFIG), config)
+        # What an earlier version did not know of, its runs have as this one has it by default.
+        kept = experiment.resolved(config_lib.read(workdir / CONFIG))
+        changes = experiment.blocking_differences(kept, config)
         if changes:
             listed = [f'  {key}: {old!r} -> {new!r}' for key, (old, new) in changes.items()]
             raise errors.UserError(

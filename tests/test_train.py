@@ -120,6 +120,16 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, 
     assert checkpoint.damage(directory, 20) is None
 
 
+def test_a_run_of_before_there_was_a_setting_goes_on(tmp_path):
+    train_lib.train(digits_config(), tmp_path)
+    shutil.rmtree(tmp_path / rundir.CHECKPOINTS / '20')
+    kept = json.loads((tmp_path / rundir.CONFIG).read_text())
+    del kept['compress'], kept['privacy'], kept['adapter']['alpha']
+    (tmp_path / rundir.CONFIG).write_text(json.dumps(kept))
+    train_lib.train(digits_config(), tmp_path)
+    assert checkpoint.steps(tmp_path / rundir.CHECKPOINTS)[-1] == 20
+
+
 def test_another_config_is_refused_unless_asked_for(tmp_path):
     train_lib.train(digits_config(), tmp_path)
     longer = digits_config(total_steps=24)

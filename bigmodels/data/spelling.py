@@ -13,18 +13,21 @@ DESCRIPTION = 'tokenizer_kind.json'
 
 
 def write_description(directory, description: dict) -> None:
+    """Writes which tokenizer a directory holds, as JSON; makes the directory."""
     path = pathlib.Path(directory, DESCRIPTION)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(description), encoding='utf-8')
 
 
 def read(path: pathlib.Path) -> bytes:
+    """The bytes of a tokenizer's file; raises UserError if there is none."""
     if not path.is_file():
         raise errors.UserError(f'There is no tokenizer file {str(path)!r}.')
     return path.read_bytes()
 
 
 def as_utf8(text: str) -> bytes:
+    """Text as UTF-8; raises UserError for half of a surrogate pair."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:
@@ -35,8 +38,10 @@ def as_utf8(text: str) -> bytes:
 
 
 def int_list(ids: Iterable[int]) -> list[int]:
+    """Ids of any integer type, as libraries want them."""
     return np.asarray(ids, np.int64).tolist()
 
 
 def lengths_of(texts: Iterable[bytes]) -> np.ndarray:
+    """The bytes of each text, int32 [n]."""
     return np.array([len(text) for text in texts], np.int32)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from bigmodels import errors, sharding
-from bigmodels.models.parts import blocks, layers, pooling
+from bigmodels.models.parts import activations, blocks, layers, pooling
 from bigmodels.models.parts.attention import Implementation
 from bigmodels.models.parts.convolution import Conv, depthwise
 from bigmodels.models.parts.settings import Remat, Settings, scaled_normal, settings_of
@@ -106,7 +106,7 @@ class Conformer(nn.Module):
             # What a convolution sees behind the end is as the zeros that surround all.
             x = jnp.where(pooling.within(lengths, x.shape[1])[..., None, None], x, 0)
             x = Conv(self.subsampling_channels, 3, 2, use_bias=True, name=f'subsample_{i}')(x)
-            x = layers.ACTIVATIONS['silu'](x)
+            x = activations.ACTIVATIONS['silu'](x)
             lengths = -(-lengths // 2)
         x = x.reshape(*x.shape[:2], -1)
         return layers.Linear(self.embed_dim, name='frame_embed')(x)
@@ -157,5 +157,5 @@ class Convolution(nn.Module):
         x = jnp.where(real[..., None], x, 0)
         kernel = self.param('depthwise', scaled_normal(1 / self.taps), (self.taps, d))
         x = layers.Norm(c.norm, c.norm_epsilon, name='norm')(depthwise.convolve(x, kernel))
-        x = layers.ACTIVATIONS['silu'](x)
+        x = activations.ACTIVATIONS['silu'](x)
         return layers.Linear(d, kernel_init=c.residual_init(d), name='out_pointwise')(x)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from bigmodels import errors
-from bigmodels.models.parts import layers
+from bigmodels.models.parts import activations, layers
 from bigmodels.models.parts.batch_norm import BatchNorm
 from bigmodels.models.parts.convolution import Conv, max_pool
 
@@ -74,7 +74,7 @@ class ConvNet(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool = False) -> Array:
         x = (inputs if inputs.ndim == 4 else inputs[..., None]).astype(self.dtype)
-        activation = layers.ACTIVATIONS[self.activation]
+        activation = activations.ACTIVATIONS[self.activation]
         sizes = self.kernel_sizes or [3] * sum(map(len, self.stages))
         strides = self.strides or [1] * len(sizes)
         paddings = self.paddings or [size // 2 for size in sizes]

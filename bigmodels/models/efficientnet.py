@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from bigmodels import errors
-from bigmodels.models.parts import layers
+from bigmodels.models.parts import activations, layers
 from bigmodels.models.parts.batch_norm import BatchNorm
 from bigmodels.models.parts.convolution import Conv, DepthwiseConv
 
@@ -120,7 +120,7 @@ class MBConv(nn.Module):
         # Each channel is weighed by what all are on average (Hu et al. 2018).
         mean = y.astype(jnp.float32).mean((1, 2)).astype(y.dtype)
         gate = layers.Linear(max(1, channels // 4), name='squeeze')(mean)
-        gate = layers.Linear(y.shape[-1], name='excite')(layers.ACTIVATIONS['silu'](gate))
+        gate = layers.Linear(y.shape[-1], name='excite')(activations.ACTIVATIONS['silu'](gate))
         y *= jax.nn.sigmoid(gate)[:, None, None]
         y = BatchNorm(MOMENTUM, EPSILON, name='project_norm')(
             Conv(self.width, 1, name='project')(y), train
@@ -132,7 +132,7 @@ class MBConv(nn.Module):
 
 
 def _normalised(x: Array, train: bool, name: str) -> Array:
-    return layers.ACTIVATIONS['silu'](BatchNorm(MOMENTUM, EPSILON, name=name)(x, train))
+    return activations.ACTIVATIONS['silu'](BatchNorm(MOMENTUM, EPSILON, name=name)(x, train))
 
 
 def scaled(channels: int, factor: float) -> int:

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigmodels.models.parts import layers
+from bigmodels.models.parts import activations, layers
 
 
 class MLP(nn.Module):
@@ -15,7 +15,7 @@ class MLP(nn.Module):
 
     Fields:
       hidden_dims: the width of each hidden layer.
-      activation: a key of `layers.ACTIVATIONS`.
+      activation: a key of `activations.ACTIVATIONS`.
       dropout_rate: applied after each hidden layer when training.
       dtype: of the computation; parameters are float32.
     """
@@ -30,6 +30,6 @@ class MLP(nn.Module):
     def __call__(self, inputs: jax.Array, *, train: bool = False) -> jax.Array:
         x = inputs.reshape(inputs.shape[0], -1).astype(self.dtype)
         for width in self.hidden_dims:
-            x = layers.ACTIVATIONS[self.activation](layers.Linear(width)(x))
+            x = activations.ACTIVATIONS[self.activation](layers.Linear(width)(x))
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         return layers.Linear(self.num_classes, name='head')(x).astype(jnp.float32)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from bigmodels import errors, sharding, trees
-from bigmodels.models.parts import blocks, kernels, layers, pipeline
+from bigmodels.models.parts import activations, blocks, kernels, layers, pipeline
 from bigmodels.models.parts import moe as moe_lib
 from bigmodels.models.parts.attention import balanced
 from bigmodels.models.parts.blocks import Block, Cache
@@ -262,7 +262,7 @@ class LogitsTransform(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c = self.settings
-        x = layers.ACTIVATIONS[c.activation](layers.Linear(c.embed_dim, name='dense')(x))
+        x = activations.ACTIVATIONS[c.activation](layers.Linear(c.embed_dim, name='dense')(x))
         return layers.Norm(c.norm, c.norm_epsilon, c.use_bias, c.norm_offset, name='norm')(x)
 
 

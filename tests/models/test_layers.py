@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bigmodels import sharding
-from bigmodels.models.parts import layers
+from bigmodels.models.parts import activations, layers
 
 rng = np.random.default_rng(0)
 
@@ -65,7 +65,9 @@ def test_gradients_of_norms(dtype, centred):
 def test_gradients_of_gated_activations():
     gate, up = jnp.float32(normal(2, 40))
     for name, inner in {'swiglu': jax.nn.silu, 'geglu': jax.nn.gelu}.items():
-        given = jax.grad(lambda *x, n=name: layers.GATED_ACTIVATIONS[n](*x).sum(), (0, 1))(gate, up)
+        given = jax.grad(lambda *x, n=name: activations.GATED_ACTIVATIONS[n](*x).sum(), (0, 1))(
+            gate, up
+        )
         expected = jax.grad(lambda a, b, f=inner: (f(a) * b).sum(), (0, 1))(gate, up)
         np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-6)
 
@@ -242,22 +244,22 @@ def test_activations():
         'silu': x / (1 + np.exp(-x)),
         'tanh': np.tanh(x),
     }
-    assert expected.keys() == layers.ACTIVATIONS.keys()
+    assert expected.keys() == activations.ACTIVATIONS.keys()
     for name, values in expected.items():
-        np.testing.assert_allclose(layers.ACTIVATIONS[name](jnp.float32(x)), values, atol=2e-6)
+        np.testing.assert_allclose(activations.ACTIVATIONS[name](jnp.float32(x)), values, atol=2e-6)
     gated = {'swiglu': 'silu', 'geglu': 'gelu'}
-    assert gated.keys() == layers.GATED_ACTIVATIONS.keys()
+    assert gated.keys() == activations.GATED_ACTIVATIONS.keys()
     for name, inner in gated.items():
-        given = layers.GATED_ACTIVATIONS[name](jnp.float32(x), jnp.float32(x + 1))
+        given = activations.GATED_ACTIVATIONS[name](jnp.float32(x), jnp.float32(x + 1))
         np.testing.assert_allclose(given, expected[inner] * (x + 1), rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize('name', layers.ACTIVATIONS)
+@pytest.mark.parametrize('name', activations.ACTIVATIONS)
 def test_gradients_of_activations(name, dtype):
     """Against central differences in float64, of the function at what x is in its dtype."""
     x = jnp.asarray(np.linspace(-4, 4, 40), dtype)
-    given = jax.grad(lambda x: layers.ACTIVATIONS[name](x).astype(jnp.float32).sum())(x)
+    given = jax.grad(lambda x: activations.ACTIVATIONS[name](x).astype(jnp.float32).sum())(x)
     assert given.dtype == dtype
     wide = np.float64(x)
     shapes = {

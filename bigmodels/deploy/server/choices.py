@@ -1,5 +1,6 @@
 """The choices of completions and chats, as the OpenAI API has them, of the pieces of streams."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,6 +45,7 @@ class Choices:
         }
 
     def _text_logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+        texts = [piece.text for piece in pieces]
         return {
             'tokens': [self._name(piece.token) for piece in pieces],
             'token_logprobs': [piece.log_prob for piece in pieces],
@@ -51,7 +53,7 @@ class Choices:
                 {self._name(token): log_prob for token, log_prob in piece.alternatives} or None
                 for piece in pieces
             ],
-            'text_offset': [len(_text(pieces[:i])) for i in range(len(pieces))],
+            'text_offset': list(itertools.accumulate(map(len, texts[:-1]), initial=0)),
         }
 
     def _chat_logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from bigmodels import errors, sharding
-from bigmodels.models.parts import layers, relative
+from bigmodels.models.parts import activations, layers, relative
 from bigmodels.models.parts import moe as moe_lib
 from bigmodels.models.parts.attention import ATTENDED, attend, keeps
 from bigmodels.models.parts.attention.scores import heads_first
@@ -172,10 +172,10 @@ class FeedForward(nn.Module):
             layers.Linear, f, use_bias=c.use_bias, kernel_init=scaled_normal(1 / d)
         )
         hidden = project(name='up')(x)
-        if c.activation in layers.GATED_ACTIVATIONS:
-            hidden = layers.GATED_ACTIVATIONS[c.activation](project(name='gate')(x), hidden)
+        if c.activation in activations.GATED_ACTIVATIONS:
+            hidden = activations.GATED_ACTIVATIONS[c.activation](project(name='gate')(x), hidden)
         else:
-            hidden = layers.ACTIVATIONS[c.activation](hidden)
+            hidden = activations.ACTIVATIONS[c.activation](hidden)
         hidden = sharding.constrain_activations(hidden, 'tensor')
         return sharding.constrain_activations(
             layers.Linear(d, use_bias=c.use_bias, kernel_init=c.residual_init(f), name='down')(

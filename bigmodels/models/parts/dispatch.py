@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from bigmodels import sharding
-from bigmodels.models.parts import layers
+from bigmodels.models.parts import activations, layers
 from bigmodels.models.parts.attention import balanced
 
 Array = jax.Array
@@ -198,10 +198,10 @@ def linear(part: Mapping[str, Array], x: Array) -> Array:
 def feed_forward(params: Params, x: Array, activation: str, linear: Callable = linear) -> Array:
     """down(activation(up(x))), or with a gate, where linear(params['up'], x) is up(x)."""
     hidden = linear(params['up'], x)
-    if activation in layers.GATED_ACTIVATIONS:
-        hidden = layers.GATED_ACTIVATIONS[activation](linear(params['gate'], x), hidden)
+    if activation in activations.GATED_ACTIVATIONS:
+        hidden = activations.GATED_ACTIVATIONS[activation](linear(params['gate'], x), hidden)
     else:
-        hidden = layers.ACTIVATIONS[activation](hidden)
+        hidden = activations.ACTIVATIONS[activation](hidden)
     return linear(params['down'], hidden)
 
 

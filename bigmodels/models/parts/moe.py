@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from bigmodels import errors, trees
-from bigmodels.models.parts import dispatch, layers
+from bigmodels.models.parts import activations, dispatch, layers
 
 Array = jax.Array
 
@@ -195,7 +195,7 @@ class MixtureOfExperts(nn.Module):
         """Feed-forward parameters, initialised as those of a dense layer."""
         inward, outward = (embed_dim, mlp_dim), (mlp_dim, embed_dim)
         shapes = {'up': inward, 'down': outward}
-        if self.activation in layers.GATED_ACTIVATIONS:
+        if self.activation in activations.GATED_ACTIVATIONS:
             shapes['gate'] = inward
         params = {}
         for name, key in zip(shapes, jax.random.split(rng, len(shapes)), strict=True):
