@@ -257,7 +257,9 @@ def test_a_run_ends_with_a_sample():
     ],
 )
 def test_the_command_is_for_language_models_alone(task, message, monkeypatch):
-    run = types.SimpleNamespace(task=task, model=task.model, config={'task': {'name': 'other'}})
+    run = types.SimpleNamespace(
+        workdir='runs/a', task=task, model=task.model, config={'task': {'name': 'other'}}
+    )
     monkeypatch.setattr(runs, 'open_run', lambda *_, **__: run)
     monkeypatch.setattr('sys.argv', ['generate', '--workdir=runs/a', '--prompt=a'])
     with pytest.raises(errors.UserError, match=message):
@@ -278,7 +280,9 @@ def test_the_context_may_be_filled_but_not_exceeded():
 def test_the_command_by_every_method(monkeypatch, capsys, tmp_path):
     """Greedy, a draft and an engine that may say anything are the same; a beam ends the best."""
     task, params = task_and_params(positions='learned')
-    run = types.SimpleNamespace(task=task, model=task.model, params=params, config={})
+    run = types.SimpleNamespace(
+        workdir='runs/a', task=task, model=task.model, params=params, config={}
+    )
     monkeypatch.setattr(runs, 'open_run', lambda *_, **__: run)
 
     def said(*options):
@@ -314,7 +318,7 @@ def test_a_draft_must_be_of_the_same_tokenizer_and_context(monkeypatch):
     task, params = task_and_params(positions='learned')
     other = dataclasses.replace(task, vocabulary=tokenizers.Characters('abc'))
     runs_by_name = {
-        name: types.SimpleNamespace(task=of, model=of.model, params=params, config={})
+        name: types.SimpleNamespace(workdir=name, task=of, model=of.model, params=params, config={})
         for name, of in (('a', task), ('b', other))
     }
     monkeypatch.setattr(runs, 'open_run', lambda workdir, *_, **__: runs_by_name[str(workdir)])
