@@ -131,6 +131,16 @@ def test_maxima_and_their_gradient(height, width, size, stride):
     np.testing.assert_array_equal(gradient, counted)
 
 
+def test_of_equal_values_the_first_has_the_gradient_and_nan_is_the_largest():
+    pooled = lambda x: convolution.max_pool(x, 2, 2, padding=0)
+    gradient = jax.grad(lambda x: pooled(x).sum())(np.ones((1, 4, 2, 1), np.float32))
+    np.testing.assert_array_equal(gradient[0, ..., 0], [[1, 0], [0, 0], [1, 0], [0, 0]])
+    for place in np.ndindex(2, 2):
+        x = np.ones((1, 2, 2, 1), np.float32)
+        x[0, *place] = np.nan
+        assert np.isnan(pooled(x)).all()
+
+
 @pytest.mark.parametrize(('size', 'stride'), [(3, 1), (5, 2)])
 def test_depthwise_convolution_is_one_of_each_channel(size, stride):
     rng = np.random.default_rng(0)

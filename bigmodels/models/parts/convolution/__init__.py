@@ -8,6 +8,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.export
+import jax.numpy as jnp
 
 from bigmodels import sharding
 from bigmodels.models.parts import layers
@@ -91,11 +92,40 @@ _by_products.defvjp(_forward, _backward)
 def max_pool(x: Array, size: int, stride: int, padding: int | None = None) -> Array:
     """The largest of each window of x [B, H, W, C]; by default size // 2 around the images."""
     around = size // 2 if padding is None else padding
-    if size == stride and around == 0:  # without windows that overlap: its gradient is faster
+    if size == stride and around == 0:
         b, h, w, c = x.shape
         whole = x[:, : h // size * size, : w // size * size]
-        return whole.reshape(b, h // size, size, w // size, size, c).max((2, 4))
+        return _largest(whole.reshape(b, h // size, size, w // size, size, c), size)
     return nn.max_pool(x, (size, size), (stride, stride), [(around, around)] * 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _largest(windows: Array, size: int) -> Array:
+    """The largest of each of windows [B, H, K, W, K, C] -> [B, H, W, C], the gradient to the first.
+
+    The gradient goes by places, not by which values equal the largest: XLA may compute the values
+    anew for that, rounded otherwise, and then none does.
+    """
+    return _first_largest(windows, size)[0]
+
+
+def _first_largest(windows, size):
+    largest = windows[:, :, 0, :, 0]
+    place = jnp.zeros(largest.shape, jnp.uint8)
+    for i in range(1, size**2):
+        value = windows[:, :, i // size, :, i % size]
+        above = (value > largest) | jnp.isnan(value)
+        largest, place = jnp.where(above, value, largest), jnp.where(above, jnp.uint8(i), place)
+    return largest, place
+
+
+def _gradient_of_largest(size, place, g):
+    index = jnp.arange(size**2, dtype=jnp.uint8).reshape(size, 1, size, 1)
+    hit = place[:, :, None, :, None] == index
+    return (jnp.where(hit, g[:, :, None, :, None], 0),)
+
+
+_largest.defvjp(_first_largest, _gradient_of_largest)
 
 
 class Conv(nn.Module):
