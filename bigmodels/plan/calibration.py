@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from bigmodels import hardware
+from bigmodels.models.parts import layers
 
-# One of a Transformer's products, and one of its activations: larger ones measure how fast the
+# One of a Transformer's layers, and one of its activations: larger ones measure how fast the
 # system zeroes new pages, which a training process is spared, see `runs.keep_freed_memory`.
 ROWS, INNER, COLUMNS = 2048, 1024, 2048
 FLOATS = 4 * 2**20
@@ -20,13 +21,15 @@ FLOATS = 4 * 2**20
 def this_machine(num_devices: int) -> hardware.Chip:
     """The facts of one of `num_devices` simulated devices, which share the cores and the memory.
 
-    The peak is of products of float32 and of bfloat16 matrices, see `Chip.peak_of`.
+    The peak is what a layer's three products reach, those of its gradients included, in float32
+    and in bfloat16, see `Chip.peak_of`.
     """
-    product = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
     products = {}
     for dtype in ('float32', 'bfloat16'):
-        a, b = jnp.ones((ROWS, INNER), dtype), jnp.ones((INNER, COLUMNS), dtype)
-        products[dtype] = 2 * ROWS * INNER * COLUMNS / _seconds(lambda a=a, b=b: product(a, b))
+        x, kernel = jnp.ones((ROWS, INNER), dtype), jnp.ones((INNER, COLUMNS), dtype)
+        g = jnp.ones((ROWS, COLUMNS), dtype)
+        seconds = _seconds(functools.partial(_forward_and_backward, x, kernel, g))
+        products[dtype] = 3 * 2 * ROWS * INNER * COLUMNS / seconds
     negative, x = jax.jit(jnp.negative), jnp.zeros(FLOATS)
     bandwidth = 2 * 4 * FLOATS / _seconds(lambda: negative(x), repeats=99)
     return hardware.Chip(
@@ -41,6 +44,12 @@ def this_machine(num_devices: int) -> hardware.Chip:
         watts=0.0,
         float32_flops=products['float32'] / num_devices,
     )
+
+
+@jax.jit
+def _forward_and_backward(x, kernel, g):
+    y, gradients = jax.vjp(layers.matmul, x, kernel)
+    return y, gradients(g)
 
 
 def _seconds(call: Callable[[], jax.Array], repeats: int = 9) -> float:
