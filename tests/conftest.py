@@ -1,4 +1,8 @@
-"""Eight simulated devices for every test, and the data sets beside the checkout."""
+"""Eight simulated devices for every test, and the data sets beside the checkout.
+
+Programs are compiled without most of XLA's optimisation, also in the processes that tests start:
+compiling is most of what tests take. JAX_DISABLE_MOST_OPTIMIZATIONS=0 has it.
+"""
 
 import os
 import pathlib
@@ -10,6 +14,9 @@ from bigmodels import runs
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_threefry_partitionable', True)
+
+unoptimized = os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+jax.config.update('jax_disable_most_optimizations', unoptimized != '0')
 
 ROOT = pathlib.Path(__file__).parent.parent
 
