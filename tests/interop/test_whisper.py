@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from starlette.testclient import TestClient
 
 from bigmodels import errors, predict, runs, trees
 from bigmodels.deploy import beam_search
+from bigmodels.deploy.server import app, limits
 from bigmodels.interop import convert, directories, pictures, sounds
 from bigmodels.models.parts import log_mel
 from tests import sound_files
@@ -123,6 +125,30 @@ def test_a_recording_is_transcribed_in_the_language_that_is_told(run, written, r
     options = {'workdir': run.workdir, 'input': path, 'batch_size': 1}
     options['config.task.language'] = 'de'
     assert json.loads(printed(predict, capsys, **options))['answer'] == said['<|de|>']
+
+
+@pytest.mark.slow
+def test_a_server_transcribes_in_the_language_of_a_request(run, written, recording):
+    path, features = recording
+    server = app.Server(run, app.Settings('ears', batch_size=1), limits.Limits(), None)
+    server.warm()
+    try:
+        client = TestClient(server.app)
+
+        def ask(**fields):
+            return client.post(
+                '/v1/audio/transcriptions', files={'file': path.read_bytes()},
+                data={'model': 'ears', **fields},
+            )  # fmt: skip
+
+        for fields, id in (({}, 55), ({'language': 'de'}, 56)):
+            ids = written(features, np.array([[54, id, 58, 59]], np.int32))
+            assert ask(**fields).json() == {'text': run.task.postprocess(np.asarray(ids))}
+        refused = ask(language='fr')
+        assert refused.status_code == 400
+        assert "no token '<|fr|>'" in refused.json()['error']['message']
+    finally:
+        server.close()
 
 
 def test_a_run_comes_back_with_what_generation_needs(run, directory, tmp_path):
