@@ -77,7 +77,7 @@ def tuned(workdir: str, kept: dict):
     """The config of a run that begins with the parameters of another, of a published model."""
     config = common.get_config()
     config.model, config.task = kept['model'], kept['task']
-    config.task.update(max_tokens=128, score_names=('wer', 'cer'))
+    config.task.update(max_tokens=min(128, config.task.max_tokens), score_names=('wer', 'cer'))
     config.init_from = dict(workdir=workdir)
     sentences = dict(
         name='transcribed',

@@ -2,19 +2,18 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import numpy as np
 import pytest
 
-from bigmodels import config, errors, train, writers
-from bigmodels.data import pipeline
+from bigmodels import config, errors, experiment, program, sharding
+from bigmodels.data import inspect, pipeline
 from bigmodels.models.encoder_decoder import EncoderDecoder
 from bigmodels.tasks.speech_to_text import SpeechToText
-from tests import sound_files
-from tests.commands import ROOT
+from tests.commands import ROOT, printed
 
-RATE = 16_000
 # Compiles in half the time, and computes the same.
 jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 MODEL = EncoderDecoder(
@@ -87,6 +86,10 @@ def test_scores_are_of_what_is_written():
     }
     assert task.scores(rows) == {'wer': pytest.approx(1 / 4), 'cer': pytest.approx(2 / 6)}
     assert make_task().outcomes({}, {}, {}) == {}
+    batch = make_batch(task, ['31', '4'])
+    params = jax.eval_shape(task.init, jax.random.key(0), batch)['params']
+    shapes = jax.eval_shape(task.outcomes, params, {}, batch)
+    assert {name: x.shape for name, x in shapes.items()} == dict.fromkeys(rows, (2, 6))
 
 
 def test_mistakes():
@@ -114,19 +117,29 @@ def test_mistakes():
             make_task(**fields)
 
 
-@pytest.mark.slow
-def test_a_tiny_run_learns(tmp_path):
-    path = sound_files.transcribed(tmp_path / 'data', ['1', '2', '3 1', '2 2'], rate=RATE)
-    sources = [
-        f'data.{split}.{key}={value}'
-        for split in ('train', 'evals.test')
-        for key, value in (('name', 'transcribed'), ('path', path), ('sample_rate', RATE))
-    ]
-    loaded = config.load(
-        str(ROOT / 'configs/speech_to_text.py:tiny'), [*sources, 'task.sound.max_seconds=0.4']
-    )
-    figures = train.train(loaded, tmp_path / 'run')
-    assert {'test/loss', 'test/wer', 'test/cer', 'test/accuracy'} <= figures.keys()
-    rows = writers.read_metrics(tmp_path / 'run' / 'metrics.jsonl')
-    losses = [row['train/loss'] for row in rows if 'train/loss' in row]
-    assert losses[-1] < losses[0]
+def test_what_the_config_would_do_is_explained_without_data():
+    settings = experiment.from_config(config.load(str(ROOT / 'configs/speech_to_text.py:tiny')))
+    task = experiment.make_task(settings)
+    mesh = sharding.make_mesh(settings.mesh, jax.devices()[:1])
+    shapes = {
+        name: jax.ShapeDtypeStruct((settings.batch_size, *shape.shape), shape.dtype)
+        for name, shape in task.example_shapes().items()
+    }
+    made = program.make_program(settings, task, mesh, shapes)
+    _, metrics = jax.eval_shape(made.train_step, made.state_shapes, shapes)
+    assert metrics['loss'][0].shape == ()
+    flops = task.flops_per_step(made.state_shapes.params, shapes)
+    # 250 states, the first convolution twice for each; and 14 tokens.
+    assert flops > settings.batch_size * 6 * 250 * (2 * 240 * 16 + 48 * 16)
+
+
+@pytest.mark.shared_data
+def test_batches_of_spoken_digits(shared_data, tmp_path, capsys):
+    options = {
+        'config': ROOT / 'configs/speech_to_text.py:tiny',
+        'config.data.train.path': shared_data / 'fsdd' / 'fsdd_8khz.npz',
+        'steps': '1:2',
+        'out': tmp_path,
+    }
+    shown = printed(inspect, capsys, **options)
+    assert re.search(r'targets:\n    \d( \d)+\n', shown), shown
