@@ -22,6 +22,19 @@ CONTRASTIVE = dict(
 )
 T5 = dict(vocab_size=61, d_model=16, d_kv=6, d_ff=24, num_layers=2, num_heads=4)
 T5 |= dict(relative_attention_num_buckets=8, relative_attention_max_distance=10)
+# Behind 53 tokens of texts: the end, a beginning, two languages, two tasks, no times, and a time.
+WHISPER = dict(vocab_size=61, num_mel_bins=8, d_model=16, encoder_layers=2, decoder_layers=1)
+WHISPER |= {f'{stack}_attention_heads': 4 for stack in ('encoder', 'decoder')}
+WHISPER |= {f'{stack}_ffn_dim': 24 for stack in ('encoder', 'decoder')}
+WHISPER |= dict(max_source_positions=6, max_target_positions=20, decoder_start_token_id=54)
+WHISPER |= dict.fromkeys(('pad_token_id', 'bos_token_id', 'eos_token_id'), 53)
+WHISPER |= dict(suppress_tokens=[1, 2, *range(54, 61)], begin_suppress_tokens=[50, 53])
+SPOKEN = dict(
+    is_multilingual=True,
+    lang_to_id={'<|en|>': 55, '<|de|>': 56},
+    task_to_id={'translate': 57, 'transcribe': 58},
+    no_timestamps_token_id=59,
+)
 TYPES = ['sliding_attention', 'full_attention']
 LLAMA3 = dict(
     rope_type='llama3',
@@ -116,5 +129,6 @@ CASES = {
         T5 | dict(feed_forward_proj='gated-gelu', tie_word_embeddings=False, num_decoder_layers=1),
         'gated GELU, untied, a decoder of another depth',
     ),
+    'whisper': ('whisper', WHISPER, 'told language and task, tokens suppressed'),
     'siglip': ('siglip', CONTRASTIVE, 'attention pools images, padding is seen'),
 }

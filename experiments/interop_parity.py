@@ -24,7 +24,7 @@ import numpy as np
 import safetensors.torch
 import torch
 import transformers
-from interop_cases import CASES
+from interop_cases import CASES, SPOKEN, WHISPER
 
 from bigmodels.deploy import beam_search, decoding, sampling
 from bigmodels.deploy import weights as packing
@@ -46,11 +46,13 @@ class Trial(NamedTuple):
       ours: arguments of our model.
       theirs: keywords of theirs.
       targets: int, one for each row of logits; -100 for none.
+      said: what Whisper's own generation makes of a recording.
     """
 
     ours: tuple[np.ndarray, ...]
     theirs: dict[str, np.ndarray]
     targets: np.ndarray
+    said: np.ndarray | None = None
 
 
 def random_model(model_type: str, entries: dict) -> transformers.PreTrainedModel:
@@ -67,6 +69,7 @@ def random_model(model_type: str, entries: dict) -> transformers.PreTrainedModel
     of_texts = model_type not in IMAGES + PAIRS
     embeddings = model.get_input_embeddings().weight if of_texts else None
     for parameter in model.parameters():
+        parameter.requires_grad_()  # positions of Whisper's encoder have no gradient by default
         noise = torch.randn_like(parameter)
         if parameter.ndim < 2:
             parameter.data += 0.2 * noise
@@ -109,6 +112,8 @@ def trial(family: families.Family, model: nn.Module, theirs: transformers.PreTra
         seen = np.arange(9) < (lengths if family.model_type == 'clip' else np.full_like(lengths, 9))
         their_inputs = {'pixel_values': images.transpose(0, 3, 1, 2), 'input_ids': tokens}
         return Trial((images, tokens, np.int32(seen)), their_inputs, np.arange(3))
+    if family.model_type == 'whisper':
+        return heard(theirs)
     if isinstance(model, EncoderDecoder):
         inputs, answer = answered(theirs)
         shifted = np.pad(answer[:, :-1], ((0, 0), (1, 0)))
@@ -147,6 +152,33 @@ def answered(model: transformers.PreTrainedModel) -> tuple[np.ndarray, np.ndarra
         if len(set(answer[0])) > 3:
             return source.astype(np.int32), answer.astype(np.int32)
     raise ValueError('Whatever the source, the same tokens follow.')
+
+
+def heard(model: transformers.PreTrainedModel) -> Trial:
+    """Features of sound, a prompt of four tokens, and greedy answers, not soon in a loop.
+
+    The targets suppress nothing, what is said does.
+    """
+    config, generation = model.config, model.generation_config
+    for name, value in SPOKEN.items():
+        setattr(generation, name, value)
+    prompt = np.array([[54, 55, 58, 59]], np.int32)
+    own = dict(language='en', task='transcribe', max_new_tokens=NEW)
+    plain = dict(suppress_tokens=None, begin_suppress_tokens=None, eos_token_id=None)
+    plain |= dict(decoder_input_ids=torch.tensor(prompt), max_new_tokens=NEW, do_sample=False)
+    shape = 1, 2 * config.max_source_positions, config.num_mel_bins
+    for seed in range(100):
+        features = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+        given = torch.tensor(features.transpose(0, 2, 1))
+        said = model.generate(given, **own).numpy().astype(np.int32)
+        whole = transformers.GenerationMixin.generate(model, given, **plain).numpy()
+        # PyTorch gives no gradient to the embedding of padding.
+        if len(set(said[0])) > 3 and config.pad_token_id not in (*said[0], *whole[0]):
+            tokens = whole[:, :-1].astype(np.int32)
+            targets = np.where(np.arange(tokens.shape[1]) < prompt.size - 1, -100, whole[:, 1:])
+            their_inputs = {'input_features': given.numpy(), 'decoder_input_ids': tokens}
+            return Trial((features, tokens), their_inputs, targets, said)
+    raise ValueError('Whatever is heard, the same tokens follow.')
 
 
 def logits_and_gradients(
@@ -274,11 +306,17 @@ def _same_tokens(model, params, tokens: np.ndarray) -> int:
 
 def _same_answer(model, params, given: Trial) -> int:
     """Likewise of an encoder-decoder."""
-    sources = jnp.asarray(given.ours[0])
-    seen = jnp.ones_like(sources)
-    sizes = dict(beam_size=1, max_length=NEW, end=-1, start=0)
-    found = beam_search.search(model, params, sources, seen, **sizes)
-    return int((np.asarray(found.tokens[:, 0]) == given.targets).sum())
+    sources, settings = jnp.asarray(given.ours[0]), dict(start=0)
+    answer = given.targets
+    if given.said is not None:
+        names = 'suppress_tokens', 'begin_suppress_tokens'
+        never, not_first = (tuple(WHISPER[name]) for name in names)
+        prompt = jnp.asarray(given.ours[1][:, : -NEW + 1])
+        settings = dict(start=prompt, suppressed=never, suppressed_first=not_first)
+        answer = given.said
+    settings |= dict(beam_size=1, max_length=NEW, end=-1)
+    found = beam_search.search(model, params, sources, None, **settings)
+    return int((np.asarray(found.tokens[:, 0]) == answer).sum())
 
 
 def _check_written(directory: pathlib.Path, family, model, variables, theirs, files) -> None:
@@ -309,6 +347,8 @@ def _write_golden(name, config, files, given: Trial, logits, gradients) -> None:
     for i, inputs in enumerate(given.ours):
         golden[f'golden.inputs{i or ""}'] = torch.tensor(inputs)
     golden['golden.targets'] = torch.tensor(given.targets.astype(np.int32))
+    if given.said is not None:
+        golden['golden.said'] = torch.tensor(given.said)
     golden['golden.logits'] = torch.tensor(logits)
     sums = [[gradients[key].sum(), np.linalg.norm(gradients[key])] for key in sorted(gradients)]
     golden['golden.gradients'] = torch.tensor(np.float32(sums))

@@ -39,6 +39,7 @@ VARIANTS = {
         TRANSFORMER | dict(positions='learned', scan_layers=True),
         TRANSFORMER | dict(tie_embeddings=False, num_encoder_layers=1, use_bias=False),
         TRANSFORMER | dict(positions='relative', scan_layers=True),
+        TRANSFORMER | dict(num_mels=8, positions='learned', key_bias=False),
     ],
     'conformer': [dict(num_classes=8, num_layers=2, embed_dim=16, num_heads=2)],
     'resnet': [RESNET | dict(block='basic', stem='cifar'), RESNET | dict(block='bottleneck')],
@@ -81,7 +82,7 @@ TABLES = {
 }
 
 
-def inputs_of(name: str) -> list[jax.ShapeDtypeStruct]:
+def inputs_of(name: str, fields: dict) -> list[jax.ShapeDtypeStruct]:
     """What a model is called with."""
     inputs = [jax.ShapeDtypeStruct((1, 8), jnp.int32)]
     if name in ('convnet', 'detector', 'efficientnet', 'resnet', 'unet', 'vit'):
@@ -100,7 +101,8 @@ def inputs_of(name: str) -> list[jax.ShapeDtypeStruct]:
     elif name == 'sparse_autoencoder':
         inputs = [jax.ShapeDtypeStruct((1, 8), jnp.float32)]
     elif name == 'encoder_decoder':
-        inputs *= 2
+        sound = jax.ShapeDtypeStruct((1, 16, 8), jnp.float32)
+        inputs = [sound if 'num_mels' in fields else inputs[0], *inputs]
     elif name == 'conformer':
         inputs = [
             jax.ShapeDtypeStruct((1, 16, 8), jnp.float32),
@@ -118,7 +120,7 @@ def inputs_of(name: str) -> list[jax.ShapeDtypeStruct]:
 def parameters(name: str, fields: dict):
     """The shapes of a model's parameters."""
     model = MODELS[name](**fields)
-    return jax.eval_shape(model.init, jax.random.key(0), *inputs_of(name))['params']
+    return jax.eval_shape(model.init, jax.random.key(0), *inputs_of(name, fields))['params']
 
 
 def test_every_table_has_its_variants_here():

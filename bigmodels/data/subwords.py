@@ -48,7 +48,7 @@ class HuggingFace:
             raise errors.UserError(
                 f'The tokenizer has no token {" or ".join(map(repr, candidates))}. Set end_of_text '
                 'to the name of the one that ends a document, among: '
-                f'{", ".join(map(repr, self._special_tokens().values())) or "none is special"}.'
+                f'{", ".join(map(repr, self.special_ids())) or "none is special"}.'
             )
         if begin_of_text and begin_of_text not in vocabulary:
             raise errors.UserError(
@@ -101,7 +101,7 @@ class HuggingFace:
         """The id of a token by its name."""
         id = self._tokenizer.token_to_id(token)
         if id is None:
-            special = ', '.join(map(repr, self._special_tokens().values()))
+            special = ', '.join(map(repr, self.special_ids()))
             raise errors.UserError(f'The tokenizer has no token {token!r}; special are: {special}.')
         return id
 
@@ -114,9 +114,10 @@ class HuggingFace:
             {'bos_token': self._begin_of_text_name} if self._begin_of_text_name else {}
         )
 
-    def _special_tokens(self) -> dict[int, str]:
+    def special_ids(self) -> dict[str, int]:
+        """The special tokens by name, in the order of their ids."""
         added = self._tokenizer.get_added_tokens_decoder()
-        return {id: token.content for id, token in added.items() if token.special}
+        return {token.content: id for id, token in sorted(added.items()) if token.special}
 
     def fingerprint(self) -> str:
         begin = [self._begin_of_text_name] if self._begin_of_text_name else []

@@ -3,7 +3,7 @@
 Axes: B batch, W beams, T target length, V vocab.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -144,46 +144,61 @@ def search(
     model: EncoderDecoder,
     params: Mapping,
     inputs: Array,
-    segment_ids: Array,
+    segment_ids: Array | None,
     *,
     beam_size: int,
     max_length: int,
     end: int,
     alpha: float = 0.6,
-    start: int | None = None,
+    start: int | Array | None = None,
+    suppressed: Sequence[int] = (),
+    suppressed_first: Sequence[int] = (),
 ) -> Hypotheses:
     """`beam_search` of the targets of sources.
 
     Args:
-      inputs: int [B, S].
-      segment_ids: int [B, S], 0 where a source is padded, else 1.
-      max_length, end, alpha: see `beam_search`.
-      start: the token before the first one of a target; by default `end`.
+      inputs: int [B, S], or of sound float [B, 2 * S, M].
+      segment_ids: int [B, S], 0 where a source is padded, else 1; None where none is.
+      max_length, end, alpha: see `beam_search`; the former counts no token of `start`.
+      start: the token before the first one of a target; by default `end`. Or several before each,
+        int [B, P].
+      suppressed, suppressed_first: tokens that no target has, and with which none begins.
     """
     model, params = encoder_decoder.unscanned(model, params)
     variables = {'params': params}
     context = model.apply(variables, inputs, segment_ids=segment_ids, method='encode')
+    prompts = jnp.asarray(end if start is None else start, jnp.int32)
+    prompts = jnp.broadcast_to(prompts, (len(inputs), prompts.shape[-1] if prompts.ndim else 1))
+    before = prompts.shape[1] - 1
 
-    def next_logits(tokens, step, cache):
+    def decoded(tokens, first, cache):
         # The first call leaves the context's keys and values in the cache.
-        logits, cache = model.apply(
+        return model.apply(
             variables,
-            tokens[:, None],
+            tokens,
             context if 'context' not in cache[0] else context._replace(states=None),
-            positions=jnp.full((len(tokens), 1), step),
+            positions=jnp.broadcast_to(first + jnp.arange(tokens.shape[1]), tokens.shape),
             cache=cache,
             method='decode',
         )
-        return logits[:, 0], cache
 
+    def next_logits(tokens, step, cache):
+        logits, cache = decoded(tokens[:, None], before + step, cache)
+        logits = logits[:, 0].at[:, list(suppressed)].set(-jnp.inf)
+        begun = logits.at[:, list(suppressed_first)].set(-jnp.inf)
+        return jnp.where(step == 0, begun, logits), cache
+
+    cache = model.init_cache(len(inputs) * beam_size, before + max_length)
+    if before:
+        _, cache = decoded(jnp.repeat(prompts[:, :-1], beam_size, axis=0), 0, cache)
     return beam_search(
         next_logits,
         _reordered,
-        model.init_cache(len(inputs) * beam_size, max_length),
+        cache,
         batch_size=len(inputs),
         beam_size=beam_size,
         max_length=max_length,
-        start=end if start is None else start,
+        start=prompts[:, -1],
         end=end,
         alpha=alpha,
     )

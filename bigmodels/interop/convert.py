@@ -18,9 +18,10 @@ import ml_collections
 from bigmodels import compress, errors, experiment, program, rundir, runs, sharding, trees
 from bigmodels import config as config_lib
 from bigmodels.data import subwords, tokenizers
-from bigmodels.interop import directories, families, pictures, sections, weights
+from bigmodels.interop import directories, families, pictures, sections, sounds, weights
 from bigmodels.models.parts.layers import Dtype
 from bigmodels.state import TrainState
+from bigmodels.tasks.speech_to_text import SpeechToText
 
 TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id', 'decoder_start_token_id')
 KEPT = ('id2label', 'label2id')
@@ -151,12 +152,14 @@ def to_directory(
     family = families.of_model(run.model)
     params = compress.plain(run.params)
     images, texts = (hasattr(run.task, name) for name in ('image_size', 'vocabulary'))
+    speech = isinstance(run.task, SpeechToText)
     entries = family.config(run.model) | {'torch_dtype': dtype} | _as_published(run, KEPT)
     if images:
         entries = pictures.config(entries, run.model, params)
     if texts:
         of_texts = entries.get('text_config', entries)
-        of_texts |= _token_ids(run.task.vocabulary) | _as_published(run, TOKEN_IDS)
+        told = sounds.token_ids(run.task) if speech else _token_ids(run.task.vocabulary)
+        of_texts |= told | _as_published(run, TOKEN_IDS)
     variables = {**params, **run.model_state}
     vocab_size = getattr(run.model, 'vocab_size', None)
     tensors = weights.unload(family.table, variables, dtype, vocab_size)
@@ -168,6 +171,8 @@ def to_directory(
             directories.write_tensors(made, tensors)
             if images:
                 pictures.write(made, run.task)
+            if speech:
+                sounds.write(made, run.task)
             if texts:
                 _write_tokenizer(made, run.task.vocabulary)
             directories.write_json(made / directories.CONFIG, entries)

@@ -1,7 +1,8 @@
 """Published encoder-decoders as settings of `models.encoder_decoder`."""
 
-from bigmodels.interop.family import Entries, Family
-from bigmodels.interop.tables import T5
+from bigmodels import errors
+from bigmodels.interop.family import GELU, Entries, Family
+from bigmodels.interop.tables import T5, WHISPER
 from bigmodels.models.encoder_decoder import EncoderDecoder
 
 
@@ -20,6 +21,26 @@ def _write_t5(model: EncoderDecoder) -> Entries:
         'num_layers': model.num_encoder_layers or model.num_layers,
         'num_decoder_layers': model.num_layers,
         'tie_word_embeddings': model.tie_embeddings,
+    }
+
+
+def _read_whisper(config: Entries) -> Entries:
+    """Its stacks may differ in depth, but not in width."""
+    for name in ('attention_heads', 'ffn_dim'):
+        encoder, decoder = (config.get(f'{stack}_{name}') for stack in ('encoder', 'decoder'))
+        if encoder != decoder:
+            raise errors.UserError(
+                f'config.json has encoder_{name} = {encoder} and decoder_{name} = {decoder}: here '
+                f'both are alike.'
+            )
+    return {}
+
+
+def _write_whisper(model: EncoderDecoder) -> Entries:
+    return {
+        'encoder_attention_heads': model.num_heads,
+        'encoder_ffn_dim': model.mlp_dim or 4 * model.embed_dim,
+        'pad_token_id': None,  # by default one that only the published vocabulary has
     }
 
 
@@ -60,5 +81,29 @@ ENCODER_DECODERS = (
         read=_read_t5,
         write=_write_t5,
         only={'is_decoder': False},
+    ),
+    Family(
+        'whisper',
+        'WhisperForConditionalGeneration',
+        table=WHISPER,
+        model=EncoderDecoder,
+        names={
+            'vocab_size': 'vocab_size',
+            'd_model': 'embed_dim',
+            'encoder_layers': 'num_encoder_layers',
+            'decoder_layers': 'num_layers',
+            'decoder_attention_heads': 'num_heads',
+            'decoder_ffn_dim': 'mlp_dim',
+            'num_mel_bins': 'num_mels',
+            'max_source_positions': 'max_source_length',
+            'max_target_positions': 'max_length',
+        },
+        defaults={'activation_function': 'gelu'},
+        fixed={'positions': 'learned', 'key_bias': False},
+        activation_key='activation_function',
+        activations=GELU,
+        read=_read_whisper,
+        write=_write_whisper,
+        only={'scale_embedding': False, 'tie_word_embeddings': True},
     ),
 )

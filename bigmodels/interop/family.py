@@ -163,6 +163,7 @@ def described(model: nn.Module) -> Entries:
         fields['mlp_dim'] = model.mlp_dim or 4 * model.embed_dim
     if isinstance(model, EncoderDecoder):
         fields['num_encoder_layers'] = model.num_encoder_layers or model.num_layers
+        fields['max_source_length'] = model.max_source_length or model.max_length
     if not isinstance(model, Settings):
         return fields
     fields |= {

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bigmodels.data import chat_templates, subwords
-from bigmodels.interop import directories, pictures
+from bigmodels.interop import directories, pictures, sounds
 from bigmodels.interop.family import Entries, Family
 from bigmodels.models import MODELS
 
@@ -83,9 +83,26 @@ def _text_to_text(
     return _sets({'name': 'parallel_text', 'source': 'source.txt', 'target': 'target.txt'}), task
 
 
+def _speech_to_text(
+    directory: pathlib.Path, published: Mapping, fields: Entries
+) -> tuple[Entries, Entries]:
+    vocabulary, _ = tokenizer(directory, published)
+    told = sounds.read(directory, published)
+    task = {'name': 'speech_to_text', 'tokenizer': vocabulary, **told}
+    recordings = {'name': 'transcribed', 'path': 'recordings', 'sample_rate': sounds.SAMPLE_RATE}
+    return _sets(recordings), task
+
+
+def _encoder_decoder(
+    directory: pathlib.Path, published: Mapping, fields: Entries
+) -> tuple[Entries, Entries]:
+    described = _speech_to_text if fields.get('num_mels') else _text_to_text
+    return described(directory, published, fields)
+
+
 _TASKS = {
     'clip': _image_text,
-    'encoder_decoder': _text_to_text,
+    'encoder_decoder': _encoder_decoder,
     'resnet': _image,
     'transformer': _text,
     'vit': _image,

@@ -1,6 +1,6 @@
 """The tables of models of texts, a family each or several that name tensors alike."""
 
-from bigmodels.interop.weights import SAME, TRANSPOSED, Row, Table
+from bigmodels.interop.weights import SAME, TRANSPOSED, Form, Row, Table
 
 _LAYER = 'model.layers.{layer}.'
 _EXPERT = _LAYER + 'block_sparse_moe.experts.{expert}.'
@@ -196,4 +196,53 @@ T5 = Table(
         'shared.weight',
     ),
     ignored=(r'EncDecAttention\.relative_attention_bias\.weight$',),  # which nothing reads
+)
+
+# Of three taps, which PyTorch keeps as [D, M, 3], to the [3*M, D] of `FrameEmbed`.
+_TAPS = Form(
+    lambda x: x.transpose(2, 1, 0).reshape(-1, len(x)),
+    lambda x: x.reshape(3, -1, x.shape[-1]).transpose(2, 1, 0),
+)
+
+
+def _whisper(stack: str, cross: bool) -> tuple[Row, ...]:
+    """The rows of one of Whisper's stacks, of which the decoder's also sees the encoder's states.
+
+    Keys have no bias.
+    """
+    ours, theirs = f'{stack}/layers/', f'model.{stack}.layers.' + '{layer}.'
+    attentions = [('attention', 'self_attn'), ('cross_attention', 'encoder_attn')]
+    rows = [
+        Row(f'{stack}/position_embed/embedding', f'model.{stack}.embed_positions.weight'),
+        *layer_norm(f'{stack}/final_norm', f'model.{stack}.layer_norm'),
+    ]
+    for name, attention in attentions[: 1 + cross]:
+        kept = theirs + attention
+        rows += [
+            *layer_norm(f'{ours}{name}_norm', f'{kept}_layer_norm'),
+            *dense(f'{ours}{name}/query', f'{kept}.q_proj'),
+            Row(f'{ours}{name}/key/kernel', f'{kept}.k_proj.weight', TRANSPOSED),
+            *dense(f'{ours}{name}/value', f'{kept}.v_proj'),
+            *dense(f'{ours}{name}/out', f'{kept}.out_proj'),
+        ]
+    return (
+        *rows,
+        *layer_norm(f'{ours}mlp_norm', f'{theirs}final_layer_norm'),
+        *dense(f'{ours}mlp/up', f'{theirs}fc1'),
+        *dense(f'{ours}mlp/down', f'{theirs}fc2'),
+    )
+
+
+WHISPER = Table(
+    (
+        Row('frame_embed/conv1/kernel', 'model.encoder.conv1.weight', _TAPS),
+        Row('frame_embed/conv1/bias', 'model.encoder.conv1.bias'),
+        Row('frame_embed/conv2/kernel', 'model.encoder.conv2.weight', _TAPS),
+        Row('frame_embed/conv2/bias', 'model.encoder.conv2.bias'),
+        *_whisper('encoder', cross=False),
+        Row('embed/embedding', 'model.decoder.embed_tokens.weight', vocabulary=0),
+        *_whisper('decoder', cross=True),
+    ),
+    prefix='model.',
+    copies={'proj_out.weight': 'model.decoder.embed_tokens.weight'},
 )

@@ -1,9 +1,10 @@
 """The encoder-decoder Transformer (Vaswani et al. 2017), of the blocks that `transformer` has.
 
 The encoder sees a whole source; the decoder sees its own tokens so far and, by cross-attention,
-what the encoder made of the source. Both share one table of embeddings.
+what the encoder made of the source. Both share one table of embeddings; of sources that are sound
+(Whisper: Radford et al. 2022) only the decoder has one.
 
-Axes: B batch, S source length, L target length, D embed, V vocab.
+Axes: B batch, S source length, L target length, D embed, V vocab, M mel bands.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 
 from bigmodels import errors, sharding, trees
 from bigmodels.models import transformer
-from bigmodels.models.parts import blocks, layers
+from bigmodels.models.parts import activations, blocks, layers
 from bigmodels.models.parts.blocks import Cache, Context
 from bigmodels.models.parts.settings import Settings, scaled_normal, settings_of
 
@@ -29,6 +30,7 @@ SHARDING_RULES = (
     (r'^embed/embedding$', ('tensor', 'fsdp')),  # [V, D]
     (r'/position_embed/embedding$', (None, 'fsdp')),  # [S, D] or [L, D]
     (r'/relative_bias/embedding$', ()),  # [buckets, H]
+    (r'^frame_embed/conv\d/kernel$', (None, 'fsdp')),  # [3*M, D], [3*D, D]
     (r'^unembed$', ('fsdp', 'tensor')),  # [D, V]
     (r'(scale|bias)$', ()),
 )
@@ -56,11 +58,32 @@ class Stack(nn.Module):
         return norm(x), cache
 
 
+class FrameEmbed(nn.Module):
+    """Log-mel features [B, 2 * S, M] -> [B, S, embed_dim] (Radford et al. 2022, section 2.2).
+
+    Two convolutions of three taps, the second of stride 2, each a product with neighbouring frames
+    side by side, and followed by GELU.
+    """
+
+    embed_dim: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for name, stride in (('conv1', 1), ('conv2', 2)):
+            padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
+            taps = [padded[:, tap : tap + x.shape[1] : stride] for tap in range(3)]
+            x = layers.Linear(self.embed_dim, name=name)(jnp.concatenate(taps, axis=-1))
+            x = activations.ACTIVATIONS['gelu_exact'](x)
+        return x
+
+
 class EncoderDecoder(nn.Module, Settings):
     """Two stacks of blocks between embeddings and logits.
 
     Fields:
       num_encoder_layers: those of the encoder, by default `num_layers`, which the decoder has.
+      num_mels: M, where sources are log-mel features of sound, see `FrameEmbed`; 0 for tokens.
+      max_source_length: the size of the encoder's learned positions; by default `max_length`.
       scale_logits: the decoder's states are divided by sqrt(embed_dim) before they become logits
         (T5, where these are tied).
 
@@ -72,6 +95,8 @@ class EncoderDecoder(nn.Module, Settings):
     """
 
     num_encoder_layers: int | None = None
+    num_mels: int = 0
+    max_source_length: int | None = None
     scale_logits: bool = False
 
     sharding_rules: ClassVar = SHARDING_RULES
@@ -88,9 +113,16 @@ class EncoderDecoder(nn.Module, Settings):
 
     def setup(self):
         settings = settings_of(self)
-        num_layers = self.num_encoder_layers or self.num_layers
         self.embed = transformer.table(self, None, self.vocab_rows)
-        self.encoder = Stack(dataclasses.replace(settings, causal=False, num_layers=num_layers))
+        if self.num_mels:
+            self.frame_embed = FrameEmbed(self.embed_dim)
+        encoder = dataclasses.replace(
+            settings,
+            causal=False,
+            num_layers=self.num_encoder_layers or self.num_layers,
+            max_length=self.max_source_length or self.max_length,
+        )
+        self.encoder = Stack(encoder)
         self.decoder = Stack(settings)
         if not self.tie_embeddings:
             shape = self.embed_dim, self.vocab_rows
@@ -111,7 +143,7 @@ class EncoderDecoder(nn.Module, Settings):
         """Logits of the next target token at every position, all tokens of the targets given.
 
         Args:
-          inputs: int [B, S], the sources.
+          inputs: int [B, S], the sources, or of sound float [B, 2 * S, num_mels].
           decoder_inputs: int [B, L], the targets one token later, behind a first token.
           input_positions, positions: int [B, S] and [B, L], default 0, 1, 2, ...
           input_segment_ids: int [B, S]; tokens attend within their own segment, by default all are
@@ -137,16 +169,18 @@ class EncoderDecoder(nn.Module, Settings):
         segment_ids: Array | None = None,
         train: bool = False,
     ) -> Context:
-        """The sources [B, S] as the decoder sees them; arguments as in `__call__`."""
+        """The sources as the decoder sees them; arguments as in `__call__`."""
         for axis in ('sequence', 'stage'):
             if sharding.axis_size(axis) > 1:
                 raise errors.UserError(
                     f'config.mesh.{axis} = {sharding.axis_size(axis)} is not for an '
                     f'encoder-decoder: leave it at 1.'
                 )
+        sound = self.num_mels > 0
+        x = self.frame_embed(inputs.astype(self.dtype)) if sound else self._embedded(inputs)
         if segment_ids is None:
-            segment_ids = jnp.ones(inputs.shape, jnp.int32)
-        states, _ = self.encoder(self._embedded(inputs), positions, segment_ids, train)
+            segment_ids = jnp.ones(x.shape[:2], jnp.int32)
+        states, _ = self.encoder(x, positions, segment_ids, train)
         return Context(states, segment_ids)
 
     def decode(
@@ -189,6 +223,14 @@ class EncoderDecoder(nn.Module, Settings):
         """Empty slots for the decoder's own keys and values, see `transformer.empty_cache`."""
         return transformer.empty_cache(self, batch_size, length)
 
+    def describe(self) -> str:
+        """What the start screen says of it."""
+        return (
+            f'EncoderDecoder, {self.num_encoder_layers or self.num_layers} and {self.num_layers} '
+            f'layers, embed {self.embed_dim}, {self.num_heads} heads of {self.dim_per_head}, '
+            f'vocabulary {self.vocab_size}'
+        )
+
     def flops_per_row(self, params: Mapping, source_length: int, target_length: int) -> float:
         """Training FLOPs of a source and its target: 6 for each parameter and token it multiplies.
 
@@ -203,6 +245,11 @@ class EncoderDecoder(nn.Module, Settings):
             }
         )
         of_sources = trees.count(params['encoder']) + of_context
+        if self.num_mels:
+            first, second = (
+                trees.count(params['frame_embed'][name]) for name in ('conv1', 'conv2')
+            )
+            of_sources += 2 * first + second  # the first one's frames are twice as many
         of_targets = trees.count(params['decoder']) - of_context + self.vocab_size * self.embed_dim
         encoder_layers = self.num_encoder_layers or self.num_layers
         seen = encoder_layers * source_length**2 + self.num_layers * target_length * (

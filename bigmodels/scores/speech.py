@@ -21,6 +21,17 @@ def character_error_rate(references: Sequence[str], transcripts: Sequence[str]) 
     return load_jiwer().cer(list(references), list(transcripts))
 
 
+RATES = {'wer': word_error_rate, 'cer': character_error_rate}
+
+
+def check(names: Sequence[str]) -> None:
+    """Raises UserError for a name that is none of RATES, and if the library is not there."""
+    for name in names:
+        if name not in RATES:
+            raise errors.unknown('error rate', name, RATES)
+        load_jiwer()
+
+
 def load_jiwer():
     """The library that counts; raises UserError if it is not there."""
     try:

@@ -60,6 +60,7 @@ from bigmodels.tasks.sound_classification import SoundClassification
 from bigmodels.tasks.sound_generation import SoundGeneration
 from bigmodels.tasks.span_extraction import SpanExtraction
 from bigmodels.tasks.sparse_coding import SparseCoding
+from bigmodels.tasks.speech_to_text import SpeechToText
 from bigmodels.tasks.tables import TableClassification, TableRegression
 from bigmodels.tasks.text_classification import TextClassification
 from bigmodels.tasks.text_to_text import TextToText
@@ -86,6 +87,7 @@ TASKS = {
     'sound_generation': SoundGeneration,
     'span_extraction': SpanExtraction,
     'sparse_coding': SparseCoding,
+    'speech_to_text': SpeechToText,
     'table_classification': TableClassification,
     'table_regression': TableRegression,
     'text_classification': TextClassification,

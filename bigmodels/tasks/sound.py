@@ -166,16 +166,16 @@ def name_of(raw: Mapping[str, Any]) -> str:
 class SoundTask(Defaults):
     """What tasks of sound have in common.
 
-    Their fields `sound` and `augment` are the sections of `FrontEnd` and `SoundAugmentation`; their
-    model is called with features [B, L, M] and their lengths [B].
+    Their fields `sound` and `augment` are sections of `sections`. Their model is called with
+    features [B, L, M] and their lengths [B], but where a task says otherwise.
     """
 
     unit = 'recordings'
     sections: ClassVar = {'sound': FrontEnd, 'augment': SoundAugmentation}
 
     @functools.cached_property
-    def front_end(self) -> FrontEnd:
-        return config.build(FrontEnd, self.sound, 'task.sound')
+    def front_end(self) -> Waveforms:
+        return config.build(self.sections['sound'], self.sound, 'task.sound')
 
     @functools.cached_property
     def augmentation(self) -> SoundAugmentation:

@@ -267,12 +267,9 @@ class TextToText(tokens.Tokenized):
 
     def facts(self) -> dict[str, str]:
         """What the start screen says of the model."""
-        m = self.model
         return {
-            'model': f'EncoderDecoder, {m.num_encoder_layers or m.num_layers} and {m.num_layers} '
-            f'layers, embed {m.embed_dim}, {m.num_heads} heads of {m.dim_per_head}, vocabulary '
-            f'{m.vocab_size}',
-            'precision': f'parameters float32, compute {m.dtype}',
+            'model': self.model.describe(),
+            'precision': f'parameters float32, compute {self.model.dtype}',
         }
 
 

@@ -157,11 +157,10 @@ class Transcription(Tokenized, SoundTask):
         """Word and character error rates of a whole set."""
         texts = {name: [*map(self.postprocess, rows)] for name, rows in outcomes.items()}
         decoders = {'greedy': ''} if self.beams == 1 else {'beams': '', 'greedy': 'greedy_'}
-        rates = {'wer': speech.word_error_rate, 'cer': speech.character_error_rate}
         return {
             prefix + name: rate(texts['targets'], texts[decoder])
             for decoder, prefix in decoders.items()
-            for name, rate in rates.items()
+            for name, rate in speech.RATES.items()
         }
 
     def facts(self) -> dict[str, str]:

@@ -21,7 +21,8 @@ class Golden(NamedTuple):
     """config.json, tensors, and what transformers makes of them.
 
     inputs are what the model is called with, such as tokens [1, L] or images [B, H, W, C]; targets
-    -100 where there is none; gradients (sum, norm) of each tensor of parameters by name.
+    -100 where there is none; gradients (sum, norm) of each tensor of parameters by name; said is
+    what Whisper's own generation makes of the inputs.
     """
 
     config: dict
@@ -30,6 +31,7 @@ class Golden(NamedTuple):
     targets: np.ndarray
     logits: np.ndarray
     gradients: np.ndarray
+    said: np.ndarray | None = None
 
     @property
     def family(self) -> families.Family:

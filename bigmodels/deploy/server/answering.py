@@ -18,6 +18,7 @@ from bigmodels.data.tokenizers import document
 from bigmodels.deploy.server import forms, records
 from bigmodels.deploy.server.batching import Batcher
 from bigmodels.deploy.server.failures import Failure, of_validation
+from bigmodels.tasks.speech_to_text import SpeechToText
 
 MOST_PARTS = 64  # of an upload, files or texts
 
@@ -147,7 +148,10 @@ class Answering:
 
         def read() -> list[dict]:
             [name] = self._task.record_fields
-            return [{name: records.recording(data, 'file', self._task.sample_rate)}]
+            record = {name: records.recording(data, 'file', self._task.sample_rate)}
+            if isinstance(self._task, SpeechToText) and asked.language:
+                record[self._task.language_key] = asked.language
+            return [record]
 
         examples = await asyncio.to_thread(self._examples, read)
         [text] = await self._batcher.answers(self._predictor.answers, examples)

@@ -20,6 +20,7 @@ from bigmodels.deploy.server.failures import Failure
 from bigmodels.deploy.server.generation import Generation, generates
 from bigmodels.deploy.server.limits import Admission, Limits
 from bigmodels.deploy.server.scoring import Scoring
+from bigmodels.tasks.speech_to_text import SpeechToText
 from bigmodels.tasks.transcription import Transcription
 
 COMPLETIONS = '/v1/completions', '/v1/chat/completions'
@@ -116,7 +117,7 @@ class Server:
                 attributing = attributions.Attributing(self.run, answering, self._batcher)
                 self._warm.append(attributing.warm)
                 found.append(attributing.endpoint(files))
-            if isinstance(task, Transcription):
+            if isinstance(task, Transcription | SpeechToText):
                 found.append(
                     Endpoint(
                         '/v1/audio/transcriptions', 'POST', 'The text of a recording.',

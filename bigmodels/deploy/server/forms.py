@@ -78,7 +78,7 @@ class Transcription(OpenAIForm):
 
     response_format: Literal['json', 'text'] = 'json'
     temperature: float = Field(0.0, ge=0, le=1, description='not looked at: decoding draws nothing')
-    language: Any = None
+    language: str | None = Field(None, description='looked at where a model is told it')
     prompt: Any = None
     stream: Literal[False, 'false'] = False
 

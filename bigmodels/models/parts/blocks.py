@@ -128,9 +128,10 @@ class CrossAttention(nn.Module):
 
 def _heads(settings: Settings, x: Array, count: int, name: str) -> Array:
     """x [B, L, D] -> [B, L, count, K], by the projection `name` of the module that calls."""
+    some = settings.use_bias or settings.qkv_bias or settings.attention_bias
     linear = layers.Linear(
         count * settings.dim_per_head,
-        use_bias=settings.use_bias or settings.qkv_bias or settings.attention_bias,
+        use_bias=some and (settings.key_bias or name != 'key'),
         kernel_init=scaled_normal(1 / x.shape[-1]),
         name=name,
     )

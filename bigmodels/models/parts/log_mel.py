@@ -8,6 +8,8 @@ import numpy as np
 
 from bigmodels import errors
 
+WHISPER_WINDOW, WHISPER_HOP = 400, 160  # samples
+
 
 def log_mel(
     waveform: jax.Array,
@@ -56,6 +58,36 @@ def log_mel(
     power = spectrum.real**2 + spectrum.imag**2  # abs has no gradient at 0
     mels = jnp.matmul(power, filters, precision=jax.lax.Precision.HIGHEST)
     return jnp.log(jnp.maximum(mels, floor))
+
+
+def whisper_features(waveform: jax.Array, sample_rate: int, num_mels: int) -> jax.Array:
+    """The features of Whisper (Radford et al. 2022, section 2.2; its released code, audio.py).
+
+    Windows of 400 samples are centred on every 160th one, and the sound is mirrored at its ends.
+    Decimal logarithms end 8 below the loudest of each recording.
+
+    Args:
+      waveform: float [B, T], full scale 1, filled up with the silence that is heard too; T is over
+        200.
+
+    Returns:
+      float32 [B, T // 160, num_mels].
+    """
+    window, hop = WHISPER_WINDOW, WHISPER_HOP
+    mirrored = jnp.pad(waveform, ((0, 0), (window // 2, window // 2)), mode='reflect')
+    features = log_mel(
+        mirrored[:, : waveform.shape[1] // hop * hop + window - hop],
+        sample_rate,
+        num_mels=num_mels,
+        window=window,
+        hop=hop,
+        fft_size=window,
+        scale='slaney',
+        floor=1e-10,
+    )
+    features /= np.log(10)
+    loudest = features.max((1, 2), keepdims=True)
+    return (jnp.maximum(features, loudest - 8) + 4) / 4
 
 
 def num_frames(length, window: int, hop: int):

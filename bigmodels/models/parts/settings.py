@@ -43,7 +43,8 @@ class Settings:
         each branch ('both', as in Gemma 2).
       norm_offset: see `layers.Norm`; 1 in Gemma.
       use_bias: in projections and norms; `qkv_bias` in query, key and value only (Qwen 2),
-        `attention_bias` in these and in attention's output.
+        `attention_bias` in these and in attention's output. With key_bias = False keys have none
+        of these (Whisper).
       sliding_window: a token sees this many latest tokens, itself included.
       global_layers: numbers of the layers without the window, from 0; they are not scanned.
       query_scalar: scores are divided by its square root; default head_dim (Gemma has others,
@@ -86,6 +87,7 @@ class Settings:
     activation: Activation = 'gelu'
     use_bias: bool = True
     qkv_bias: bool = False
+    key_bias: bool = True
     attention_bias: bool = False
     tie_embeddings: bool = True
     scale_embeddings: bool = False
