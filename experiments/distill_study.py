@@ -46,9 +46,9 @@ SETS = {
     'cifar10': Set(
         'cifar10_resnet.py',
         ('eval_every=0', 'optimizer.schedule.warmup_steps=100', 'task.label_smoothing=0.0'),
-        ('total_steps=600', 'model.stage_widths=(32, 64, 128)'),
-        ('total_steps=500',),
-        dict(name='convnet', num_classes=10, stages=((16,), (32,), (32,)), dense_widths=(32,)),
+        ('total_steps=600', 'model.stage_widths=(16, 32, 64)'),
+        ('total_steps=400',),
+        dict(name='convnet', num_classes=10, stages=((8,), (16,), (16,)), dense_widths=(32,)),
         dict(temperature=4.0, weight=0.9),
     ),
 }  # fmt: skip

@@ -5,13 +5,15 @@ same step: augmented images, left-out tokens and packed texts are the same to bo
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from bigmodels import errors, losses, metrics
+from bigmodels import errors, losses, metrics, trees
+from bigmodels.interpret import activations
 
 Array = jax.Array
 
@@ -20,9 +22,12 @@ Array = jax.Array
 class Settings:
     """config.distill.
 
-    The loss is (1 - weight) * the task's + weight * temperature^2 * the divergence of the model's
-    answers from the teacher's, see `losses.divergence` (Hinton et al. 2015, section 2): of an
-    example or, in language models, of each token.
+    The loss is (1 - weight) * the task's + weight * the teacher's, which is of an example or, in
+    language models, of each token. Of `kind`
+
+    logits: temperature^2 * the divergence of the model's answers from the teacher's, see
+      `losses.divergence` (Hinton et al. 2015, section 2);
+    features: the distance of what modules give, see `distance`.
 
     Fields:
       teacher: another run, of any model that answers the same task; '' for none.
@@ -30,13 +35,17 @@ class Settings:
       fingerprint: of what it is at that step, which a run writes out: it goes on under no other.
       weight: the teacher's share of the loss, from 0 to 1.
       temperature: above 1 it is of more weight what the teacher takes for the second and third.
+      layers: for features, pairs of paths of modules: of the model, and of the teacher. A path is
+        that of `interpret.activations`.
     """
 
     teacher: str = ''
     step: int | Literal['last', 'best'] = 'last'
     fingerprint: str = ''
+    kind: Literal['logits', 'features'] = 'logits'
     weight: float = 0.5
     temperature: float = 2.0
+    layers: Sequence[tuple[str, str]] = ()
 
     def __post_init__(self):
         if not 0 <= self.weight <= 1:
@@ -47,12 +56,17 @@ class Settings:
             raise errors.UserError(
                 f'config.distill.temperature = {self.temperature} must be above 0.'
             )
+        if bool(self.layers) != (self.kind == 'features'):
+            raise errors.UserError(
+                f'config.distill.layers = {tuple(self.layers)} does not go with kind = '
+                f'{self.kind!r}: features need pairs of paths, and logits have none.'
+            )
 
     def describe(self) -> str:
         """For the start screen."""
         return (
-            f'{self.weight:g} of the loss is what {self.teacher} at step {self.step} answers, at '
-            f'temperature {self.temperature:g}, see config.distill'
+            f'{self.weight:g} of the loss is by the {self.kind} of {self.teacher} at step '
+            f'{self.step}, see config.distill'
         )
 
 
@@ -98,7 +112,7 @@ def loss_fn(
     settings: Settings,
     train: bool,
 ) -> tuple[Array, tuple[dict, Any]]:
-    """A task's loss with the teacher's; its metrics are also 'task_loss' and 'divergence'.
+    """A task's loss with the teacher's; its metrics are also 'task_loss' and 'teacher_loss'.
 
     Args:
       taught: the teacher's variables, in which there is no gradient.
@@ -106,64 +120,108 @@ def loss_fn(
       teacher: a Linen module, in inference.
 
     Raises:
-      UserError: for a teacher of other classes.
+      UserError: for a teacher of other classes, a path that no module has, and as `distance`.
     """
-    heard = _Heard(task.model)
+    own, theirs = zip(*settings.layers, strict=True) if settings.layers else ((), ())
+    heard = _Heard(activations.watched(task.model, [re.escape(path) for path in own]))
     of_task = dataclasses.replace(task, model=heard)
     _, (pairs, model_state) = of_task.loss_fn(params, model_state, batch, rng, train)
     [(inputs, given, answer)] = heard.calls
-    other = teacher.apply(taught, *inputs, **given)
-    if given.get('return_hidden'):
-        between = _between_hidden(task, params, teacher, taught['params'], settings)
-        apart = between(answer, other, batch['targets'])
-    else:
-        apart = _between(answer, other, settings)
+    seen = activations.watched(teacher, [re.escape(path) for path in theirs])
+    other = seen.apply(taught, *inputs, **given)
     weights = batch['weights']
+    if settings.kind == 'features':
+        here, there = heard.captured(), seen.captured()
+        apart = sum(distance(_features(here, one), _features(there, another), weights.ndim)
+                    for one, another in settings.layers) / len(settings.layers)  # fmt: skip
+    elif given.get('return_hidden'):
+        apart = _of_hidden(task, params, answer, teacher, taught['params'], other, settings)
+    else:
+        apart = _of_logits(answer, other, settings)
     total, count = pairs['loss']
-    added = settings.temperature**2 * (apart * weights).sum()
+    added, _ = from_teacher = metrics.pair(apart, weights)
     loss = (1 - settings.weight) * total + settings.weight * added, count
-    pairs = {
-        **pairs,
-        'loss': loss,
-        'task_loss': (total, count),
-        'divergence': metrics.pair(apart, weights),
-    }
+    pairs = {**pairs, 'loss': loss, 'task_loss': (total, count), 'teacher_loss': from_teacher}
     return metrics.mean(loss), (pairs, model_state)
 
 
-def _between(logits: Array, other: Array, settings: Settings) -> Array:
-    """Logits [..., V] -> [...]."""
+def distance(features: Array, other: Array, ndim: int) -> Array:
+    """How far apart two models' features are, float32 of `ndim` dimensions.
+
+    Of the same width it is the mean of their squared difference (Romero et al. 2015, equation 3;
+    Jiao et al. 2020, equation 8). Of different ones that of the cosines between positions (Liu et
+    al. 2019, section 3.1), for which there is nothing to learn that the model does not keep.
+
+    Args:
+      features, other: [B, ..., D] and [B, ..., D'].
+
+    Raises:
+      UserError: for different positions, or one alone with different widths.
+    """
+    if features.shape[:-1] != other.shape[:-1]:
+        raise errors.UserError(
+            f"config.distill.layers: features of {list(features.shape[1:])} and the teacher's of "
+            f'{list(other.shape[1:])} have different positions: choose layers of the same.'
+        )
+    if features.shape[-1] != other.shape[-1]:
+        if features.ndim < 3:
+            raise errors.UserError(
+                f"config.distill.layers: features of {features.shape[-1]} and the teacher's of "
+                f'{other.shape[-1]} numbers have no positions to compare: choose earlier layers.'
+            )
+        features, other = _cosines(features), _cosines(other)
+    squares = jnp.square(features.astype(jnp.float32) - other.astype(jnp.float32))
+    return squares.mean(tuple(range(ndim, squares.ndim)))
+
+
+def _cosines(features: Array) -> Array:
+    """[B, ..., D] -> float32 [B, P, P], between all P positions of an example."""
+    rows = features.reshape(len(features), -1, features.shape[-1]).astype(jnp.float32)
+    rows /= jnp.sqrt(jnp.square(rows).sum(-1, keepdims=True) + 1e-12)
+    return jnp.einsum('bpd,bqd->bpq', rows, rows)
+
+
+def _features(found: Mapping[str, Array], path: str) -> Array:
+    """[B, ..., D]; of scanned layers [B, ..., layers * D]."""
+    if not trees.is_scanned(path):
+        return found[path]
+    behind = jnp.moveaxis(found[path], 0, -2)
+    return behind.reshape(*behind.shape[:-2], -1)
+
+
+def _of_logits(logits: Array, other: Array, settings: Settings) -> Array:
+    """Logits [..., V] -> the teacher's loss [...]."""
     if logits.shape != other.shape:
         raise errors.UserError(
             f'The teacher {settings.teacher} answers with {list(other.shape[1:])} numbers, and the '
             f'model of this config with {list(logits.shape[1:])}: both need the same classes, or '
             'the same vocabulary.'
         )
-    return losses.divergence(logits, other, settings.temperature)
+    return settings.temperature**2 * losses.divergence(logits, other, settings.temperature)
 
 
-def _between_hidden(
-    task: Any, params: Mapping, teacher: Any, taught: Mapping, settings: Settings
-) -> Callable[[Array, Array, Array], Array]:
-    """(hidden [B, L, D], the teacher's [B, L, D'], targets [B, L]) -> [B, L].
+def _of_hidden(
+    task: Any,
+    params: Mapping,
+    hidden: Array,
+    teacher: Any,
+    taught: Mapping,
+    other: Array,
+    settings: Settings,
+) -> Array:
+    """The same of hidden states [B, L, D] and the teacher's [B, L, D'] -> [B, L].
 
     Logits are held for `task.loss_chunk` tokens at a time, as in the task's own loss.
     """
+    kinds = hidden.dtype, other.dtype
 
-    def between(hidden: Array, other: Array, targets: Array) -> Array:
-        width = hidden.shape[-1]
-        kinds = hidden.dtype, other.dtype
+    def of_both(both: Array, _: Array) -> Array:
+        split = jnp.split(both, [hidden.shape[-1]], axis=-1)
+        own, others = (x.astype(kind) for x, kind in zip(split, kinds, strict=True))
+        return _of_logits(task.model.logits(params, own), teacher.logits(taught, others), settings)
 
-        def of_both(both: Array, _: Array) -> Array:
-            own, others = (x.astype(kind) for x, kind in
-                           zip(jnp.split(both, [width], axis=-1), kinds, strict=True))  # fmt: skip
-            return _between(
-                task.model.logits(params, own), teacher.logits(taught, others), settings
-            )
-
-        both = jnp.concatenate([hidden, other], axis=-1)
-        if not task.loss_chunk:
-            return of_both(both, targets)
-        return losses.chunked_over_tokens(of_both, both, targets, task.loss_chunk)
-
-    return between
+    both = jnp.concatenate([hidden, other], axis=-1)
+    places = jnp.zeros(both.shape[:-1], jnp.int32)  # in the place of targets
+    if not task.loss_chunk:
+        return of_both(both, places)
+    return losses.chunked_over_tokens(of_both, both, places, task.loss_chunk)

@@ -14,6 +14,7 @@ from bigmodels.checkpoint import values
 from bigmodels.compress import __main__ as command
 from bigmodels.compress import distill
 from bigmodels.data import tokenizers
+from bigmodels.interpret import activations
 from bigmodels.models import MODELS
 from bigmodels.tasks import TASKS
 from tests import commands, test_sharding
@@ -61,9 +62,35 @@ def test_the_loss_is_its_definition(text, chunk, weight):
     weights = batches[0]['weights']
     divergence = ((np.exp(theirs) * (theirs - own)).sum(-1) * weights).sum() / weights.sum()
     alone, _ = task.loss_fn(state.params, {}, batches[0], jax.random.key(0), train=True)
-    np.testing.assert_allclose(metrics.mean(pairs['divergence']), divergence, rtol=1e-4)
+    np.testing.assert_allclose(metrics.mean(pairs['teacher_loss']), 9 * divergence, rtol=1e-4)
     np.testing.assert_allclose(metrics.mean(pairs['task_loss']), alone, rtol=1e-5)
     np.testing.assert_allclose(loss, (1 - weight) * alone + weight * 9 * divergence, rtol=1e-4)
+
+
+def test_features_are_compared_by_their_definition(text):
+    task, batches = test_sharding.language_model(**STUDENT)
+    layers = (('layers', 'final_norm'), ('final_norm', 'layers/mlp'))  # 32 and 32, 16 and 64 wide
+    settings = settings_of(text, kind='features', layers=layers)
+    made = test_sharding.make_program(task, batches[0], num_devices=1, distill=settings)
+    state, run = made.init_state(0), runs.open_run(text)
+    _, (pairs, _) = jax.jit(functools.partial(made.teacher.loss_fn(task), train=True))(
+        state.params, {}, batches[0], jax.random.key(0), made.teacher.read()
+    )
+
+    def found(task, params, paths):
+        captured = activations.capture(task, params, {}, batches[0], paths)[1]
+        several = (np.float64(captured[path]) for path in paths)
+        return [np.concatenate([*x], -1) if x.ndim == 4 else x for x in several]
+
+    own, theirs = zip(*layers, strict=True)
+    own, theirs = found(task, state.params, own), found(run.task, run.params, theirs)
+    cosines = []
+    for each in (own[1], theirs[1]):
+        unit = each / np.linalg.norm(each, axis=-1, keepdims=True)
+        cosines.append(unit @ unit.swapaxes(1, 2))
+    apart = [np.square(own[0] - theirs[0]).mean(-1), np.square(cosines[0] - cosines[1]).mean(-1)]
+    expected = np.average(np.mean(apart, 0), weights=batches[0]['weights'])
+    np.testing.assert_allclose(metrics.mean(pairs['teacher_loss']), expected, rtol=1e-4)
 
 
 @functools.cache
@@ -201,6 +228,9 @@ def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_compiled(text
     classes = settings_of(images[0] / 'teacher')
     tokens = settings_of(text)
     language = functools.partial(test_sharding.language_model, num_layers=1)
+    features = lambda path: settings_of(
+        images[0] / 'teacher', kind='features', layers=(('Linear_0', path),)
+    )
     other = MODELS['mlp'](num_classes=5, hidden_dims=(8,))
     characters = dataclasses.replace(language()[0], vocabulary=tokenizers.Characters('abc'))
     seeing = language(causal=False, vocab_size=257)[0].model
@@ -214,6 +244,9 @@ def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_compiled(text
          r'answers with \[4\] numbers, and the model of this config with \[5\]'),
         (tokens, (characters, language()[1]), 'another tokenizer: the 256 tokens'),
         (tokens, language(vocab_size=300), r'with \[16, 256\] numbers.*\[16, 300\]'),
+        (features('conv_1'), classifier_of(), "No module of ConvNet has the path 'conv_1'"),
+        (features('conv_0'), classifier_of(), r'of \[8\] and .* \[8, 8, 8\] have different posi'),
+        (features('head'), classifier_of(), 'of 8 and .* 4 numbers have no positions to compare'),
         (tokens, (masked, language()[1]), 'a MaskedLanguageModeling has no teacher. Tasks that'),
     ]  # fmt: skip
     for settings, (task, batches), message in wrong:
@@ -224,7 +257,7 @@ def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_compiled(text
         (['distill.temperature=0'], 'temperature = 0.0 must be above 0'),
         (['distill.teacher=nowhere'], 'nowhere holds no run'),
         (['distill.step=5'], 'has no such checkpoint'),
-        (['distill.kind=logits'], "key in config.distill 'kind'"),
+        (['distill.kind=features'], 'layers = .. does not go with kind'),
     ):
         with pytest.raises(errors.UserError, match=message):
             train_lib.train(pupil(images, *changes), images[0] / 'never')
