@@ -14,6 +14,7 @@ from bigmodels import compress as compress_lib
 from bigmodels import config as config_lib
 from bigmodels import guard as guard_lib
 from bigmodels import privacy as privacy_lib
+from bigmodels.compress import distill as distill_lib
 from bigmodels.compress import prune as prune_lib
 from bigmodels.data import SOURCES, pipeline, tokenizers
 from bigmodels.models import MODELS
@@ -34,6 +35,8 @@ EXECUTION_KEYS = (
     'data.workers',
     'model.microbatches',
     'model.pipeline_rounds',
+    'distill.teacher',  # its fingerprint says whether it is the same
+    'distill.step',
 )
 
 
@@ -90,6 +93,7 @@ class Experiment:
       federated: clients that learn by themselves, see `privacy.federated.Settings`.
       compress: what is rounded to few bits, see `compress.Settings`.
       prune: which weights become 0 in training, see `prune.Settings`.
+      distill: another run that a model learns from, see `distill.Settings`.
       accumulate: parts in which a batch's gradient is taken, to save memory.
       ema_decay: of the parameters' moving average, used in evaluation; 0 for none.
       model, task, optimizer: sections with a name and its arguments.
@@ -114,6 +118,7 @@ class Experiment:
     federated: federated_lib.Settings = federated_lib.NONE
     compress: compress_lib.Settings = compress_lib.NONE
     prune: prune_lib.Settings = prune_lib.NONE
+    distill: distill_lib.Settings = distill_lib.NONE
     accumulate: int = 1
     ema_decay: float = 0.0
     mesh: sharding.MeshShape = dataclasses.field(default_factory=sharding.MeshShape)
@@ -154,6 +159,7 @@ SECTIONS = {
     'federated': federated_lib.Settings,
     'compress': compress_lib.Settings,
     'prune': prune_lib.Settings,
+    'distill': distill_lib.Settings,
     'mesh': sharding.MeshShape,
     'guard': guard_lib.Guard,
     'checkpoint': checkpoint_lib.Settings,

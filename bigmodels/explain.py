@@ -103,6 +103,7 @@ def explain_sharding(settings: Experiment) -> str:
         'moving average': state.ema_params,
         'model state': state.model_state,
         **({} if state.frozen is None else {'frozen': state.frozen}),
+        **({} if run.teacher is None else {'teacher': run.teacher.state}),
     }
     parts['all'] = tuple(parts.values())
     totals = [('total', 'bytes', 'bytes per device', '')]

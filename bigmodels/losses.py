@@ -74,6 +74,22 @@ def _normalizer_and_target_backward(residuals, cotangents):
 _normalizer_and_target.defvjp(_normalizer_and_target_forward, _normalizer_and_target_backward)
 
 
+def divergence(logits: Array, other: Array, temperature: float = 1.0) -> Array:
+    """KL(softmax(other / T) || softmax(logits / T)), in nats, in float32.
+
+    (Hinton et al. 2015, section 2: its gradient is that of their cross-entropy)
+
+    Args:
+      logits, other: [..., V]; -inf where there is no class, in both alike.
+      temperature: T.
+
+    Returns:
+      [...] float32, from 0.
+    """
+    own, others = (jax.nn.log_softmax(x.astype(jnp.float32) / temperature) for x in (logits, other))
+    return (jnp.exp(others) * jnp.where(other > -jnp.inf, others - own, 0)).sum(-1)
+
+
 def preference(margins: Array) -> Array:
     """-log sigmoid of how much more the chosen is rewarded than the rejected, [...] float32.
 

@@ -15,8 +15,8 @@ import optax
 
 from bigmodels import (
     adapters,
-    compress,
     errors,
+    opening,
     optimizers,
     privacy,
     sharding,
@@ -28,6 +28,7 @@ from bigmodels import (
 from bigmodels import config as config_lib
 from bigmodels import guard as guard_lib
 from bigmodels import state as state_lib
+from bigmodels import teacher as teacher_lib
 from bigmodels.compress import prune
 from bigmodels.experiment import Experiment, InitFrom
 
@@ -41,17 +42,20 @@ class Program:
     Fields:
       init_variables: key -> the task's variables, pure.
       begin: (variables, key) -> the TrainState before the first step, pure.
-      train_step: (state, batch) -> (state, metrics), pure; see `steps.train_step`.
+      train_step: (state, batch) -> (state, metrics), pure; see `steps.train_step`. With a teacher
+        (state, batch, the teacher's state).
       eval_step: (params, model_state, batch) -> (pairs, outcomes), pure.
       schedule: step -> learning rate.
       spent: step -> floats, what the run has spent by then; {} where it is not private.
       join: (params, frozen) -> the params that the model takes, see `adapters.joined` and
         `compress.joined`.
-      flops: of a train step by the task's formula; None where there is none, or not for adapters.
+      flops: of a train step by the task's formula; None where there is none, or not for adapters
+        and teachers.
       variable_shapes, state_shapes: of these, each with its sharding.
       batch_shapes: of a global batch, each with its sharding.
       compiler_options: of XLA, for the train step.
       init_from: another run, whose parameters `init_state` puts into the variables.
+      teacher: another run, whose answers are a part of the loss; None for none.
       notes: what could not be placed as the sharding rules say, options of XLA, the other run.
     """
 
@@ -69,10 +73,11 @@ class Program:
     batch_shapes: Shapes
     compiler_options: Mapping[str, xla_options.Value]
     init_from: InitFrom
+    teacher: teacher_lib.Teacher | None
     notes: list[str]
 
     def compile_train_step(self, parallel: str) -> Callable:
-        """`train_step` for these shapes on this mesh."""
+        """`train_step` for these shapes on this mesh; see `taught` for one with a teacher."""
         return sharding.compile_step(
             self.train_step,
             self.mesh,
@@ -80,7 +85,15 @@ class Program:
             self.batch_shapes,
             parallel,
             self.compiler_options,
+            () if self.teacher is None else (self.teacher.state,),
         )
+
+    def taught(self, train_step: Callable) -> Callable:
+        """`train_step`, compiled or not, of (state, batch) alone: a teacher's state is read now."""
+        if self.teacher is None:
+            return train_step
+        given = self.teacher.read()
+        return lambda state, batch: train_step(state, batch, given)
 
     def make_init_state(self, seed: int) -> Callable[[], state_lib.TrainState]:
         """A function that makes the state before the first step, every array where it belongs.
@@ -149,13 +162,12 @@ def make_program(
     gradient = privacy.transformation(settings, task, variables)
     tx, schedule = _make_optimizer(settings, jax.eval_shape(split, variables['params'], key)[0])
     shapes = jax.eval_shape(begin, variables, key)
-    rules = sharding_rules(task)
+    rules = sharding.rules_of(task.model)
     own_rules = adapters.sharding_rules(settings.adapter, rules, variables['params'])
     placed, unplaced = sharding.state_shardings(shapes, own_rules, mesh)
 
-    def join(params, frozen):
-        return compress.joined(settings.compress, adapters.joined(settings.adapter, params, frozen))
-
+    teacher = teacher_lib.open_teacher(settings, task, mesh, variables, example)
+    join = functools.partial(opening.joined, settings)
     options, told = xla_options.for_mesh(mesh, settings.xla)
     by_rows = sharding.batch_sharding(mesh)
     return Program(
@@ -163,7 +175,7 @@ def make_program(
         begin=begin,
         train_step=functools.partial(
             steps.train_step,
-            loss_fn=task.loss_fn,
+            loss_fn=task.loss_fn if teacher is None else teacher.loss_fn(task),
             tx=tx,
             schedule=schedule,
             seed=settings.seed,
@@ -179,14 +191,17 @@ def make_program(
         schedule=schedule,
         spent=lambda step: jax.tree.map(float, gradient.spent(step)),
         join=join,
-        # The formulas count a gradient of every parameter.
-        flops=None if settings.adapter.rank else task.flops_per_step(shapes.params, batch_shapes),
+        # The formulas count a gradient of every parameter, and one model.
+        flops=None
+        if settings.adapter.rank or teacher
+        else task.flops_per_step(shapes.params, batch_shapes),
         mesh=mesh,
         variable_shapes=_placed_variables(variables, rules, mesh),
         state_shapes=sharding.with_shardings(shapes, placed),
         batch_shapes=sharding.with_shardings(batch_shapes, dict.fromkeys(example, by_rows)),
         compiler_options=options,
         init_from=settings.init_from,
+        teacher=teacher,
         notes=[*unplaced, *_notes(settings, variables, shapes), *gradient.notes, *told],
     )
 
@@ -223,6 +238,8 @@ def _notes(
             f'every step rounds weights to {settings.compress.weights} and their inputs to '
             f'{settings.compress.activations}, see config.compress'
         )
+    if settings.distill.teacher:
+        notes.append(settings.distill.describe())
     if other := settings.init_from.workdir:
         notes.append(f'the parameters began as those of {other}, see config.init_from')
     return notes
@@ -265,11 +282,6 @@ def evaluation_step(task: Any) -> Callable:
     """(params, model_state, batch) -> (metric pairs, outcomes), see `steps.eval_step`."""
     outcomes = getattr(task, 'outcomes', None)
     return functools.partial(steps.eval_step, loss_fn=task.loss_fn, outcomes=outcomes)
-
-
-def sharding_rules(task: Any) -> Sequence[tuple[str, tuple]]:
-    """The rules of the task's model; none means the default of `sharding.param_specs`."""
-    return getattr(task.model, 'sharding_rules', ())
 
 
 def shapes_of_batch(batch: Mapping[str, np.ndarray], batch_size: int) -> Shapes:

@@ -144,6 +144,31 @@ def read_config(directory: pathlib.Path) -> ml_collections.ConfigDict:
     return config_lib.read(directory / CONFIG)
 
 
+def resolved(config: Mapping) -> Mapping[str, Any]:
+    """`experiment.resolved`, in which a teacher's step is a number and has its fingerprint.
+
+    Raises:
+      UserError: if there is no such teacher or step, it is damaged, or another than it was.
+    """
+    plain = experiment.resolved(config)
+    teacher, expected = plain['distill']['teacher'], plain['distill']['fingerprint']
+    if not teacher:
+        return plain
+    directory = pathlib.Path(teacher, CHECKPOINTS)
+    theirs = read_config(pathlib.Path(teacher))
+    kept = config_lib.build(checkpoint.Settings, theirs['checkpoint'], 'checkpoint')
+    wanted = plain['distill']['step']
+    step = processes.on_first(lambda: checkpoint.good_step(directory, wanted, kept))
+    found = checkpoint.fingerprint(directory, step)
+    if expected not in ('', found):
+        raise errors.UserError(
+            f'The teacher {teacher} has the fingerprint {found} at step {step}, and '
+            f'config.distill.fingerprint is {expected}: it is another one.'
+        )
+    plain['distill'] |= {'step': step, 'fingerprint': found}
+    return plain
+
+
 def _prepare(workdir: pathlib.Path, config: Mapping, resume: Resume) -> int | None:
     for file, kind in UNTRAINED.items():
         if (workdir / file).exists():

@@ -3,7 +3,6 @@
 import argparse
 import ctypes
 import dataclasses
-import functools
 import logging as stdlib_logging
 import os
 import pathlib
@@ -14,23 +13,11 @@ from typing import Any, Literal
 
 import grain
 import jax
-import ml_collections
 from absl import logging
 
-from bigmodels import (
-    adapters,
-    checkpoint,
-    compress,
-    errors,
-    experiment,
-    program,
-    rundir,
-    sharding,
-    state,
-)
-from bigmodels import config as config_lib
+from bigmodels import checkpoint, experiment, opening, program, rundir, sharding
 from bigmodels.data import pipeline
-from bigmodels.tasks import TASKS
+from bigmodels.opening import open_task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,37 +86,10 @@ def open_run(
     config, settings, task = open_task(directory, trust, overrides)
     mesh = mesh or sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
     step = checkpoint.good_step(directory / rundir.CHECKPOINTS, step, settings.checkpoint)
-    params, model_state = _restore_for_evaluation(directory, step, settings, task, mesh)
-    return Run(directory, config.to_dict(), settings, task, mesh, params, model_state, step)
-
-
-def open_task(
-    directory: str | os.PathLike, trust: Sequence[str] = (), overrides: Sequence[str] = ()
-) -> tuple[ml_collections.ConfigDict, experiment.Experiment, Any]:
-    """The config, its experiment and its fitted task, of a run that may have no checkpoint yet.
-
-    Raises:
-      UserError: if there is no such run, its config names code that is not trusted, or an override
-        is not of the task's `answer_fields`.
-    """
-    directory = pathlib.Path(directory)
-    config = rundir.read_config(directory)
-    config_lib.check_trusted(config, trust, str(directory / rundir.CONFIG))
-    _check_overrides(config, overrides)
-    config_lib.set_fields(config, overrides)
-    settings = experiment.from_config(config)
-    task = experiment.make_task(settings).restored(directory / rundir.PREPROCESSING)
-    return config, settings, task
-
-
-def _check_overrides(config: Mapping, overrides: Sequence[str]) -> None:
-    """Raises UserError for one that is not of a field that the task names for its answers."""
-    task = config_lib.chosen(TASKS, config['task'], 'task')
-    allowed = [f'task.{field}' for field in getattr(task, 'answer_fields', ())]
-    for override in overrides:
-        key = override.partition('=')[0]
-        if key not in allowed:
-            raise errors.unknown('field to set of a trained run:', key, allowed)
+    wanted = opening.evaluation_shapes(directory, settings, task, mesh)
+    state = checkpoint.restore(directory / rundir.CHECKPOINTS, step, wanted)
+    params = opening.joined(settings, state.eval_params, state.frozen)
+    return Run(directory, config.to_dict(), settings, task, mesh, params, state.model_state, step)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -160,28 +120,6 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
         metavar='PACKAGE',
         help="a package whose code the run's config may name; may be given repeatedly",
     )
-
-
-def _restore_for_evaluation(directory, step: int, settings, task, mesh) -> tuple[Any, Any]:
-    """Params and model state only: the optimiser's part of a checkpoint is not read."""
-    variables = dict(
-        jax.eval_shape(task.init, jax.random.key(0), rundir.batch_shapes(directory, 1))
-    )
-    whole = variables.pop('params')
-    kept = jax.eval_shape(functools.partial(compress.kept, settings.compress), whole)
-    split = functools.partial(adapters.split, settings.adapter)
-    params, frozen = jax.eval_shape(split, kept, jax.random.key(0))
-    rules = adapters.sharding_rules(settings.adapter, program.sharding_rules(task), whole)
-    rules = compress.sharding_rules(settings.compress, rules, whole)
-    number = jax.ShapeDtypeStruct((), 'int32')
-    placed = state.TrainState(number, params, variables, opt_state=(), frozen=frozen)
-    shardings, _ = sharding.state_shardings(placed, rules, mesh)
-    wanted = sharding.with_shardings(placed, shardings)
-    if settings.ema_decay > 0:
-        wanted = wanted.replace(params={}, ema_params=wanted.params)
-    restored = checkpoint.restore(directory / rundir.CHECKPOINTS, step, wanted)
-    joined = adapters.joined(settings.adapter, restored.eval_params, restored.frozen)
-    return compress.joined(settings.compress, joined), restored.model_state
 
 
 # Of glibc's malloc.h: M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, in bytes.

@@ -221,6 +221,11 @@ def constrain_activations(
     return constrain(x, (tuple(rows), 'sequence', *features))
 
 
+def rules_of(model: Any) -> Sequence[tuple[str, tuple]]:
+    """The rules of a model; none means the default of `param_specs`."""
+    return getattr(model, 'sharding_rules', ())
+
+
 def param_specs(
     params: Any, rules: Sequence[tuple[str, tuple]], mesh: jax.sharding.Mesh
 ) -> tuple[Any, list[str]]:
@@ -322,8 +327,9 @@ def compile_step(
     batch: Mapping[str, Any],
     parallel: Literal['jit', 'pmap'] = 'jit',
     options: Mapping[str, Any] | None = None,
+    given: Sequence[Any] = (),
 ) -> Callable:
-    """Compiles (state, batch) -> (state, metrics) for these shapes; the state is donated.
+    """Compiles (state, batch, *given) -> (state, metrics) for these shapes; the state is donated.
 
     A later call with other shapes raises instead of compiling again. With 'pmap' neither holds:
     it compiles in its first call and keeps the old state until the new one is there.
@@ -333,18 +339,19 @@ def compile_step(
       state, batch: shapes with shardings.
       parallel: 'jit' over the mesh, or 'pmap' over its devices with a replicated state.
       options: of XLA, see `xla_options`; pmap takes none.
+      given: shapes with shardings of what else the step takes, see `steps.train_step`.
     """
     if parallel == 'pmap':
-        return _pmap_step(step, mesh)
+        return _pmap_step(step, mesh, len(given))
     placed = jax.tree.map(lambda shape: shape.sharding, state)
     with jax.set_mesh(mesh):
         jitted = jax.jit(
             step, out_shardings=(placed, NamedSharding(mesh, PartitionSpec())), donate_argnums=0
         )
-        return jitted.lower(state, batch).compile(compiler_options=dict(options or {}))
+        return jitted.lower(state, batch, *given).compile(compiler_options=dict(options or {}))
 
 
-def _pmap_step(step: Callable, mesh: jax.sharding.Mesh) -> Callable:
+def _pmap_step(step: Callable, mesh: jax.sharding.Mesh, num_given: int) -> Callable:
     """Data parallelism by `jax.pmap`: each device computes on its part, gradients are averaged."""
     if mesh.size != mesh.shape['data'] or jax.process_count() > 1:
         raise errors.UserError(
@@ -352,15 +359,15 @@ def _pmap_step(step: Callable, mesh: jax.sharding.Mesh) -> Callable:
             'other axes of config.mesh to 1, or use "jit".'
         )
     mapped = jax.pmap(
-        lambda state, batch: step(state, batch, axis_name='data'),
+        lambda *arguments: step(*arguments, axis_name='data'),
         axis_name='data',
-        in_axes=(None, 0),
+        in_axes=(None, 0, *(None,) * num_given),
         out_axes=(None, None),
         devices=list(mesh.devices.flat),
     )
 
-    def run(state, batch):
+    def run(state, batch, *given):
         split = jax.tree.map(lambda x: x.reshape(mesh.size, -1, *x.shape[1:]), batch)
-        return mapped(state, split)
+        return mapped(state, split, *given)
 
     return run

@@ -79,7 +79,7 @@ def sum_over_rows(function: Callable, rows: Any, parts: int) -> Any:
 def train_step(
     state: TrainState,
     batch: Batch,
-    *,
+    *given: Any,
     loss_fn: Callable,
     tx: optax.GradientTransformation,
     seed: int,
@@ -98,6 +98,7 @@ def train_step(
     Args:
       state: before the update.
       batch: arrays [B, ...].
+      given: what else the loss takes, which no step changes and no state holds: that of a teacher.
       loss_fn: a task's; its loss is the mean that metrics['loss'] = (sum, count) gives.
       gradients: of a batch, with the arguments and results of `accumulated_gradients`.
       spent: figures of what the run has spent by a step, further metrics; see `privacy`.
@@ -118,7 +119,10 @@ def train_step(
     if axis_name is not None:
         rng = jax.random.fold_in(rng, jax.lax.axis_index(axis_name))
     frozen, state = state.frozen, state.replace(frozen=None)  # which the update does not touch
-    of_trained = lambda params, *rest, **options: loss_fn(join(params, frozen), *rest, **options)
+
+    def of_trained(params, *rest, **options):
+        return loss_fn(join(params, frozen), *rest, *given, **options)
+
     grads, metrics, model_state = gradients(
         state.params, state.model_state, batch, rng, of_trained, accumulate
     )

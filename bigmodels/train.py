@@ -55,11 +55,11 @@ def train(
     """
     watch = watch or stopwatch.Stopwatch()
     workdir = pathlib.Path(workdir)
-    settings = experiment.from_config(config)
+    resolved = rundir.resolved(config)
+    settings = experiment.from_config(resolved)
     mesh = sharding.make_mesh(settings.mesh)
     experiment.check_batch(settings, sharding.num_batch_shards(mesh))
     task = experiment.make_task(settings)
-    resolved = experiment.resolved(config)
     with (
         preemption.Signals(settings.checkpoint.deadline, workdir / rundir.CHECKPOINTS) as signals,
         rundir.held(workdir, resume),
@@ -193,8 +193,8 @@ def _loop(
         )
         try:
             last = _fold(
-                settings, run.mesh, train_step, state, start, feed, evaluate_now, saver, reporter,
-                signals,
+                settings, run.mesh, run.taught(train_step), state, start, feed, evaluate_now,
+                saver, reporter, signals,
             )  # fmt: skip
         finally:
             reporter.warn(saver.close())

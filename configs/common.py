@@ -31,6 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.federated = dict(clients=0)
     config.prune = dict(sparsity=0.0)
     config.compress = dict(weights='float32', activations='float32')
+    config.distill = dict(teacher='')
     config.guard = dict(policy='stop', max_skips=10, spike_sigma=0.0, spike_window=128)
     config.eval_every = 0
     config.log_every = 50

@@ -40,6 +40,23 @@ def test_cross_entropy_is_that_of_optax_with_its_gradient():
         np.testing.assert_allclose(jax.grad(ours)(x), jax.grad(theirs)(x), atol=1e-6)
 
 
+def test_divergence_is_its_definition_and_leaves_out_classes_that_are_not_there():
+    other = 3 * rng.normal(size=LOGITS.shape)
+    targets = [np.full((2, 5), c) for c in range(11)]
+    own, others = (
+        np.exp(-np.stack([reference(x / 2.5, target) for target in targets], -1))
+        for x in (LOGITS, other)
+    )
+    expected = (others * np.log(others / own)).sum(-1)
+    padded = [jnp.pad(jnp.float32(x), ((0, 0), (0, 0), (0, 2)), constant_values=-jnp.inf)
+              for x in (LOGITS, other)]  # fmt: skip
+    divergence = lambda x: losses.divergence(x, padded[1], 2.5)
+    np.testing.assert_allclose(divergence(padded[0]), expected, rtol=1e-4)
+    gradient = jax.grad(lambda x: divergence(x).sum())(padded[0])
+    np.testing.assert_allclose(gradient[..., :11], (own - others) / 2.5, atol=1e-6)
+    assert (gradient[..., 11:] == 0).all()
+
+
 def test_large_and_low_precision_logits():
     given = losses.softmax_cross_entropy(jnp.array([[1e4, 0.0, -1e4]]), jnp.array([1]))
     np.testing.assert_allclose(given, [1e4])

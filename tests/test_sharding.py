@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from bigmodels import adapters, errors, experiment, metrics, privacy, program, sharding, trees
+from bigmodels.compress import distill as distill_lib
 from bigmodels.compress import prune as prune_lib
 from bigmodels.data import tokenizers
 from bigmodels.models import transformer
@@ -72,6 +73,7 @@ def make_program(
     private=privacy.NONE,
     clients=federated.NONE,
     prune=prune_lib.NONE,
+    distill=distill_lib.NONE,
     **mesh,
 ):
     settings = experiment.Experiment(
@@ -94,6 +96,7 @@ def make_program(
         privacy=private,
         federated=clients,
         prune=prune,
+        distill=distill,
     )
     mesh = sharding.make_mesh(sharding.MeshShape(**{'data': 1} | mesh), jax.devices()[:num_devices])
     return program.make_program(settings, task, mesh, program.shapes_of_batch(batch, ROWS))
@@ -102,7 +105,7 @@ def make_program(
 def train(task, batches, parallel='jit', **settings):
     """(losses, gradient norms), the final state and the program."""
     run = make_program(task, batches[0], **settings)
-    step = run.compile_train_step(parallel)
+    step = run.taught(run.compile_train_step(parallel))
     state, figures = run.init_state(0), []
     for batch in batches:
         state, pairs = step(state, sharding.put_batch(batch, run.mesh))

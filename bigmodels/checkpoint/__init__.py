@@ -170,6 +170,18 @@ def good_step(
     return step
 
 
+def fingerprint(directory: pathlib.Path, step: int) -> str:
+    """A hex digest of what a model is used with at a saved step; check `damage` first."""
+    sums = [
+        (name, digest)
+        for name, digest in sorted(_manifest(directory, step)['files'].items())
+        if name.partition('/')[0] in EVALUATION_PARTS
+    ]
+    if (directory / FROZEN).is_dir():
+        sums += sorted(_manifest(directory, FROZEN)['files'].items())
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+
+
 def figures(directory: pathlib.Path, step: int) -> dict[str, float]:
     """The figures of the evaluation that a saved step was saved with; {} if there was none."""
     return _manifest(directory, step)['metrics']

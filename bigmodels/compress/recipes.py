@@ -11,7 +11,7 @@ prune50            the smallest half of each kernel's weights is 0; prune_global
 heads50, units50, channels50
                    the weakest half of attention's heads, of feed-forward layers' hidden units, of
                    a ConvNet's channels is taken out: the model itself is smaller
-kv8                keys and values of generation in int8
+kv8                generation keeps keys and values in int8, a scale for each head and position
 
 New arrays are made of others alone, so that a recipe is tried on shapes before anything is read.
 """
@@ -25,7 +25,9 @@ from typing import Any
 import jax
 
 from bigmodels import compress, errors
+from bigmodels import config as config_lib
 from bigmodels.compress import prune, shrink
+from bigmodels.models import MODELS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +132,21 @@ def _activations(text: str, name: str, number: float | None, targets: str) -> St
     return lambda model: model.settings('compress', **fields, **_of_targets(targets))
 
 
+def _cache(text: str, name: str, number: float | None, targets: str) -> Step:
+    _check_no_number(text, number)
+
+    def step(model: Model) -> Model:
+        kind = config_lib.chosen(MODELS, model.config['model'], 'model')
+        if not (hasattr(kind, 'init_cache') and hasattr(kind, 'kv_cache')):
+            raise errors.UserError(
+                f'The model {model.config["model"]["name"]!r} keeps no keys and values: leave the '
+                f'step {text!r} out.'
+            )
+        return model.settings('model', kv_cache='int8')
+
+    return step
+
+
 def _pruned(text: str, name: str, number: float | None, targets: str) -> Step:
     if name == '2:4':
         _check_no_number(text, number)
@@ -177,6 +194,7 @@ def _check_no_number(text: str, number: float | None) -> None:
 STEPS = {
     **dict.fromkeys(('int8', 'int4', 'fp8'), ('weights', _weights)),
     **dict.fromkeys(('a8', 'a8_static'), ('activations', _activations)),
+    'kv8': ('', _cache),
     **dict.fromkeys(('prune', 'prune_global', '2:4'), ('', _pruned)),
     **dict.fromkeys(shrink.PARTS, ('', _shrunk)),
 }

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from bigmodels import compress, errors, experiment, program, rundir, runs, sharding, trees
+from bigmodels import compress, errors, experiment, rundir, runs, sharding, trees
 from bigmodels import config as config_lib
 from bigmodels.data import subwords, tokenizers
 from bigmodels.interop import directories, families, pictures, sections, sounds, weights
@@ -72,7 +72,7 @@ def read_variables(directory: pathlib.Path, task: Any, mesh: jax.sharding.Mesh) 
     shapes = dict(jax.eval_shape(task.init, jax.random.key(0), batch_shapes(task, published)))
     params = shapes.pop('params')
     placed = TrainState(jax.ShapeDtypeStruct((), 'int32'), params, shapes, ())
-    shardings, _ = sharding.state_shardings(placed, program.sharding_rules(task), mesh)
+    shardings, _ = sharding.state_shardings(placed, sharding.rules_of(task.model), mesh)
     loaded = weights.load(
         families.of_config(published).table,
         directories.tensors(directory),

@@ -75,6 +75,11 @@ def capture(
     return predictions, seen.captured()
 
 
+def watched(model: Any, paths: Sequence[str]) -> Any:
+    """The model with `captured()`, {path: array} of what its `apply` gave, as in `capture`."""
+    return _Watched(model, {}, paths)
+
+
 def edited(task: Any, edits: Edits) -> Any:
     """The task with a model in which modules give what `edits` make of their outputs.
 

@@ -301,13 +301,17 @@ def logits_of(
 def empty_cache(settings: Settings, batch_size: int, length: int) -> Cache:
     """Key and value slots of zeros for every layer: [B, N, S, K] in the compute dtype.
 
-    On a CPU in float32, to which XLA would widen all of it at every token, and back.
+    On a CPU in float32, to which XLA would widen all of it at every token, and back. Those of int8
+    have their scales beside them.
     """
     shape = (batch_size, settings.kv_heads, length, settings.dim_per_head)
     dtype = 'float32' if jax.default_backend() == 'cpu' else settings.dtype
+    kinds = {'key': (shape, dtype), 'value': (shape, dtype)}
+    if settings.kv_cache == 'int8':
+        scales = (*shape[:-1], 1), 'float32'
+        kinds = dict.fromkeys(kinds, (shape, 'int8')) | dict(key_scale=scales, value_scale=scales)
     return tuple(
-        {'key': jnp.zeros(shape, dtype), 'value': jnp.zeros(shape, dtype)}
-        for _ in range(settings.num_layers)
+        {name: jnp.zeros(*kind) for name, kind in kinds.items()} for _ in range(settings.num_layers)
     )
 
 

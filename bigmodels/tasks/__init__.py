@@ -26,9 +26,12 @@ ids) -> example` and `embed_texts(params, model_state, batch of these) -> [B, E]
 whole batches only: its gradient is neither accumulated nor that of each device's part; an
 evaluation's loss is then of batches of that size. One with `compares_with_base` needs
 `config.adapter`: its loss compares the params with those of the frozen base, `adapters.without`.
-One that goes on with texts has `prompt(text)`, the ids that its model is to continue for a user's
-text, and `end`, the id that ends what it says, or None. Of one with a `vocabulary` the command that
-shows batches decodes 'inputs' and 'targets', or what its `token_fields` names.
+One whose loss is of logits, a row for each of the batch's `weights`, and calls its model once for
+them, may learn from a teacher, see `compress.distill`: `alike_in_teacher` names those of its fields
+that the teacher's task must have alike. One that goes on with texts has `prompt(text)`, the ids
+that its model is to continue for a user's text, and `end`, the id that ends what it says, or None.
+Of one with a `vocabulary` the command that shows batches decodes 'inputs' and 'targets', or what
+its `token_fields` names.
 
 Figures that are no means of examples, such as an area under a curve or BLEU, are scores:
 

@@ -20,10 +20,12 @@ class Defaults:
       unit: what an example is called where they are counted.
       target_keys: the task's fields that name those fields of a record that are its targets; a
         record to be answered may lack them, one of `Examples` may not.
+      alike_in_teacher: see `tasks`; None for a task that has no teacher.
     """
 
     unit: ClassVar[str] = 'examples'
     target_keys: ClassVar[Sequence[str]] = ()
+    alike_in_teacher: ClassVar[Sequence[str] | None] = None
 
     def fit(self, source: Sequence) -> Self:
         """Nothing is learnt from the records."""

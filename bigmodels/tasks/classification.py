@@ -56,6 +56,7 @@ class Classification(Defaults):
 
     sections: ClassVar = {'augment': Augmentation}
     target_keys: ClassVar = ('label_key',)
+    alike_in_teacher: ClassVar = ('image_size', 'num_frames', 'mean', 'std')
 
     def __post_init__(self):
         self._augmentation()  # what is wrong with it is said before anything is opened

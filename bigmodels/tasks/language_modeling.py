@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -46,6 +46,8 @@ class LanguageModeling(tokens.TokenSequences):
     sample_prompt: str = ''
     sample_tokens: int = 300
     vocabulary: tokenizers.Tokenizer | None = None
+
+    alike_in_teacher: ClassVar = ()
 
     def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A record with text -> {'inputs': token ids}."""

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -33,6 +33,8 @@ class NodeClassification(Classification):
 
     input_key: str = 'features'
     normalize_rows: bool = True
+
+    alike_in_teacher: ClassVar = ('normalize_rows',)
 
     def __post_init__(self):
         for name in NOT_OF_NODES:

@@ -30,6 +30,7 @@ class Preference(Chat):
     scored: ClassVar = 0
     answer_tokens: ClassVar = 0
     compares_with_base: ClassVar = True
+    alike_in_teacher: ClassVar = None
 
     beta: float = 0.1
 

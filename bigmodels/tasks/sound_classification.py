@@ -33,6 +33,7 @@ class SoundClassification(SoundTask):
     label_smoothing: float = 0.0
 
     target_keys: ClassVar = ('label_key',)
+    alike_in_teacher: ClassVar = ('sound',)
 
     def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A record -> {'inputs' float32 [T], 'lengths' int32, and 'targets' int32 if labelled}.

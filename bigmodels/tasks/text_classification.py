@@ -6,7 +6,7 @@ Axes: B batch, L length.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -44,6 +44,7 @@ class TextClassification(tokens.Tokenized):
     vocabulary: tokenizers.Tokenizer | None = None
 
     unit = 'texts'
+    alike_in_teacher: ClassVar = ('classes',)
 
     def __post_init__(self):
         if len(self.classes) != self.model.num_classes:

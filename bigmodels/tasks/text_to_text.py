@@ -58,6 +58,8 @@ class TextToText(tokens.Tokenized):
     samples: Sequence[str] = ()
     vocabulary: tokenizers.Tokenizer | None = None
 
+    alike_in_teacher: ClassVar = ('start_id',)
+
     target_keys: ClassVar = ('target_field', 'references_field')
 
     def __post_init__(self):

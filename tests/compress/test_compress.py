@@ -273,6 +273,7 @@ def test_the_smallest_weights_are_zero(recipe):
         ('int8:7', 'vit', 'no whole number of groups of 7'),
         ('int8:1.5', 'vit', 'whole number of inputs'),
         ('a8:3', 'vit', 'takes no number'),
+        ('kv8', 'vit', "'vit' keeps no keys and values"),
         ('channels50', 'vit', "alone, not of 'vit'"),
         ('heads50', 'convnet', 'no attention layers'),
         ('heads10', 'vit', '10% of 4 groups of heads leaves 4'),

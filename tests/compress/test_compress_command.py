@@ -16,7 +16,7 @@ from bigmodels.deploy.text import generate_text
 from bigmodels.experiment import InitFrom
 from tests import commands
 
-RECIPE = 'units50,prune50,int8,a8_static'
+RECIPE = 'units50,prune50,int8,a8_static,kv8'
 
 
 @pytest.fixture(scope='module')
@@ -48,6 +48,7 @@ def test_a_small_run_is_a_run(large, tmp_path, capsys):
     figures = json.loads(commands.printed(evaluate, capsys, workdir=to))
     assert figures['valid/loss'] == pytest.approx(after['valid/loss'], rel=1e-5)
     run = runs.open_run(to)
+    assert run.model.init_cache(1, 8)[0]['key'].dtype == np.int8
     [text] = generate_text(run.task, run.params, ['def '], 8, Sampling(0.0), seed=0)
     assert text
 

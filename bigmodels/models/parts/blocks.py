@@ -5,6 +5,7 @@ Axes: B batch, L length, S cache slots, D embed, H heads, N key/value heads, K h
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,7 +20,8 @@ from bigmodels.models.parts.attention.scores import heads_first
 from bigmodels.models.parts.settings import Settings, scaled_normal
 
 Array = jax.Array
-# Per layer: key and value, [B, N, S, K]; with cross-attention also 'context', the same two.
+# Per layer: key and value, [B, N, S, K], and where they are of int8 key_scale and value_scale,
+# [B, N, S, 1]; with cross-attention also 'context', key and value of what it sees.
 Cache = tuple[dict[str, Any], ...]
 
 
@@ -70,13 +72,11 @@ class Attention(nn.Module):
             key = layers.rotate(key, positions, *turns)
         if cache is not None:
             slots = positions if slots is None else slots
-            cache = {
-                'key': _write(cache['key'], key, positions),
-                'value': _write(cache['value'], value, positions),
-            }
+            kept = _kept(cache, key=key, value=value)
+            cache = {name: _write(cache[name], new, positions) for name, new in kept.items()}
             # Else XLA writes them again for what reads them below, into a copy.
             cache = jax.lax.optimization_barrier(cache)
-            key, value = (cache[name].transpose(0, 2, 1, 3) for name in ('key', 'value'))
+            key, value = (heads_first(_read(cache, name, x.dtype)) for name in ('key', 'value'))
         attended = attend(
             query,
             key,
@@ -293,6 +293,25 @@ def run(
         )
         caches.append(layer_cache)
     return x, None if cache is None else tuple(caches)
+
+
+def _kept(cache: Mapping[str, Array], **new: Array) -> dict[str, Array]:
+    """New keys and values [B, L, N, K] as a layer's cache keeps them."""
+    if 'key_scale' not in cache:
+        return new
+    kept = {}
+    for name, x in new.items():
+        wide = x.astype(jnp.float32)
+        largest = jnp.abs(wide).max(-1, keepdims=True)
+        scale = jnp.where(largest > 0, largest, 1) / 127
+        kept |= {name: jnp.round(wide / scale), f'{name}_scale': scale}
+    return kept
+
+
+def _read(cache: Mapping[str, Array], name: str, dtype: Any) -> Array:
+    """A layer's keys or values, [B, N, S, K]; those of int8 in the type of the computation."""
+    scale = cache.get(f'{name}_scale')
+    return cache[name] if scale is None else (cache[name] * scale).astype(dtype)
 
 
 def _write(cache: Array, new: Array, positions: Array) -> Array:

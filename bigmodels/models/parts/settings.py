@@ -52,6 +52,8 @@ class Settings:
       dropout_rate: on the embeddings and on the output of each branch.
       scale_embeddings: multiply embeddings by sqrt(embed_dim) (Gemma).
       attention: see `attention.attend`.
+      kv_cache: how generation keeps keys and values: in the type of the computation, or in int8
+        with a scale for each head and position.
       scan_layers: one compiled block scanned over stacked parameters: compiles large models in
         constant time. `stack_layers` and `unstack_layers` convert.
       remat: 'none' or a key of `blocks.REMAT_POLICIES`; 'dots' keeps the results of all
@@ -99,6 +101,7 @@ class Settings:
     logit_softcap: float | None = None
     logits_dtype: layers.Dtype = 'float32'
     attention: Implementation = 'auto'
+    kv_cache: Literal['compute', 'int8'] = 'compute'
     scan_layers: bool = False
     remat: Remat = 'none'
     microbatches: int = 0
