@@ -54,6 +54,9 @@ def test_a_round_holds_its_clients_examples_and_padding():
                 real = batch[batch < 600]
                 assert len(set(real)) == len(real) == min(8, len(parts[client]))
                 assert set(owner[real]) <= {client}
+            alone = federated.OneClient(order, int(client))
+            np.testing.assert_array_equal(alone.batch(t), batches.ravel())
+            assert alone.batch_size == 16
         seen.add(rows.tobytes())
     assert len(seen) == 2
     private = dataclasses.replace(order, rate=0.3)
