@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,12 +16,12 @@ from bigmodels import errors, experiment, rundir, runs, writers
 from bigmodels import train as train_lib
 from tests import commands, test_sharding
 
-flwr = pytest.importorskip('flwr', reason="needs pip install 'bigmodels[flower]'")
+pytest.importorskip('flwr', reason="needs pip install 'bigmodels[flower]'")
 
-from flwr import app as flower_app  # noqa: E402
-from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
+from flwr import app as flower_app
+from flwr.supercore.task_identity import TaskIdentity
 
-from bigmodels.privacy.flower import client, server  # noqa: E402
+from bigmodels.privacy.flower import client, server
 
 DIGITS = f'{commands.ROOT}/configs/digits_mlp.py:tiny'
 OVERRIDES = [
@@ -59,17 +60,23 @@ def node(number, **settings):
     return {'client': number, 'share': True, **settings}
 
 
-def test_rounds_by_messages_are_those_of_one_program(tmp_path):
-    config = digits('total_steps=2', 'optimizer.algorithm.momentum=0.9', 'ema_decay=0.5')
-    one = train_lib.train(config, tmp_path / 'one')
-    several = server.serve(Here(*map(node, range(3))), config, tmp_path / 'several', 1.0)
-    assert several == pytest.approx(one, rel=1e-4)
-    rows = [writers.read_metrics(tmp_path / name / 'metrics.jsonl') for name in ('one', 'several')]
-    for there, here in zip(*rows, strict=True):
+def test_rounds_by_messages_are_those_of_one_program_and_go_on_after_a_stop(tmp_path):
+    config = digits(
+        'total_steps=2', 'optimizer.algorithm.momentum=0.9', 'ema_decay=0.5', 'checkpoint.every=1'
+    )  # fmt: skip
+    one, several = tmp_path / 'one', tmp_path / 'several'
+    figures = train_lib.train(config, one)
+    found = server.serve(Here(*map(node, range(3))), config, several, 1.0)
+    assert found == pytest.approx(figures, rel=1e-4)
+    for there, here in zip(*(writers.read_metrics(workdir / 'metrics.jsonl')
+                             for workdir in (one, several)), strict=True):  # fmt: skip
         for key in {'train/loss', 'grad_norm', 'param_norm'} & there.keys():
             assert here[key] == pytest.approx(there[key], rel=1e-4)
-    opened = [runs.open_run(tmp_path / name) for name in ('one', 'several')]
-    test_sharding.assert_close(opened[0].params, opened[1].params, 1e-5)
+    params = runs.open_run(several).params
+    test_sharding.assert_close(params, runs.open_run(one).params, 1e-5)
+    shutil.rmtree(several / rundir.CHECKPOINTS / '2')
+    server.serve(Here(*map(node, range(3))), config, several, 1.0)
+    test_sharding.assert_close(params, runs.open_run(several).params, 1e-6)
 
 
 def test_a_client_that_fails_is_left_out_and_told_of_if_none_is_left(tmp_path):
