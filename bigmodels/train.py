@@ -35,7 +35,11 @@ from bigmodels.data import pipeline
 
 
 def train(
-    config: Mapping, workdir: str | pathlib.Path, resume: rundir.Resume = 'same', watch=None
+    config: Mapping,
+    workdir: str | pathlib.Path,
+    resume: rundir.Resume = 'same',
+    watch: stopwatch.Stopwatch | None = None,
+    compile_step: Callable[[program.Program, str], Callable] = program.Program.compile_train_step,
 ) -> dict:
     """Trains to the end, from the last checkpoint if there is one.
 
@@ -43,7 +47,8 @@ def train(
       config: see `experiment.Experiment`.
       workdir: see `rundir`.
       resume: what to do with a run that is there already, see `rundir.RESUME_RULES`.
-      watch: a `stopwatch.Stopwatch` of the start, which may have parts already.
+      watch: of the start, which may have parts already.
+      compile_step: (program, config.parallel) -> what maps (state, batch) to (state, metrics).
 
     Returns:
       The last evaluation's figures, {'set/metric': value}.
@@ -66,10 +71,12 @@ def train(
         rundir.storage_errors(workdir),
     ):
         watch.lap('devices')
-        return _train(settings, mesh, task, resolved, workdir, resume, signals, watch)
+        return _train(settings, mesh, task, resolved, workdir, resume, signals, watch, compile_step)
 
 
-def _train(settings, mesh, task, resolved, workdir: pathlib.Path, resume, signals, watch) -> dict:
+def _train(
+    settings, mesh, task, resolved, workdir: pathlib.Path, resume, signals, watch, compile_step
+) -> dict:
     """`train` once its config is known to be right, in a directory that no other run uses."""
     start = rundir.prepare(workdir, resolved, resume)
     figures = rundir.final_figures(workdir, start, settings.total_steps)
@@ -93,7 +100,7 @@ def _train(settings, mesh, task, resolved, workdir: pathlib.Path, resume, signal
         watch.lap('program')
         with futures.ThreadPoolExecutor(1) as aside:  # two programs compile at once
             initial = aside.submit(run.make_init_state(settings.seed)) if start is None else None
-            train_step = run.compile_train_step(settings.parallel)
+            train_step = compile_step(run, settings.parallel)
         watch.lap('compilation')
         state = initial.result() if initial else _restored(workdir, start, run, settings, resume)
         rundir.record(workdir, resolved, data.fingerprints, data.shapes)

@@ -63,6 +63,17 @@ def use_mnist(config: ml_collections.ConfigDict, shift: int) -> None:
     config.optimizer.schedule = dict(name='linear', warmup_steps=200)
 
 
+def use_federated_server(config: ml_collections.ConfigDict, variant: str) -> None:
+    """What a server makes of the mean of what clients moved by: FedAvg's step, or `fedadam`'s."""
+    config.ema_decay = 0.0
+    config.optimizer = dict(
+        learning_rate=1.0, algorithm=dict(name='sgd', momentum=0.0), schedule=dict(name='constant')
+    )
+    if variant == 'fedadam':
+        config.optimizer.learning_rate = 0.01
+        config.optimizer.algorithm = dict(name='adam', b1=0.9, b2=0.99, eps=1e-3)
+
+
 def use_cifar10(config: ml_collections.ConfigDict, **augment) -> None:
     """The 50,000 and 10,000 images of CIFAR-10, as JPEG files of 32 x 32 pixels."""
     path = os.path.join(data_path('cifar10'), 'cifar10_jpeg.npz')

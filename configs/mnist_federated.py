@@ -36,13 +36,7 @@ def get_config(variant: str = ''):
     )
     config.batch_size = 10 * 10 * 20
     config.total_steps = 100
-    config.ema_decay = 0.0
-    config.optimizer = dict(
-        learning_rate=1.0, algorithm=dict(name='sgd', momentum=0.0), schedule=dict(name='constant')
-    )
-    if variant == 'fedadam':
-        config.optimizer.learning_rate = 0.01
-        config.optimizer.algorithm = dict(name='adam', b1=0.9, b2=0.99, eps=1e-3)
+    common.use_federated_server(config, variant)
     if variant == 'tiny':
         config.total_steps, config.log_every, config.checkpoint.every = 20, 5, 10
     return config.lock()

@@ -47,3 +47,15 @@ def test_links_lead_somewhere():
     assert len(links) > 5
     for page, target in links:
         assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_what_is_skipped_without_a_library_has_a_job_that_installs_it():
+    """Which tests need what `bigmodels[test]` does not bring, by file."""
+    brought = {'tokenizers', 'sentencepiece', 'sklearn', 'pycocotools', 'dp_accounting'}
+    jobs, found = (ROOT / '.ci' / 'optional').read_text(), []
+    for path in (ROOT / 'tests').rglob('test_*.py'):
+        needed = re.findall(r"importorskip\('(\w+)|serving\.(browsed)", path.read_text())
+        if set(map(''.join, needed)) - brought:
+            found.append(path.relative_to(ROOT).as_posix())
+    assert len(found) > 7
+    assert [file for file in found if file not in jobs] == []

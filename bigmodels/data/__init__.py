@@ -18,6 +18,7 @@ at construction where it can be seen there. A new source is one class and one li
 
 from bigmodels.data import sources
 from bigmodels.data.sources import (
+    anonymized_source,
     audio_sources,
     box_sources,
     caption_sources,
@@ -46,6 +47,7 @@ SOURCES: dict[str, type] = {
     'squad': pair_sources.Squad,
     'csv': table_sources.Csv,
     'tsv': table_sources.Tsv,
+    'anonymized': anonymized_source.Anonymized,
     'npz': table_sources.Npz,
     'digits': table_sources.Digits,
     'interactions': interaction_sources.Interactions,

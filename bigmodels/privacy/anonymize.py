@@ -11,82 +11,14 @@ what has a known form, and names that are given: text may tell of people in othe
 import argparse
 import collections
 import csv
-import dataclasses
-import functools
-import hashlib
-import hmac
 import io
 import json
 import pathlib
-import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 
 from bigmodels import errors
+from bigmodels.data.personal import KINDS, Anonymizer, Change, changed, read_names, read_secret
 from bigmodels.data.sources import read_text
-from bigmodels.privacy import patterns
-
-NAME = 'name'
-SHORTEST_SECRET = 16  # bytes: a shorter one can be tried out
-
-
-@dataclasses.dataclass(frozen=True)
-class Anonymizer:
-    """text -> (text without what was found, how many there were of each kind).
-
-    Fields:
-      kinds: of `patterns.KINDS`, what to look for.
-      names: to be found as whole words, in any case.
-      secret: the key of pseudonyms; none makes placeholders that are all alike.
-    """
-
-    kinds: Collection[str] = patterns.KINDS
-    names: Sequence[str] = ()
-    secret: bytes = b''
-
-    def __post_init__(self):
-        for kind in self.kinds:
-            if kind not in patterns.KINDS:
-                raise errors.unknown('kind', kind, patterns.KINDS)
-        if self.secret and len(self.secret) < SHORTEST_SECRET:
-            raise errors.UserError(
-                f'The secret has {len(self.secret)} bytes, at least {SHORTEST_SECRET} are needed: '
-                f'pseudonyms by a shorter one can be undone by trying. openssl rand -hex 32 makes '
-                f'one.'
-            )
-
-    @functools.cached_property
-    def _name_pattern(self) -> re.Pattern | None:
-        longest_first = sorted(filter(None, self.names), key=len, reverse=True)
-        either = '|'.join(map(re.escape, longest_first))
-        return re.compile(rf'(?<!\w)(?:{either})(?!\w)', re.IGNORECASE) if either else None
-
-    def __call__(self, text: str) -> tuple[str, collections.Counter]:
-        found = patterns.find(text, self.kinds)
-        if self._name_pattern:
-            names = [(*match.span(), NAME) for match in self._name_pattern.finditer(text)]
-            found += [
-                (start, end, kind)
-                for start, end, kind in names
-                if all(end <= other or start >= stop for other, stop, _ in found)
-            ]
-        parts, last = [], 0
-        for start, end, kind in sorted(found):
-            parts += [text[last:start], self.placeholder(kind, text[start:end])]
-            last = end
-        counts = collections.Counter(kind for _, _, kind in found)
-        return ''.join([*parts, text[last:]]), counts
-
-    def placeholder(self, kind: str, value: str) -> str:
-        """What takes the place of a value; pseudonyms do not depend on its case or separators."""
-        if not self.secret:
-            return f'<{kind.upper()}>'
-        kept = r'[\s]' if kind in ('email', NAME) else r'[\s./()-]'
-        plain = re.sub(kept, '', value).casefold()
-        digest = hmac.new(self.secret, f'{kind}:{plain}'.encode(), hashlib.sha256).hexdigest()
-        return f'<{kind.upper()}:{digest[:12]}>'
-
-
-Change = Callable[[str], str]
 
 
 def of_text(text: str, change: Change, fields: Sequence[str]) -> str:
@@ -98,16 +30,6 @@ def of_text(text: str, change: Change, fields: Sequence[str]) -> str:
 
 def of_json_lines(text: str, change: Change, fields: Sequence[str]) -> str:
     """JSON objects, a line each: the strings in the named fields, at any depth in them."""
-
-    def changed(value):
-        if isinstance(value, str):
-            return change(value)
-        if isinstance(value, list):
-            return [changed(item) for item in value]
-        if isinstance(value, dict):
-            return {key: changed(item) for key, item in value.items()}
-        return value
-
     lines = []
     for number, line in enumerate(filter(str.strip, text.split('\n')), 1):
         try:
@@ -119,7 +41,7 @@ def of_json_lines(text: str, change: Change, fields: Sequence[str]) -> str:
         for field in fields or record:
             if field not in record:
                 raise errors.unknown(f'field of line {number}', field, record)
-            record[field] = changed(record[field])
+            record[field] = changed(record[field], change)
         lines.append(json.dumps(record, ensure_ascii=False) + '\n')
     return ''.join(lines)
 
@@ -152,17 +74,15 @@ def main() -> None:
     parser.add_argument('--input', type=pathlib.Path, required=True)
     parser.add_argument('--output', type=pathlib.Path, required=True)
     parser.add_argument('--fields', default='', help='of .jsonl and .csv, with commas; all')
-    parser.add_argument('--kinds', default=','.join(patterns.KINDS), help='what to look for')
-    parser.add_argument('--names', type=pathlib.Path, help='a file of names to find, a line each')
-    parser.add_argument(
-        '--secret', type=pathlib.Path, help='the key of pseudonyms, 16 bytes or more'
-    )
+    parser.add_argument('--kinds', default=','.join(KINDS), help='what to look for')
+    parser.add_argument('--names', default='', help='a file of names to find, a line each')
+    parser.add_argument('--secret', default='', help='the key of pseudonyms, 16 bytes or more')
     options = parser.parse_args()
     if options.output.exists():
         raise errors.UserError(f'{options.output} exists already: choose another --output.')
-    names = read_text(str(options.names)).splitlines() if options.names else ()
-    secret = _read_secret(options.secret) if options.secret else b''
-    anonymizer = Anonymizer(_listed(options.kinds), [name.strip() for name in names], secret)
+    anonymizer = Anonymizer(
+        _listed(options.kinds), read_names(options.names), read_secret(options.secret)
+    )
     total = collections.Counter()
 
     def change(text: str) -> str:
@@ -182,16 +102,6 @@ def main() -> None:
 
 def _listed(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(',')))
-
-
-def _read_secret(path: pathlib.Path) -> bytes:
-    try:
-        secret = path.read_bytes().strip()
-    except OSError as error:
-        raise errors.UserError(f'The secret {path} cannot be read: {error.strerror}.') from error
-    if not secret:
-        raise errors.UserError(f'The secret {path} is empty.')
-    return secret
 
 
 if __name__ == '__main__':

@@ -155,14 +155,14 @@ class Rounds(sampling.Order):
     rows, the rest is padding.
 
     Fields:
-      members: the examples of each client.
+      members: client -> its examples.
       length: the number of all examples.
       rate: the probability with which a client takes part; None for `per_round` of them, drawn
         without replacement.
     """
 
     settings: Settings
-    members: Sequence[np.ndarray]
+    members: Sequence[np.ndarray] | Mapping[int, np.ndarray]
     length: int
     batch_size: int
     seed: int
@@ -176,18 +176,54 @@ class Rounds(sampling.Order):
         rng = sampling.generator(self.seed, _CLIENTS, t)
         return np.sort(rng.permutation(count)[:most])
 
+    @property
+    def local_rows(self) -> int:
+        """Those that a client has in a batch, all its local steps together."""
+        return self.batch_size // self.settings.per_round
+
     def batch(self, t: int) -> np.ndarray:
         """Numbers of examples, int64 [batch_size]."""
-        local_steps = self.settings.local_steps
-        rows = self.batch_size // (self.settings.per_round * local_steps)
-        numbers = np.full((self.settings.per_round, local_steps, rows), self.length)
+        numbers = np.full((self.settings.per_round, self.local_rows), self.length)
         for place, client in enumerate(self.clients(t)):
-            own = self.members[client]
-            rng = sampling.generator(self.seed, _LOCAL, t, int(client))
-            for step in range(local_steps):
-                drawn = rng.permutation(len(own))[:rows]
-                numbers[place, step, : len(drawn)] = own[drawn]
+            numbers[place] = self.of_client(t, int(client))
         return numbers.ravel()
+
+    def of_client(self, t: int, client: int) -> np.ndarray:
+        """The rows of a client that takes part in round t, int64 [local_rows]."""
+        numbers = np.full(self.local_rows, self.length)
+        own = self.members[client]
+        rng = sampling.generator(self.seed, _LOCAL, t, client)
+        for batch in np.split(numbers, self.settings.local_steps):  # views
+            drawn = rng.permutation(len(own))[: len(batch)]
+            batch[: len(drawn)] = own[drawn]
+        return numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class OneClient(sampling.Order):
+    """Batch t: the rows of one client in round t, as `Rounds` has them, whoever else takes part."""
+
+    rounds: Rounds
+    client: int
+
+    @property
+    def batch_size(self) -> int:
+        """As many rows as are the client's."""
+        return self.rounds.local_rows
+
+    def batch(self, t: int) -> np.ndarray:
+        """Numbers of examples, int64 [batch_size]."""
+        return self.rounds.of_client(t, self.client)
+
+
+def client_rng(rng: jax.Array, place: jax.Array | int) -> jax.Array:
+    """The key of what is random in a client's local steps, by its place among those of a round.
+
+    Args:
+      rng: of the round.
+    """
+    _, _, of_clients = jax.random.split(rng, 3)
+    return jax.random.fold_in(of_clients, place)
 
 
 def federated_gradients(
@@ -212,12 +248,12 @@ def federated_gradients(
       parts: so many parts of the clients are computed in turn.
     """
     places = settings.per_round
-    noise_rng, mask_rng, client_rng = jax.random.split(rng, 3)
+    noise_rng, mask_rng, _ = jax.random.split(rng, 3)
     most = batch['weights'].size / places
 
     def contribution(row):
         place, batches = row
-        key = jax.random.fold_in(client_rng, place)
+        key = client_rng(rng, place)
         moved, pairs = local_update(params, model_state, batches, key, loss_fn, settings)
         count = pairs['loss'][1]
         share = count / most

@@ -2,11 +2,14 @@
 
 import csv
 import json
+import pickle
 
 import pytest
 
-from bigmodels import errors
-from bigmodels.privacy import anonymize, patterns
+from bigmodels import config as config_lib
+from bigmodels import errors, experiment
+from bigmodels.data import SOURCES, inspect, personal
+from bigmodels.privacy import anonymize
 from tests import commands
 
 FOUND = {
@@ -31,48 +34,48 @@ NOT_FOUND = [
 def test_each_kind_is_found_whole_within_a_sentence(kind):
     for value in FOUND[kind]:
         text = f'Of {value} and ({value}), or {value}: {value}.'
-        found = [(text[start:end], of) for start, end, of in patterns.find(text)]
+        found = [(text[start:end], of) for start, end, of in personal.find(text)]
         assert found == [(value, kind)] * 4
 
 
 @pytest.mark.parametrize('text', NOT_FOUND)
 def test_what_fails_its_check_is_left(text):
-    assert patterns.find(text) == []
-    assert anonymize.Anonymizer()(text) == (text, {})
+    assert personal.find(text) == []
+    assert personal.Anonymizer()(text) == (text, {})
 
 
 def test_check_digits_find_every_changed_digit():
-    assert not any(map(patterns.is_ssn, ('000-12-3456', '666-12-3456', '123-00-3456')))
+    assert not any(map(personal.is_ssn, ('000-12-3456', '666-12-3456', '123-00-3456')))
     for check, value in (
-        (patterns.is_card, '4111111111111111'), (patterns.is_iban, 'DE89370400440532013000'),
-        (patterns.is_dni, '12345678Z'), (patterns.is_nhs, '9434765919'),
-        (patterns.is_bsn, '111222333'),
+        (personal.is_card, '4111111111111111'), (personal.is_iban, 'DE89370400440532013000'),
+        (personal.is_dni, '12345678Z'), (personal.is_nhs, '9434765919'),
+        (personal.is_bsn, '111222333'),
     ):  # fmt: skip
         assert check(value)
-        for i in range(2 if check is patterns.is_iban else 0, len(value)):
+        for i in range(2 if check is personal.is_iban else 0, len(value)):
             for digit in set('0123456789') - {value[i]}:
                 assert not value[i].isdigit() or not check(value[:i] + digit + value[i + 1 :])
 
 
 def test_placeholders_pseudonyms_and_counts():
     text = 'Ann Lee (ANN@x.org, 030 1234567) wrote ann@x.org to Annabel and ann lee: 030-1234567'
-    plain, counts = anonymize.Anonymizer(names=['Ann', 'Ann Lee'])(text)
+    plain, counts = personal.Anonymizer(names=['Ann', 'Ann Lee'])(text)
     assert plain == '<NAME> (<EMAIL>, <PHONE>) wrote <EMAIL> to Annabel and <NAME>: <PHONE>'
     assert counts == {'name': 2, 'email': 2, 'phone': 2}
-    keyed = anonymize.Anonymizer(names=['Ann Lee'], secret=b'0123456789abcdef')
+    keyed = personal.Anonymizer(names=['Ann Lee'], secret=b'0123456789abcdef')
     words = keyed(text)[0].replace('(', '').replace(',', '').replace(')', '').split()
     tokens = [word.rstrip(':') for word in words if word.startswith('<')]
     assert len(tokens) == 6
     assert len(set(tokens)) == 3  # case and separators make no difference
-    other = anonymize.Anonymizer(names=['Ann Lee'], secret=b'0123456789abcdeF')
+    other = personal.Anonymizer(names=['Ann Lee'], secret=b'0123456789abcdeF')
     assert not set(tokens) & set(other(text)[0].split())
     assert keyed.placeholder('email', 'a@x.org') != keyed.placeholder('name', 'a@x.org')
-    only = anonymize.Anonymizer(kinds=('phone',))(text)[1]
+    only = personal.Anonymizer(kinds=('phone',))(text)[1]
     assert only == {'phone': 2}
     with pytest.raises(errors.UserError, match='at least 16'):
-        anonymize.Anonymizer(secret=b'short')
+        personal.Anonymizer(secret=b'short')
     with pytest.raises(errors.UserError, match="Did you mean 'phone'"):
-        anonymize.Anonymizer(kinds=('fone',))
+        personal.Anonymizer(kinds=('fone',))
 
 
 def test_files_of_each_format_by_the_command(tmp_path, capsys):
@@ -109,3 +112,66 @@ def test_files_of_each_format_by_the_command(tmp_path, capsys):
     ):
         with pytest.raises(errors.UserError, match=message):
             run(name, **options)
+
+
+def test_a_source_of_anonymized_records(tmp_path):
+    mail, number, path = 'me@x.org', '+49 30 1234567', tmp_path / 'a.jsonl'
+    records = [{'text': f'{mail} and Ann', 'turns': [{'content': number}], 'id': 7, 'note': mail},
+               {'text': 'none', 'turns': [], 'id': 8, 'note': ''}]  # fmt: skip
+    path.write_text(''.join(json.dumps(record) + '\n' for record in records))
+    (tmp_path / 'names').write_text('Ann\n')
+    (tmp_path / 'secret').write_text('0123456789abcdef\n')
+
+    def made(**settings):
+        return SOURCES['anonymized'](dict(name='jsonl', path=str(path)), **settings)
+
+    plain = made()
+    assert plain[0] == records[0] | {
+        'text': '<EMAIL> and Ann', 'turns': [{'content': '<PHONE>'}], 'note': '<EMAIL>',
+    }  # fmt: skip
+    assert (len(plain), plain[1]) == (2, records[1])
+    assert plain.describe().endswith('anonymized: 2 email, 1 phone')
+    some = made(fields=('text',), kinds=('phone',), names=str(tmp_path / 'names'))
+    assert some[0] == records[0] | {'text': f'{mail} and <NAME>'}
+    assert some.describe().endswith('anonymized: 1 name')
+    keyed = made(secret=str(tmp_path / 'secret'))
+    assert (
+        keyed[0]['note']
+        == keyed[0]['text'].split()[0]
+        == keyed._anonymizer.placeholder('email', mail)
+    )
+    prints = {source.fingerprint() for source in (plain, some, keyed, made(fields=('text',)))}
+    assert len(prints) == 4
+    assert (
+        made().fingerprint()
+        == plain.fingerprint()
+        == pickle.loads(pickle.dumps(plain)).fingerprint()
+    )
+    for settings, message in (
+        (dict(fields=('txt',)), "record 0: 'txt'. Did you mean 'text'"),
+        (dict(fields=('id',)), "'id' of .*, record 0 holds .*7.*, which is no text"),
+        (dict(kinds=('mail',)), "Did you mean 'email'"),
+        (dict(secret=str(tmp_path / 'names')), 'has 3 bytes'),
+        (dict(secret=str(tmp_path / 'nothing')), 'nothing'),
+    ):
+        with pytest.raises(errors.UserError, match=message):
+            made(**settings)
+
+
+def test_a_config_names_it_and_the_start_screen_counts(tmp_path, capsys):
+    path, overrides = commands.tiny_text(tmp_path)
+    text = tmp_path / 'mails.txt'
+    text.write_text('Write to me@x.org. ' * 40)
+    source = dict(name='text_files', path=str(text))
+    overrides += ['data.train.name=anonymized', f'data.train.source={source}']
+    config = config_lib.load(path, overrides)
+    [(found, _)] = experiment.training_sources(experiment.from_config(config))
+    assert found.describe().endswith('anonymized: 40 email')
+    kept = experiment.resolved(config)['data']['train']
+    assert kept['secret'] == kept['source']['split_documents'] == ''
+    options = {f'config.{key}': value for key, _, value in (o.partition('=') for o in overrides)}
+    shown = commands.printed(
+        inspect, capsys, config=path, steps='1:2', out=tmp_path / 'out', **options
+    )
+    assert 'Write to <EMAIL>. ' in shown
+    assert 'me@x.org' not in shown

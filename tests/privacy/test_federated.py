@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bigmodels import config as config_lib
 from bigmodels import errors, experiment, privacy, trees
 from bigmodels import train as train_lib
 from bigmodels.privacy import federated, sampling, secure_sum
 from bigmodels.tasks.base import Examples
-from tests import test_sharding, test_steps, test_train
+from tests import commands, test_sharding, test_steps, test_train
 from tests.data.test_pipeline import Numbers
 
 LABELS = np.repeat(np.arange(10), 60)
@@ -54,6 +55,9 @@ def test_a_round_holds_its_clients_examples_and_padding():
                 real = batch[batch < 600]
                 assert len(set(real)) == len(real) == min(8, len(parts[client]))
                 assert set(owner[real]) <= {client}
+            alone = federated.OneClient(order, int(client))
+            np.testing.assert_array_equal(alone.batch(t), batches.ravel())
+            assert alone.batch_size == 16
         seen.add(rows.tobytes())
     assert len(seen) == 2
     private = dataclasses.replace(order, rate=0.3)
@@ -221,3 +225,14 @@ class Speakers(list):
 
     def __init__(self):
         super().__init__({'speaker': np.int64(i % 4)} for i in range(10))
+
+
+@pytest.mark.shared_data
+def test_speakers_are_clients_with_all_that_they_have_said(shared_data, monkeypatch):
+    monkeypatch.setenv('BIGMODELS_DATA', str(shared_data))
+    made = experiment.from_config(config_lib.load(f'{commands.ROOT}/configs/speech_federated.py'))
+    parts = experiment.training_parts(experiment.make_task(made), experiment.training_sources(made))
+    order = privacy.batch_order(made, parts)
+    speakers = parts[0][0].source.column('speaker')
+    assert [len(part) for part in order.members] == [450] * 6
+    assert [set(speakers[part]) for part in order.members] == [{i} for i in range(6)]

@@ -1,10 +1,25 @@
-"""What in a text tells who somebody is, where its form alone shows it: e-mail, telephone, card,
-account and address numbers, by expressions and published check digits.
+"""What in a text tells who somebody is, and what takes its place.
+
+It is found where its form alone shows it: e-mail, telephone, card, account and address numbers, by
+expressions and published check digits; and by names that are given.
 """
 
+import collections
+import dataclasses
+import functools
+import hashlib
+import hmac
 import ipaddress
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from bigmodels import errors
+from bigmodels.data.sources import read_bytes, read_text
+
+NAME = 'name'
+SHORTEST_SECRET = 16  # bytes: a shorter one can be tried out
+Change = Callable[[str], str]
 
 # Lengths of IBANs by country (SWIFT, IBAN registry); others are not taken for one.
 IBAN_LENGTHS = {
@@ -141,3 +156,88 @@ def find(text: str, kinds: Collection[str] = KINDS) -> list[tuple[int, int, str]
             if free and pattern.fullmatch(value) and check(value):
                 found.append((start, end, kind))
     return sorted(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Anonymizer:
+    """text -> (text without what was found, how many there were of each kind).
+
+    Fields:
+      kinds: of KINDS, what to look for.
+      names: to be found as whole words, in any case.
+      secret: the key of pseudonyms; none makes placeholders that are all alike.
+    """
+
+    kinds: Collection[str] = KINDS
+    names: Sequence[str] = ()
+    secret: bytes = b''
+
+    def __post_init__(self):
+        for kind in self.kinds:
+            if kind not in KINDS:
+                raise errors.unknown('kind', kind, KINDS)
+        if self.secret and len(self.secret) < SHORTEST_SECRET:
+            raise errors.UserError(
+                f'The secret has {len(self.secret)} bytes, at least {SHORTEST_SECRET} are needed: '
+                f'pseudonyms by a shorter one can be undone by trying. openssl rand -hex 32 makes '
+                f'one.'
+            )
+
+    @functools.cached_property
+    def _name_pattern(self) -> re.Pattern | None:
+        longest_first = sorted(filter(None, self.names), key=len, reverse=True)
+        either = '|'.join(map(re.escape, longest_first))
+        return re.compile(rf'(?<!\w)(?:{either})(?!\w)', re.IGNORECASE) if either else None
+
+    def __call__(self, text: str) -> tuple[str, collections.Counter]:
+        found = find(text, self.kinds)
+        if self._name_pattern:
+            names = [(*match.span(), NAME) for match in self._name_pattern.finditer(text)]
+            found += [
+                (start, end, kind)
+                for start, end, kind in names
+                if all(end <= other or start >= stop for other, stop, _ in found)
+            ]
+        parts, last = [], 0
+        for start, end, kind in sorted(found):
+            parts += [text[last:start], self.placeholder(kind, text[start:end])]
+            last = end
+        counts = collections.Counter(kind for _, _, kind in found)
+        return ''.join([*parts, text[last:]]), counts
+
+    def placeholder(self, kind: str, value: str) -> str:
+        """What takes the place of a value; pseudonyms do not depend on its case or separators."""
+        if not self.secret:
+            return f'<{kind.upper()}>'
+        kept = r'[\s]' if kind in ('email', NAME) else r'[\s./()-]'
+        plain = re.sub(kept, '', value).casefold()
+        digest = hmac.new(self.secret, f'{kind}:{plain}'.encode(), hashlib.sha256).hexdigest()
+        return f'<{kind.upper()}:{digest[:12]}>'
+
+
+def changed(value: Any, change: Change) -> Any:
+    """A value with `change` made to every text in it, at any depth of lists and dicts."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [changed(item, change) for item in value]
+    if isinstance(value, dict):
+        return {key: changed(item, change) for key, item in value.items()}
+    return value
+
+
+def read_names(path: str) -> list[str]:
+    """The names in a file, a line each; none for ''."""
+    return [name.strip() for name in read_text(path).splitlines()] if path else []
+
+
+def read_secret(path: str) -> bytes:
+    """The key of pseudonyms in a file; none, b'', for ''.
+
+    Raises:
+      UserError: if it cannot be read or is empty.
+    """
+    secret = read_bytes(path).strip() if path else b''
+    if path and not secret:
+        raise errors.UserError(f'The secret {path} is empty.')
+    return secret
