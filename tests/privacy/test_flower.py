@@ -21,7 +21,7 @@ pytest.importorskip('flwr', reason="needs pip install 'bigmodels[flower]'")
 from flwr import app as flower_app
 from flwr.supercore.task_identity import TaskIdentity
 
-from bigmodels.privacy.flower import client, server
+from bigmodels.privacy.flower import client, records, server
 
 DIGITS = f'{commands.ROOT}/configs/digits_mlp.py:tiny'
 OVERRIDES = [
@@ -183,3 +183,10 @@ def test_three_processes_learn_what_one_program_does(tmp_path):
     assert (tmp_path / 'several' / rundir.SUMMARY).is_file(), log
     one, several = (runs.open_run(tmp_path / name) for name in ('one', 'several'))
     test_sharding.assert_close(several.params, one.params, 1e-5)
+
+
+@pytest.mark.parametrize('name', ['/etc/passwd', '../beside', 'preprocessing/../../beside'])
+def test_a_server_writes_no_files_but_those_of_a_run(name, tmp_path):
+    with pytest.raises(errors.UserError, match='no run has'):
+        records.to_run({'server-round': 1, name: b'here'}, tmp_path / 'run')
+    assert not list(tmp_path.iterdir())

@@ -44,8 +44,16 @@ def of_run(workdir: pathlib.Path) -> ConfigRecord:
 
 
 def to_run(record: ConfigRecord, workdir: pathlib.Path) -> None:
-    """Writes what `of_run` has read; other values of the record are none of it."""
+    """Writes what `of_run` has read; other values of the record are none of it.
+
+    Raises:
+      UserError: for a file that is not of a run: a server may not write where it likes.
+    """
     for name, data in record.items():
-        if isinstance(data, bytes):
-            (workdir / name).parent.mkdir(parents=True, exist_ok=True)
-            (workdir / name).write_bytes(data)
+        if not isinstance(data, bytes):
+            continue
+        path = pathlib.PurePosixPath(name)
+        if path.parts[0] not in rundir.OPENED_WITH or '..' in path.parts:
+            raise errors.UserError(f'The server sends a file {name!r}, which no run has.')
+        (workdir / path).parent.mkdir(parents=True, exist_ok=True)
+        (workdir / path).write_bytes(data)
