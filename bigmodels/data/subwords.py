@@ -101,7 +101,7 @@ class HuggingFace:
         """The id of a token by its name."""
         id = self._tokenizer.token_to_id(token)
         if id is None:
-            special = ', '.join(map(repr, self.special_ids()))
+            special = errors.some([*map(repr, self.special_ids())], 120)
             raise errors.UserError(f'The tokenizer has no token {token!r}; special are: {special}.')
         return id
 

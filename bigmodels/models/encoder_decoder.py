@@ -83,7 +83,8 @@ class EncoderDecoder(nn.Module, Settings):
     Fields:
       num_encoder_layers: those of the encoder, by default `num_layers`, which the decoder has.
       num_mels: M, where sources are log-mel features of sound, see `FrameEmbed`; 0 for tokens.
-      max_source_length: the size of the encoder's learned positions; by default `max_length`.
+      max_source_length: the size of the encoder's learned positions; by default `max_length`, which
+        tokens always have.
       scale_logits: the decoder's states are divided by sqrt(embed_dim) before they become logits
         (T5, where these are tied).
 
@@ -91,7 +92,7 @@ class EncoderDecoder(nn.Module, Settings):
     are not used by it.
 
     Raises:
-      UserError: for another value of what is FIXED.
+      UserError: for another value of what is FIXED, and a max_source_length of tokens.
     """
 
     num_encoder_layers: int | None = None
@@ -109,6 +110,8 @@ class EncoderDecoder(nn.Module, Settings):
                     f'model.{name} = {getattr(self, name)} is not for an encoder-decoder: leave '
                     f'it at {value}.'
                 )
+        if self.max_source_length and not self.num_mels:
+            raise errors.UserError('model.max_source_length is for sound: set num_mels as well.')
         super().__post_init__()
 
     def setup(self):

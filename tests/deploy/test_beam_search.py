@@ -110,6 +110,24 @@ def test_a_source_is_searched_as_if_it_were_alone():
         np.testing.assert_allclose(alone.scores[0], together.scores[b], rtol=1e-5)
 
 
+def test_targets_follow_their_prompts_and_have_no_suppressed_token():
+    """The scores of two beams are those of a pass without a cache."""
+    prompts = np.array([[1, 2], [3, 3], [2, 0]])
+    find = functools.partial(
+        beam_search.search, MODEL, beam_size=2, max_length=3, end=-1, alpha=0.0,
+        suppressed=(3,), suppressed_first=(1,),
+    )  # fmt: skip
+    found = jit(find)(params(), SOURCES, SEGMENTS, start=prompts)
+    tokens = np.asarray(found.tokens).reshape(2 * B, 3)
+    before = np.concatenate([np.repeat(prompts, 2, axis=0), tokens[:, :-1]], axis=1)
+    logits = jit(lambda p, *a: MODEL.apply({'params': p}, *a[:2], input_segment_ids=a[2]))(
+        params(), np.repeat(SOURCES, 2, axis=0), before, np.repeat(SEGMENTS, 2, axis=0)
+    )
+    logits = logits[:, 1:].at[..., 3].set(-np.inf).at[:, 0, 1].set(-np.inf)
+    chosen = np.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)
+    np.testing.assert_allclose(chosen.sum((1, 2)), np.ravel(found.scores), rtol=1e-4)
+
+
 def test_scanned_layers_find_the_same():
     stacks = {name: transformer.stack_layers(params()[name]) for name in ('encoder', 'decoder')}
     found = search(2, model=MODEL.clone(scan_layers=True), values={**params(), **stacks})

@@ -210,6 +210,11 @@ def test_settings_without_a_meaning_are_refused(field):
         make(**field)
 
 
+def test_a_length_of_sources_is_for_sound():
+    with pytest.raises(errors.UserError, match='max_source_length is for sound'):
+        make(max_source_length=8)
+
+
 @pytest.mark.parametrize('axis', ['sequence', 'stage'])
 def test_meshes_that_split_sequences_or_layers_are_refused(axis):
     model, params = model_and_params()
