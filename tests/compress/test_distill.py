@@ -28,6 +28,7 @@ def text(tmp_path_factory):
     """A run of a byte-level Transformer in 4 steps, with a moving average."""
     directory = tmp_path_factory.mktemp('text')
     changes = ['total_steps=4', 'ema_decay=0.5', 'model.scan_layers=True', *QUICK]
+    changes += ['task.sample_tokens=0']
     train_lib.train(commands.tiny_text_config(directory, changes), directory / 'run')
     return directory / 'run'
 

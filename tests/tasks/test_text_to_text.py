@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from bigmodels import config as config_lib
-from bigmodels import errors, experiment, program, runs, sharding
+from bigmodels import errors, experiment, predict, program, runs, sharding
 from bigmodels import train as train_lib
 from bigmodels.data import pipeline, tokenizers
+from bigmodels.data.sources import pair_sources
 from bigmodels.models.encoder_decoder import EncoderDecoder
 from bigmodels.tasks.text_to_text import TextToText
 from tests import commands
@@ -195,7 +196,9 @@ def reversals(path, count, seed):
 
 
 @pytest.mark.slow
-def test_the_tiny_variant_learns_to_turn_words_around(tmp_path):
+def test_the_tiny_variant_learns_to_turn_words_around_and_its_answers_are_a_data_set(
+    tmp_path, capsys
+):
     config = config_lib.load(f'{commands.ROOT}/configs/translate.py:tiny')
     with config.unlocked():
         config.data.train = reversals(tmp_path / 'train.jsonl', 2000, seed=0)
@@ -211,3 +214,17 @@ def test_the_tiny_variant_learns_to_turn_words_around(tmp_path):
     raw = run.task.preprocess({'source': 'fade'})
     [answer] = jax.jit(run.task.predict)(run.params, {}, jax.tree.map(lambda x: x[None], raw))
     assert run.task.postprocess(np.asarray(answer)) == 'edaf'
+
+    records = [json.loads(line) for line in (tmp_path / 'test.jsonl').read_text().splitlines()]
+    told = commands.printed(
+        predict, capsys, workdir=tmp_path / 'run', input=tmp_path / 'test.jsonl'
+    )
+    lines = {
+        'sources': [record['source'] for record in records],
+        'answers': [json.loads(line)['answer'] for line in told.splitlines()],
+    }
+    for name, texts in lines.items():
+        (tmp_path / name).write_text('\n'.join(texts))
+    taught = pair_sources.ParallelText(str(tmp_path / 'sources'), str(tmp_path / 'answers'))
+    right = [pair == record for pair, record in zip(taught, records, strict=True)]
+    assert sum(right) == figures['test/exact_match'] / 2  # of 50
