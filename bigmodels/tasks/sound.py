@@ -75,7 +75,7 @@ class Waveforms:
             if not cut:
                 raise errors.UserError(
                     f'{where} has {len(samples) / self.sample_rate:.2f} s, more than '
-                    f'task.sound.max_seconds = {self.max_seconds}: set that higher.'
+                    f'task.sound.max_seconds = {self.max_seconds}: set that higher, or cut it up.'
                 )
             warnings.warn(
                 f'Recordings of over {self.max_seconds} s are cut there: task.sound.max_seconds.',
