@@ -123,11 +123,11 @@ def loss_fn(
       UserError: for a teacher of other classes, a path that no module has, and as `distance`.
     """
     own, theirs = zip(*settings.layers, strict=True) if settings.layers else ((), ())
-    heard = _Heard(activations.watched(task.model, [re.escape(path) for path in own]))
+    heard = _Heard(activations.Watched(task.model, {}, [re.escape(path) for path in own]))
     of_task = dataclasses.replace(task, model=heard)
     _, (pairs, model_state) = of_task.loss_fn(params, model_state, batch, rng, train)
     [(inputs, given, answer)] = heard.calls
-    seen = activations.watched(teacher, [re.escape(path) for path in theirs])
+    seen = activations.Watched(teacher, {}, [re.escape(path) for path in theirs])
     other = seen.apply(taught, *inputs, **given)
     weights = batch['weights']
     if settings.kind == 'features':

@@ -70,14 +70,9 @@ def capture(
     Raises:
       UserError: for a path that no module has; names near ones.
     """
-    seen = _Watched(task.model, edits or {}, paths)
+    seen = Watched(task.model, edits or {}, paths)
     predictions = dataclasses.replace(task, model=seen).predict(params, model_state, batch)
     return predictions, seen.captured()
-
-
-def watched(model: Any, paths: Sequence[str]) -> Any:
-    """The model with `captured()`, {path: array} of what its `apply` gave, as in `capture`."""
-    return _Watched(model, {}, paths)
 
 
 def edited(task: Any, edits: Edits) -> Any:
@@ -85,7 +80,7 @@ def edited(task: Any, edits: Edits) -> Any:
 
     Whatever the task does with its model is so edited: `predict`, `loss_fn`, `embed_texts`.
     """
-    return dataclasses.replace(task, model=_Watched(task.model, edits))
+    return dataclasses.replace(task, model=Watched(task.model, edits))
 
 
 def ablated(activations: Mapping[str, Array], by: str = 'zero') -> dict[str, Edit]:
@@ -135,7 +130,7 @@ def attention_maps(task: Any, params: Any, model_state: Any, batch: Any) -> Acti
     Raises:
       UserError: for a model without `blocks.Attention`.
     """
-    seen = _Watched(task.model, {}, weights=True)
+    seen = Watched(task.model, {}, weights=True)
     dataclasses.replace(task, model=seen).predict(params, model_state, batch)
     maps = seen.captured()
     if not maps:
@@ -277,7 +272,7 @@ def _by_number(path: str) -> list:
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r'(\d+)', path))]
 
 
-class _Watched:
+class Watched:
     """A model whose `apply` edits and captures what its modules give; all else is the model's."""
 
     def __init__(self, model: Any, edits: Edits, paths: Sequence[str] = (), weights: bool = False):
