@@ -120,8 +120,8 @@ def test_every_model_takes_narrow_kernels_and_has_rules_for_them(name):
     for fields in VARIANTS[name]:
         model, shapes = MODELS[name](**fields), parameters(name, fields)
         narrow = jax.eval_shape(functools.partial(compress.kept, settings), shapes)
-        variables = jax.eval_shape(model.init, jax.random.key(0), *inputs_of(name))
-        jax.eval_shape(model.apply, {**variables, 'params': narrow}, *inputs_of(name))
+        variables = jax.eval_shape(model.init, jax.random.key(0), *inputs_of(name, fields))
+        jax.eval_shape(model.apply, {**variables, 'params': narrow}, *inputs_of(name, fields))
         rules = compress.sharding_rules(settings, model.sharding_rules, shapes)
         _, notes = sharding.param_specs(narrow, rules, sharding.make_mesh(sharding.MeshShape()))
         assert notes == []
