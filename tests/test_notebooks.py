@@ -54,3 +54,12 @@ def test_interpreting_a_run(run, monkeypatch):
     assert 'layers_1/attention' in printed
     assert 'without layers_1/mlp' in printed
     assert pictures == 3
+
+
+@pytest.mark.slow
+def test_smaller_models(monkeypatch):
+    printed, pictures = executed('compress_a_run.ipynb', monkeypatch)
+    assert 'int4:32' in printed
+    assert 'in training 0.9' in printed
+    assert '2,440 bytes: alone 0.9' in printed
+    assert pictures == 1
