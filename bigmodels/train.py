@@ -35,19 +35,16 @@ from bigmodels.data import pipeline
 
 
 def train(
-    config: Mapping,
-    workdir: str | pathlib.Path,
-    resume: rundir.Resume = 'same',
-    watch: stopwatch.Stopwatch | None = None,
-    compile_step: Callable[[program.Program, str], Callable] = program.Program.compile_train_step,
-) -> dict:
+    config: Mapping, workdir: str | pathlib.Path, resume: rundir.Resume = 'same', watch=None,
+    compile_step: Callable = program.Program.compile_train_step,
+) -> dict:  # fmt: skip
     """Trains to the end, from the last checkpoint if there is one.
 
     Args:
       config: see `experiment.Experiment`.
       workdir: see `rundir`.
       resume: what to do with a run that is there already, see `rundir.RESUME_RULES`.
-      watch: of the start, which may have parts already.
+      watch: a `stopwatch.Stopwatch` of the start, which may have parts already.
       compile_step: (program, config.parallel) -> what maps (state, batch) to (state, metrics).
 
     Returns:
@@ -74,9 +71,7 @@ def train(
         return _train(settings, mesh, task, resolved, workdir, resume, signals, watch, compile_step)
 
 
-def _train(
-    settings, mesh, task, resolved, workdir: pathlib.Path, resume, signals, watch, compile_step
-) -> dict:
+def _train(settings, mesh, task, resolved, workdir, resume, signals, watch, compile_step) -> dict:
     """`train` once its config is known to be right, in a directory that no other run uses."""
     start = rundir.prepare(workdir, resolved, resume)
     figures = rundir.final_figures(workdir, start, settings.total_steps)
