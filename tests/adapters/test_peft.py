@@ -127,12 +127,12 @@ def test_peft_computes_the_same(name, tmp_path):
             vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
             num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=8,
         )  # fmt: skip
-        model, params = hugging_face.llama(theirs := hugging_face.random_model(config))
     else:
         config = transformers.GPT2Config(
             vocab_size=32, n_embd=16, n_layer=2, n_head=4, n_positions=8
         )
-        model, params = hugging_face.gpt2(theirs := hugging_face.random_model(config))
+    theirs = hugging_face.random_model(config)
+    model, params = hugging_face.ours(theirs)
     trained, frozen = adapters.split(SETTINGS, params, jax.random.key(1))
     moved = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(2), leaf.shape),
                          trained)  # fmt: skip
