@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigmodels import config, errors, experiment, program, sharding, train, writers
+from bigmodels import config, errors, experiment, explain, sharding, train, writers
 from bigmodels.data import pipeline
 from bigmodels.data.sources.audio_sources import AudioNpz
 from bigmodels.data.sources.speech_sources import Transcribed
@@ -269,12 +269,7 @@ def test_a_tiny_run_on_real_sentences(shared_data, tmp_path):
 
 def test_what_it_would_do_is_explained_without_data():
     settings = experiment.from_config(config.load(str(ROOT / 'configs/speech_ctc.py:tiny')))
-    task = experiment.make_task(settings)
     mesh = sharding.make_mesh(settings.mesh, jax.devices()[:1])
-    shapes = {
-        name: jax.ShapeDtypeStruct((settings.batch_size, *shape.shape), shape.dtype)
-        for name, shape in task.example_shapes().items()
-    }
-    made = program.make_program(settings, task, mesh, shapes)
-    _, metrics = jax.eval_shape(made.train_step, made.state_shapes, shapes)
+    _, made = explain.abstract_program(settings, mesh)
+    _, metrics = jax.eval_shape(made.train_step, made.state_shapes, made.batch_shapes)
     assert metrics['loss'][0].shape == ()

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from bigmodels import config, errors, experiment, program, sharding
+from bigmodels import config, errors, experiment, explain, sharding
 from bigmodels.data import inspect, pipeline
 from bigmodels.models.encoder_decoder import EncoderDecoder
 from bigmodels.tasks.speech_to_text import SpeechToText
@@ -118,21 +118,17 @@ def test_mistakes():
 
 def test_what_the_config_would_do_is_explained_without_data():
     settings = experiment.from_config(config.load(str(ROOT / 'configs/speech_to_text.py:tiny')))
-    task = experiment.make_task(settings)
     mesh = sharding.make_mesh(settings.mesh, jax.devices()[:1])
-    shapes = {
-        name: jax.ShapeDtypeStruct((settings.batch_size, *shape.shape), shape.dtype)
-        for name, shape in task.example_shapes().items()
-    }
-    made = program.make_program(settings, task, mesh, shapes)
-    _, metrics = jax.eval_shape(made.train_step, made.state_shapes, shapes)
+    task, made = explain.abstract_program(settings, mesh)
+    _, metrics = jax.eval_shape(made.train_step, made.state_shapes, made.batch_shapes)
     assert metrics['loss'][0].shape == ()
     params = dict(made.state_shapes.params)
-    flops = task.flops_per_step(params, shapes)
+    rows = made.batch_shapes
+    flops = task.flops_per_step(params, rows)
     params['frame_embed'] = {'conv1': {}, 'conv2': {}}
     # For each of 250 states, the first convolution twice.
     of_convolutions = 6 * 250 * (2 * (3 * 80 * 16 + 16) + 3 * 16 * 16 + 16)
-    assert flops - task.flops_per_step(params, shapes) == settings.batch_size * of_convolutions
+    assert flops - task.flops_per_step(params, rows) == settings.batch_size * of_convolutions
 
 
 @pytest.mark.shared_data
