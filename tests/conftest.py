@@ -4,6 +4,7 @@ Programs are compiled without most of XLA's optimisation, also in the processes 
 compiling is most of what tests take. JAX_DISABLE_MOST_OPTIMIZATIONS=0 has it.
 """
 
+import gc
 import os
 import pathlib
 
@@ -28,6 +29,17 @@ def compile_cache(tmp_path_factory):
     shared = base.parent if os.environ.get('PYTEST_XDIST_WORKER') else base
     os.environ['BIGMODELS_CACHE'] = str(shared / 'cache')
     runs.configure_process()
+
+
+@pytest.fixture(scope='module', autouse=True)
+def programs_end_with_their_file():
+    """Drops compiled programs, of which a whole suite has more than a process may map.
+
+    Each takes three memory maps; Linux gives a process 65,530 and ends it at the next.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
