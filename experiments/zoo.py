@@ -6,6 +6,7 @@ Each row is its config's own command, in a process of its own, as it is. The fig
 held-out set at the last step, or, where the config names what is best, at the best one by
 `bigmodels.evaluate --step=best`. A row's result takes the place of its last one in
 experiments/results/zoo.json and in the table beside it, which hold the rows measured so far.
+`sst2_bert` begins with the run of `bert`: keep that in `runs`.
 Graphs, tables, recommendation, transfer and diffusion have scripts of their own, which compare; of
 what a WaveNet says, sample_speech.py tells how much is understood.
 """
@@ -48,14 +49,19 @@ ROWS = {
     'efficientnet': Row('test/accuracy', None, 60),
     'video': Row('test/accuracy', 0.95, 15),
     'clip': Row('test/zero_shot_accuracy', None, 60),
+    'clip:sigmoid': Row('test/zero_shot_accuracy', None, 60),
     'vision_language': Row('test/exact', 0.95, 40),
     'segment': Row('test/dice', 0.88, 30),
     'detect': Row('test/map50', 0.70, 90),
     'sst2_lstm': Row('test/accuracy', 0.80, 10),
+    'bert': Row('valid/loss', None, 30, lowest=True),
+    'sst2_bert': Row('test/accuracy', None, 30),
+    'sst2_bert:scratch': Row('test/accuracy', None, 30),
     'translate': Row('test/bleu', 35, 90),
     'speech_digits': Row('test/accuracy', 0.97, 10),
     'speaker': Row('test/accuracy', 0.97, 10),
     'speech_ctc': Row('test/wer', 0.05, 10, lowest=True),
+    'speech_to_text': Row('test/wer', None, 60, lowest=True),
     'speech_sentences': Row('learnt/cer', 0.05, 60, lowest=True),
     'wavenet': Row('test/bits', None, 40, lowest=True),
     'forecast:dlinear': Row('test/mse', 0.39, 30, lowest=True),
