@@ -1,6 +1,8 @@
 """Errors that a user can mend, told in one paragraph and without a traceback."""
 
 import difflib
+import os
+import select
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
@@ -37,10 +39,12 @@ def some(names: Sequence[str], most: int = 5) -> str:
 def exit_on_user_error(command: Callable[[], None]) -> None:
     """Runs `command`; a UserError is printed as one paragraph and ends with exit status 2.
 
-    An interrupt from the keyboard ends with status 130, a run that was asked to stop with its own.
+    An interrupt from the keyboard ends with status 130, a run that was asked to stop with its own,
+    and output whose reader, such as `head`, has seen enough with 141.
     """
     try:
         command()
+        sys.stdout.flush()
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         raise SystemExit(2) from None
@@ -50,3 +54,15 @@ def exit_on_user_error(command: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print('interrupted: the same command resumes a run', file=sys.stderr)
         raise SystemExit(130) from None  # what shells report for SIGINT
+    except BrokenPipeError:
+        if not _output_is_unread():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left of it
+        raise SystemExit(141) from None  # what shells report for SIGPIPE
+
+
+def _output_is_unread() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # errors are always told
+    return bool(poll.poll(0))

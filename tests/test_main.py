@@ -122,6 +122,22 @@ def test_help_is_complete_and_imports_nothing_slow():
     assert all(flag in result.stdout for flag in ('--config', '--workdir', '--resume'))
 
 
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly(tmp_path):
+    arguments = ['--config=configs/digits_mlp.py', '--steps=1:2', f'--out={tmp_path}']
+    process = commands.start('bigmodels.data.inspect', *arguments)
+    process.stdout.close()
+    assert process.stderr.read() == ''
+    assert process.wait(timeout=60) == 141
+
+
+def test_another_broken_pipe_is_an_error():
+    def command():
+        raise BrokenPipeError('of a peer')
+
+    with pytest.raises(BrokenPipeError, match='of a peer'):
+        errors.exit_on_user_error(command)
+
+
 @pytest.mark.slow
 def test_an_interrupt_is_quiet_and_the_same_command_goes_on(tmp_path):
     arguments = [

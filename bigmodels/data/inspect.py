@@ -5,7 +5,6 @@ python -m bigmodels.data.inspect --config=configs/shakespeare.py --steps=100:105
 
 import argparse
 import pathlib
-import signal
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -131,7 +130,6 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
 def main() -> None:
     """The command: prints each update's batch and writes its pictures."""
     options, overrides = parse()
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader such as `head` may have seen enough
     runs.configure_process()
     if options.workdir:
         _, settings, task = runs.open_task(options.workdir, options.trust)
