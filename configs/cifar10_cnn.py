@@ -27,11 +27,12 @@ def get_config(variant: str = ''):
     )
     common.use_cifar10(config, flip=0.5, shift=2)
     config.batch_size = 128
-    config.total_steps = 24_000
+    config.total_steps = 11_000
     config.eval_every = 4000
     config.ema_decay = 0.999
-    config.optimizer.learning_rate = 3e-3
-    config.optimizer.schedule = dict(name='linear', warmup_steps=500)
+    config.optimizer.learning_rate = 1e-2
+    config.optimizer.algorithm = dict(name='muon', ns_steps=3)
+    config.optimizer.schedule = dict(name='linear', warmup_steps=100)
     if variant == 'tiny':
         config = common.tiny(config)
         config.batch_size = 16
