@@ -27,8 +27,8 @@ def get_config(variant: str = ''):
     )
     common.use_cifar10(config, flip=0.5, shift=2)
     config.batch_size = 128
-    config.total_steps = 11_000
-    config.eval_every = 4000
+    config.total_steps = 9000  # 23 epochs
+    config.eval_every = 3000
     config.ema_decay = 0.999
     config.optimizer.learning_rate = 1e-2
     config.optimizer.algorithm = dict(name='muon', ns_steps=3)
