@@ -10,7 +10,8 @@ prune50            the smallest half of each kernel's weights is 0; prune_global
 2:4                of four neighbouring inputs of an output the smallest two are 0
 heads50, units50, channels50
                    the weakest half of attention's heads, of feed-forward layers' hidden units, of
-                   a ConvNet's channels is taken out: the model itself is smaller
+                   the channels of a ConvNet or in a ResNet's blocks is taken out: the model itself
+                   is smaller
 kv8                generation keeps keys and values in int8, a scale for each head and position
 
 New arrays are made of others alone, so that a recipe is tried on shapes before anything is read.

@@ -1,9 +1,11 @@
 """Structured pruning: heads, hidden units and channels are taken out, and the model is smaller.
 
-What is taken is what weighs least: the product of the norms of what leads to it and of what it
-leads to. The result has no trace of it: other sizes in its config, and parameters of their shapes.
+What is taken is what weighs least: the product of the norms of what leads to it, as it is
+normalised, and of what it leads to. The result has no trace of it: other sizes in its config, and
+parameters of their shapes.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from bigmodels import errors, trees
+from bigmodels.models.parts.batch_norm import BatchNorm
 
 Array = jax.Array
 Shrunk = tuple[dict[str, Any], Mapping, Mapping]  # fields of the model, params, model state
@@ -75,38 +78,75 @@ def units(model: Mapping, params: Mapping, state: Mapping, share: float) -> Shru
 
 
 def channels(model: Mapping, params: Mapping, state: Mapping, share: float) -> Shrunk:
-    """The share of every convolution's channels in a ConvNet, and of its dense layers' units."""
-    if model['name'] != 'convnet':
+    """The share of every convolution's channels, where no other layer's are added to them.
+
+    Of a ConvNet these are all, and the units of its dense layers; of a ResNet those in its blocks.
+    """
+    if model['name'] not in CHANNELS:
         raise errors.UserError(
-            f'Channels are taken out of the model "convnet" alone, not of {model["name"]!r}: '
-            'elsewhere they are added to those of other layers.'
+            f'Channels are taken out of {" and ".join(CHANNELS)}, not of the model '
+            f'{model["name"]!r}.'
         )
     leaves, stats = trees.flatten_named(params), trees.flatten_named(state)
+    thin = lambda layer, norm, after: _thin(leaves, stats, layer, norm, after, share)
+    fields = CHANNELS[model['name']](model, thin)
+    return fields, _tree(leaves), _tree(stats)
+
+
+def _of_convnet(model: Mapping, thin: Callable[[str, str, str], int]) -> dict[str, Any]:
     convolutions = sum(map(len, model['stages']))
     dense = len(model['dense_widths'])
     order = [f'conv_{i}' for i in range(convolutions)] + [f'dense_{i}' for i in range(dense)]
-    for layer, after in zip(order, [*order[1:], 'head'], strict=True):
-        kernel, behind = leaves[f'{layer}/kernel'], leaves[f'{after}/kernel']
-        width = kernel.shape[-1]
-        # Behind the last convolution each pixel's channels follow one another.
-        into = behind.reshape(-1, width, behind.shape[-1])
-        strength = jnp.square(kernel).sum(tuple(range(kernel.ndim - 1)))
-        strength *= jnp.square(into).sum((0, 2))
-        best = _best(strength, _left(width, share, f'channels of {layer}'))
-        norm = layer.replace('conv', 'norm')
-        for name in {f'{layer}/kernel', f'{layer}/bias', f'{norm}/scale', f'{norm}/bias'}:
-            _take(leaves, name, best, width, -1)
-        for name in stats:
-            if f'/{norm}/' in name:
-                _take(stats, name, best, width, -1)
-        taken = jnp.take(into, best, axis=1)
-        leaves[f'{after}/kernel'] = taken.reshape(*behind.shape[:-2], -1, behind.shape[-1])
-    widths = iter(leaves[f'{layer}/kernel'].shape[-1] for layer in order)
-    fields = {
+    widths = iter([
+        thin(layer, layer.replace('conv', 'norm'), after)
+        for layer, after in zip(order, [*order[1:], 'head'], strict=True)
+    ])  # fmt: skip
+    return {
         'stages': [[next(widths) for _ in stage] for stage in model['stages']],
         'dense_widths': list(widths),
     }
-    return fields, _tree(leaves), _tree(stats)
+
+
+def _of_resnet(model: Mapping, thin: Callable[[str, str, str], int]) -> dict[str, Any]:
+    branch = {'basic': ('first', 'last'), 'bottleneck': ('reduce', 'middle', 'last')}
+    widths = []
+    for stage, size in enumerate(model['stage_sizes']):
+        for i in range(size):
+            names = [f'stage{stage}_{i}/{name}' for name in branch[model['block']]]
+            for layer, after in itertools.pairwise(names):
+                width = thin(layer, f'{layer}_norm', after)
+        widths.append(width)
+    return {'inner_widths': widths}
+
+
+# Model -> its fields, thinned by (a layer, its normalisation, the layer behind it) -> its width.
+CHANNELS: dict[str, Callable[[Mapping, Callable], dict[str, Any]]] = {
+    'convnet': _of_convnet,
+    'resnet': _of_resnet,
+}
+
+
+def _thin(leaves: dict, stats: dict, layer: str, norm: str, after: str, share: float) -> int:
+    """Takes the share of a layer's channels out of it and of what surrounds it; those left."""
+    kernel, behind = leaves[f'{layer}/kernel'], leaves[f'{after}/kernel']
+    width = kernel.shape[-1]
+    left = _left(width, share, f'channels of {layer}')
+    # Behind the last convolution of a ConvNet each pixel's channels follow one another.
+    into = behind.reshape(-1, width, behind.shape[-1])
+    strength = jnp.square(kernel).sum(tuple(range(kernel.ndim - 1)))
+    strength *= jnp.square(into).sum((0, 2))
+    if f'{norm}/scale' in leaves:
+        variance = stats[f'batch_stats/{norm}/variance'] + BatchNorm.epsilon
+        strength *= jnp.square(leaves[f'{norm}/scale']) / variance
+    best = _best(strength, left)
+    for name in {f'{layer}/kernel', f'{layer}/bias', f'{norm}/scale', f'{norm}/bias'}:
+        _take(leaves, name, best, width, -1)
+    for name in stats:
+        if f'/{norm}/' in name:
+            _take(stats, name, best, width, -1)
+    taken = jnp.take(into, best, axis=1)
+    leaves[f'{after}/kernel'] = taken.reshape(*behind.shape[:-2], -1, behind.shape[-1])
+    return left
 
 
 PARTS: dict[str, Callable[[Mapping, Mapping, Mapping, float], Shrunk]] = {

@@ -37,6 +37,8 @@ class ResNet(nn.Module):
     Fields:
       stage_sizes: blocks in each stage; all but the first stage halve the resolution.
       stage_widths: channels in each stage, of a bottleneck's inner convolution.
+      inner_widths: channels inside the blocks of each stage, where they are others than those;
+        what a block gives has the stage's.
       block: 'basic' (two 3x3 convolutions) or 'bottleneck' (1x1, 3x3, 1x1).
       strides: of bottlenecks, in the 3x3 convolution ('v1.5', as is usual since Goyal et al. 2017)
         or in the first one ('v1', He et al. 2016).
@@ -49,6 +51,7 @@ class ResNet(nn.Module):
     num_classes: int
     stage_sizes: Sequence[int] = (3, 4, 6, 3)
     stage_widths: Sequence[int] = (64, 128, 256, 512)
+    inner_widths: Sequence[int] = ()
     block: Literal['basic', 'bottleneck'] = 'bottleneck'
     strides: Literal['v1', 'v1.5'] = 'v1.5'
     stem: Literal['imagenet', 'cifar'] = 'imagenet'
@@ -59,11 +62,13 @@ class ResNet(nn.Module):
     sharding_rules: ClassVar = SHARDING_RULES
 
     def __post_init__(self):
-        if len(self.stage_sizes) != len(self.stage_widths):
-            raise errors.UserError(
-                f'model.stage_sizes = {tuple(self.stage_sizes)} and model.stage_widths = '
-                f'{tuple(self.stage_widths)} must have one number for each stage.'
-            )
+        for name in ('stage_widths', 'inner_widths'):
+            widths = getattr(self, name)
+            if len(widths) != len(self.stage_sizes) and (widths or name == 'stage_widths'):
+                raise errors.UserError(
+                    f'model.stage_sizes = {tuple(self.stage_sizes)} and model.{name} = '
+                    f'{tuple(widths)} must have one number for each stage.'
+                )
         super().__post_init__()
 
     @nn.compact
@@ -83,14 +88,14 @@ class ResNet(nn.Module):
         block, stages = BasicBlock, []
         if self.block == 'bottleneck':
             block = functools.partial(Bottleneck, stride_first=self.strides == 'v1')
-        for stage, (size, width) in enumerate(
-            zip(self.stage_sizes, self.stage_widths, strict=True)
+        inner_widths = self.inner_widths or self.stage_widths
+        for stage, (size, width, inner) in enumerate(
+            zip(self.stage_sizes, self.stage_widths, inner_widths, strict=True)
         ):
             for i in range(size):
                 stride = 2 if stage > 0 and i == 0 else 1
-                x = block(width, stride, self.zero_init, self.momentum, name=f'stage{stage}_{i}')(
-                    x, train
-                )
+                name = f'stage{stage}_{i}'
+                x = block(width, inner, stride, self.zero_init, self.momentum, name=name)(x, train)
             stages.append(x)
         if features:
             return stages
@@ -99,25 +104,27 @@ class ResNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """x + two 3x3 convolutions of x; `width` channels."""
+    """x + two 3x3 convolutions of x; `inner` channels between them, `width` behind."""
 
     width: int
+    inner: int
     stride: int
     zero_init: bool
     momentum: float
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        y = Conv(self.width, 3, self.stride, name='first')(x)
+        y = Conv(self.inner, 3, self.stride, name='first')(x)
         y = jax.nn.relu(BatchNorm(self.momentum, name='first_norm')(y, train))
         y = Conv(self.width, 3, name='last')(y)
         return _joined(self, x, y, train)
 
 
 class Bottleneck(nn.Module):
-    """x + 1x1, 3x3 and 1x1 convolutions of x; `width` channels inside, EXPANSION times outside."""
+    """x + 1x1, 3x3 and 1x1 convolutions of x; `inner` channels in it, EXPANSION * `width` out."""
 
     width: int
+    inner: int
     stride: int
     zero_init: bool
     momentum: float
@@ -126,9 +133,9 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         first, middle = (self.stride, 1) if self.stride_first else (1, self.stride)
-        y = Conv(self.width, 1, first, name='reduce')(x)
+        y = Conv(self.inner, 1, first, name='reduce')(x)
         y = jax.nn.relu(BatchNorm(self.momentum, name='reduce_norm')(y, train))
-        y = Conv(self.width, 3, middle, name='middle')(y)
+        y = Conv(self.inner, 3, middle, name='middle')(y)
         y = jax.nn.relu(BatchNorm(self.momentum, name='middle_norm')(y, train))
         y = Conv(EXPANSION * self.width, 1, name='last')(y)
         return _joined(self, x, y, train)

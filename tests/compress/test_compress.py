@@ -34,6 +34,11 @@ CALLED = {
     'scanned': ('transformer', BLOCKS | SCANNED | dict(num_layers=2), (TOKENS,)),
     'vit': ('vit', BLOCKS | dict(num_classes=8, patch_size=4), (IMAGES,)),
     'resnet': ('resnet', dict(num_classes=8, stage_sizes=(1,), stage_widths=(8,)), (IMAGES,)),
+    'basic': (
+        'resnet',
+        dict(num_classes=8, block='basic', stage_sizes=(2, 1), stage_widths=(8, 16), stem='cifar'),
+        (IMAGES,),
+    ),
     'convnet': ('convnet', CONVNET, (IMAGES,)),
     'conformer': (
         'conformer',
@@ -194,14 +199,22 @@ def model_of(name, params=None):
     return recipes.Model(whole, own if params is None else params, state)
 
 
+# Modules whose outputs no other's are added to.
+INNER = {
+    'convnet': ('conv', 'dense', 'norm'),
+    'resnet': ('reduce', 'middle'),
+    'basic': ('first_norm',),  # kernels of channels that are scaled by 0 are as large as others
+}
+
+
 def zeroed(name, heads, units, params):
     """The first columns that go into heads or units, and the first rows that come out, are 0."""
 
     def cut(path, leaf):
         *_, module, part = ['', *path.split('/')]
         leaf = leaf.copy()
-        if name == 'convnet':
-            if module.startswith(('conv', 'dense', 'norm')):
+        if name in INNER:
+            if module.startswith(INNER[name]):
                 leaf[..., : leaf.shape[-1] // 4] = 0
         elif module in ('query', 'key', 'value'):
             leaf[..., : leaf.shape[-1] * heads // 16] = 0
@@ -226,6 +239,8 @@ def zeroed(name, heads, units, params):
         ('vit', 'heads75', (12, 0), dict(num_heads=1, head_dim=4)),
         ('conformer', 'heads50,units50', (8, 16), dict(num_heads=2, head_dim=4, mlp_dim=16)),
         ('convnet', 'channels25', (0, 0), dict(stages=[[6], [6]], dense_widths=[12, 6])),
+        ('resnet', 'channels25', (0, 0), dict(stage_widths=[8], inner_widths=[6])),
+        ('basic', 'channels25', (0, 0), dict(stage_widths=[8, 16], inner_widths=[6, 12])),
     ],
 )
 def test_parts_that_are_zero_are_taken_out_and_nothing_else(name, recipe, parts, left):
@@ -274,7 +289,7 @@ def test_the_smallest_weights_are_zero(recipe):
         ('int8:1.5', 'vit', 'whole number of inputs'),
         ('a8:3', 'vit', 'takes no number'),
         ('kv8', 'vit', "'vit' keeps no keys and values"),
-        ('channels50', 'vit', "alone, not of 'vit'"),
+        ('channels50', 'vit', "convnet and resnet, not of the model 'vit'"),
         ('heads50', 'convnet', 'no attention layers'),
         ('heads10', 'vit', '10% of 4 groups of heads leaves 4'),
     ],
