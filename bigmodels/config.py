@@ -203,7 +203,8 @@ def check_trusted(config: Mapping, trust: Sequence[str], origin: str) -> None:
       origin: where the config was found, for the message.
 
     Raises:
-      UserError: if a name at any depth has a dot, and its package is not trusted.
+      UserError: if a name at any depth has a dot, and its package is not trusted; likewise a
+        package that the config itself says to trust.
     """
     if isinstance(trust, str):
         trust = (trust,)  # else each part of the word would be trusted
@@ -213,18 +214,20 @@ def check_trusted(config: Mapping, trust: Sequence[str], origin: str) -> None:
             raise errors.UserError(
                 f'{origin}: config.{key} = {name!r} would import and run code. If you know and '
                 f'trust the package {package}, allow it: --trust={package}, in Python '
-                f'open_run(..., trust=({package!r},)).'
+                f'open_run(..., trust=({package!r},)), of a teacher config.distill.trust.'
             )
 
 
 def _names(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Each entry `name` in plain data, with its dotted key."""
+    """Each entry `name` in plain data, with its dotted key; of `trust` what it would allow."""
     entries = value.items() if isinstance(value, dict) else ()
     if isinstance(value, list):
         entries = enumerate(value)
     for key, item in entries:
         if key == 'name':
             yield f'{path}{key}', item
+        if key == 'trust':
+            yield from ((f'{path}{key}', f'{package}.*') for package in item)
         yield from _names(item, f'{path}{key}.')
 
 

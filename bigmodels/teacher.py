@@ -78,7 +78,7 @@ def open_teacher(
     if not settings.distill.teacher:
         return None
     workdir = pathlib.Path(settings.distill.teacher)
-    _, theirs, their_task = opening.open_task(workdir)
+    _, theirs, their_task = opening.open_task(workdir, settings.distill.trust)
     _check_private(settings)
     _check_alike(task, their_task, workdir)
     _check_inputs(task, their_task, workdir, example)

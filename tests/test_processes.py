@@ -87,6 +87,19 @@ def test_any_number_of_processes_trains_evaluates_and_resumes_as_one(tmp_path):
 
 
 @pytest.mark.slow
+def test_several_processes_learn_from_a_teacher_as_one(tmp_path):
+    path, overrides = commands.tiny_text(tmp_path)
+    overrides += ['log_every=1', 'eval_every=10']
+    teacher, one, two = tmp_path / 'teacher', tmp_path / 'one', tmp_path / 'two'
+    train_lib.train(config.load(path, overrides), teacher)
+    overrides += [f'distill.teacher={teacher}', 'model.num_layers=1']
+    train_lib.train(config.load(path, overrides), one)
+    arguments = [f'--config={path}', *(f'--config.{override}' for override in overrides)]
+    launched(2, 2, *arguments, f'--workdir={two}', '--config.mesh.fsdp=2')
+    assert_same_figures(one, two)
+
+
+@pytest.mark.slow
 def test_processes_feed_whatever_rows_their_devices_hold(capfd):
     status = launch.run([sys.executable, '-m', 'tests.feeding'], processes=2, devices=2)
     out, err = capfd.readouterr()

@@ -18,6 +18,7 @@ from bigmodels.data.sources.tfds_source import Tfds
 from tests import commands
 
 PACKAGE = commands.ROOT / 'bigmodels'
+DIGITS = str(commands.ROOT / 'configs/digits_mlp.py:tiny')
 UNPICKLERS = {'pickle', 'cPickle', 'cloudpickle', 'dill', 'joblib', 'marshal', 'shelve'}
 # What runs code or writes where an archive says, and the only functions that may call it.
 GUARDED_CALLS = {
@@ -104,10 +105,7 @@ def test_the_scan_finds(line):
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('run')
-    train_lib.train(
-        config_lib.load(str(commands.ROOT / 'configs/digits_mlp.py:tiny'), ['total_steps=4']),
-        workdir,
-    )
+    train_lib.train(config_lib.load(DIGITS, ['total_steps=4']), workdir)
     return workdir
 
 
@@ -167,22 +165,38 @@ def test_commands_refuse_untrusted_code(finished, tmp_path, command):
     assert not (tmp_path / 'owned').exists()
 
 
-def test_a_trusted_model_of_one_s_own_is_opened(tmp_path, monkeypatch):
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A run with a model of one's own, and its figures."""
     (tmp_path / 'my_models.py').write_text(OWN_MODEL)
     monkeypatch.syspath_prepend(tmp_path)
-    overrides = ['total_steps=4', 'model.name=my_models.Wide', 'model.num_classes=10']
-    config = config_lib.load(str(commands.ROOT / 'configs/digits_mlp.py:tiny'), overrides)
-    final = train_lib.train(config, tmp_path / 'run')
-    with pytest.raises(errors.UserError, match=r'--trust=my_models'):
-        runs.open_run(tmp_path / 'run')
-    run = runs.open_run(tmp_path / 'run', trust=('my_models',))
-    assert type(run.model).__name__ == 'Wide'
     monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    overrides = ['total_steps=4', 'model.name=my_models.Wide', 'model.num_classes=10']
+    return tmp_path / 'run', train_lib.train(config_lib.load(DIGITS, overrides), tmp_path / 'run')
+
+
+def test_a_trusted_model_of_one_s_own_is_opened(own):
+    workdir, final = own
+    with pytest.raises(errors.UserError, match=r'--trust=my_models'):
+        runs.open_run(workdir)
+    run = runs.open_run(workdir, trust=('my_models',))
+    assert type(run.model).__name__ == 'Wide'
     status, out, err = commands.run(
-        'bigmodels.evaluate', f'--workdir={tmp_path / "run"}', '--trust=my_models'
+        'bigmodels.evaluate', f'--workdir={workdir}', '--trust=my_models'
     )
     assert status == 0, err
     assert json.loads(out)['valid/loss'] == pytest.approx(final['valid/loss'], rel=1e-5)
+
+
+def test_a_trusted_model_of_one_s_own_teaches(own, tmp_path):
+    overrides = ['total_steps=4', f'distill.teacher={own[0]}']
+    with pytest.raises(errors.UserError, match=r'config\.distill\.trust'):
+        train_lib.train(config_lib.load(DIGITS, overrides), tmp_path / 'pupil')
+    overrides.append("distill.trust=('my_models',)")
+    train_lib.train(config_lib.load(DIGITS, overrides), tmp_path / 'pupil')
+    with pytest.raises(errors.UserError, match=r"config\.distill\.trust = 'my_models\.\*'"):
+        runs.open_run(tmp_path / 'pupil')  # a run's own word is not enough
+    assert runs.open_run(tmp_path / 'pupil', trust=('my_models',)).program().teacher
 
 
 def archive(path: pathlib.Path, method) -> None:

@@ -32,6 +32,7 @@ class Settings:
     Fields:
       teacher: another run, of any model that answers the same task; '' for none.
       step: a saved step of it, or 'last', or 'best' by its config.checkpoint.best_metric.
+      trust: packages whose code the teacher's config may name, as in 'my_models.Wide'.
       fingerprint: of what it is at that step, which a run writes out: it goes on under no other.
       weight: the teacher's share of the loss, from 0 to 1.
       temperature: above 1 it is of more weight what the teacher takes for the second and third.
@@ -41,6 +42,7 @@ class Settings:
 
     teacher: str = ''
     step: int | Literal['last', 'best'] = 'last'
+    trust: Sequence[str] = ()
     fingerprint: str = ''
     kind: Literal['logits', 'features'] = 'logits'
     weight: float = 0.5
