@@ -23,15 +23,13 @@ class Set:
     """What is trained on one set.
 
     Fields:
-      config: of all three, in configs/.
-      both, teacher, student: overrides of both, of the teacher alone, of the two students.
-      model: the students' section.
+      config: of all three, in configs/; the teacher's as it is.
+      student: overrides of the two students.
+      model: their section.
       distill: of the student that has a teacher.
     """
 
     config: str
-    both: tuple[str, ...]
-    teacher: tuple[str, ...]
     student: tuple[str, ...]
     model: dict
     distill: dict
@@ -39,15 +37,12 @@ class Set:
 
 SETS = {
     'sst2': Set(
-        'sst2_lstm.py', (), (), ('total_steps=600', 'eval_every=0', 'checkpoint.best_metric='),
+        'sst2_lstm.py', ('total_steps=600', 'eval_every=0', 'checkpoint.best_metric='),
         dict(name='recurrent', num_classes=2, vocab_size=4096, embed_dim=16, hidden_dim=16),
         dict(temperature=2.0, weight=0.7),
     ),
     'cifar10': Set(
-        'cifar10_resnet.py',
-        ('eval_every=0', 'optimizer.schedule.warmup_steps=100', 'task.label_smoothing=0.0'),
-        ('total_steps=600', 'model.stage_widths=(16, 32, 64)'),
-        ('total_steps=400',),
+        'cifar10_cnn.py', ('total_steps=3000',),
         dict(name='convnet', num_classes=10, stages=((8,), (16,), (16,)), dense_widths=(32,)),
         dict(temperature=4.0, weight=0.9),
     ),
@@ -60,14 +55,14 @@ def trained(workdir: pathlib.Path, one: Set, *changes: str, **sections: dict) ->
     with given.unlocked():
         for name, section in sections.items():
             given[name] = section
-    config.set_fields(given, [*one.both, *changes])
+    config.set_fields(given, changes)
     return train.train(given, workdir)['test/accuracy']
 
 
 def study(folder: pathlib.Path, name: str, seeds: int) -> dict:
     """The accuracies of a teacher and of both students for each seed, and their sizes."""
     one, teacher = SETS[name], folder / f'{name}_teacher'
-    found = {'teacher': [trained(teacher, one, *one.teacher)], 'alone': [], 'distilled': []}
+    found = {'teacher': [trained(teacher, one)], 'alone': [], 'distilled': []}
     for seed in range(seeds):
         for kind, sections in (
             ('alone', {}),

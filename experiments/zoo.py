@@ -72,6 +72,8 @@ ROWS = {
 def reached(name: str, workdir: pathlib.Path) -> dict:
     """Trains a row; its figure, its cost, and whether it reaches its bar in time."""
     row = ROWS[name]
+    if workdir.exists():
+        raise SystemExit(f'{workdir} is there already: a row is measured from its beginning on')
     file, _, variant = name.partition(':')
     with tempfile.TemporaryDirectory() as cache:
         run = measure.train(f'configs/{file}.py:{variant}', workdir, pathlib.Path(cache))
