@@ -40,7 +40,8 @@ def compressed(
     Raises:
       UserError: as `check`, and if `out` cannot be written.
     """
-    model = recipes.Model(run.config, jax.jit(compress.plain)(run.params), run.model_state)
+    config = experiment.resolved(run.config)  # a run of before a field was there lacks it
+    model = recipes.Model(config, jax.jit(compress.plain)(run.params), run.model_state)
     smaller = recipes.applied(recipes.parse(recipe, targets), model)
     params = smaller.params
     if compress.Settings(**smaller.config['compress']).activations == 'int8_static':

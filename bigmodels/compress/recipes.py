@@ -90,7 +90,7 @@ def tried(steps: Sequence[Step], model: Model) -> Model:
 
 
 def _run(steps: Sequence[Step], model: Model, way: Callable[[Callable], Callable]) -> Model:
-    config = {'compress': {}}  # which runs of before there was compression lack
+    config = {}
 
     def arrays(params: Mapping, model_state: Mapping) -> tuple[Mapping, Mapping]:
         smaller = dataclasses.replace(model, params=params, model_state=model_state)

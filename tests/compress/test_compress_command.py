@@ -25,7 +25,8 @@ def large(tmp_path_factory):
     workdir = directory / 'run'
     train.train(commands.tiny_text_config(directory, ['total_steps=4']), workdir)
     config = json.loads((workdir / rundir.CONFIG).read_text())
-    del config['compress'], config['prune']  # as of a run from before there were any
+    # As of a run from before there were any.
+    del config['compress'], config['prune'], config['model']['head_dim']
     (workdir / rundir.CONFIG).write_text(json.dumps(config))
     return workdir
 
@@ -62,6 +63,15 @@ def test_a_small_run_is_a_run(large, tmp_path, capsys):
     assert trees.first_difference(begun['params'], jax.jit(compress.plain)(run.params)) is None
     with pytest.raises(errors.UserError, match='holds a compressed model, without optimiser'):
         rundir.prepare(to, run.config, 'same')
+
+
+def test_a_run_of_before_a_field_was_there_is_made_smaller_by_it(large, tmp_path):
+    command.check(large, 'heads50')
+    run = runs.open_run(large)
+    command.compressed(run, 'heads50', tmp_path / 'small')
+    smaller = runs.open_run(tmp_path / 'small').model
+    assert smaller.num_heads == run.model.num_heads // 2
+    assert smaller.head_dim == run.model.embed_dim // run.model.num_heads
 
 
 def test_mistakes_are_told_before_anything_is_made(large, tmp_path, monkeypatch):
