@@ -43,8 +43,8 @@ SETS = {
     ),
     'cifar10': Set(
         'cifar10_cnn.py', ('total_steps=3000',),
-        dict(name='convnet', num_classes=10, stages=((8,), (16,), (16,)), dense_widths=(32,)),
-        dict(temperature=4.0, weight=0.9),
+        dict(name='convnet', num_classes=10, stages=((16,), (32,), (32,)), dense_widths=(64,)),
+        dict(temperature=2.0, weight=0.7),
     ),
 }  # fmt: skip
 
