@@ -227,7 +227,8 @@ def _names(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         if key == 'name':
             yield f'{path}{key}', item
         if key == 'trust':
-            yield from ((f'{path}{key}', f'{package}.*') for package in item)
+            packages = item if isinstance(item, list) else [item]
+            yield from ((f'{path}{key}', f'{package}.*') for package in packages)
         yield from _names(item, f'{path}{key}.')
 
 

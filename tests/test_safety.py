@@ -149,6 +149,12 @@ def test_names_in_lists_are_seen():
         config_lib.check_trusted({'a': ({}, {'name': 'os.system'})}, (), 'x')
 
 
+@pytest.mark.parametrize('trust', ['os', ['json', 'os.path'], 7])
+def test_a_config_cannot_trust_for_itself(trust):
+    with pytest.raises(errors.UserError, match=r'config\.distill\.trust = .*--trust=(os|7)'):
+        config_lib.check_trusted({'distill': {'trust': trust}}, ('json',), 'x')
+
+
 @pytest.mark.parametrize('command', ['evaluate', 'deploy.generate', 'data.inspect'])
 def test_commands_refuse_untrusted_code(finished, tmp_path, command):
     config = json.loads((finished / 'config.json').read_text())
