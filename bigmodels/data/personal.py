@@ -41,10 +41,13 @@ def luhn(text: str) -> bool:
     return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
 
 
+CARDS = ('1800', '2', '3', '4', '5', '6')  # how numbers of payment cards begin
+
+
 def is_card(text: str) -> bool:
     """Whether a text of digits, blanks and hyphens is a payment card's number."""
     digits = re.sub(r'\D', '', text)
-    return 13 <= len(digits) <= 19 and digits[0] in '23456' and luhn(digits)
+    return 12 <= len(digits) <= 19 and digits.startswith(CARDS) and luhn(digits)
 
 
 def is_iban(text: str) -> bool:
@@ -102,22 +105,26 @@ def is_address(text: str) -> bool:
         return False
 
 
+_START, _END = r'(?<![\w.+-])', r'(?![\w-])'
+_EXTENSION = r'(?: ?(?:x|ext\.?) ?\d{1,5})?'
+
+
 def is_phone(text: str) -> bool:
     """Whether a text has as many digits as a telephone number (ITU-T E.164), and is no date."""
-    digits = re.sub(r'\D', '', text)
+    digits = re.sub(r'\D', '', re.split('[ex]', text)[0])  # without an extension's
     if re.fullmatch(r'(\d{4}[-./]\d\d?[-./]\d\d?|\d\d?[-./]\d\d?[-./]\d{4})', text):
         return False
     return 8 <= len(digits) <= 15
 
 
-_START, _END = r'(?<![\w.+-])', r'(?![\w-])'
-# (kind, expression, whether what it finds is one). Where two find the same place, the earlier.
+# (kind, expression, whether what it finds is one). Of two that find the same place the longer one
+# counts, and the earlier of the same length.
 PATTERNS: tuple[tuple[str, re.Pattern, Callable[[str], bool]], ...] = tuple(
     (kind, re.compile(expression), check)
     for kind, expression, check in (
         ('email', r'(?<![\w.+-])[\w.+%-]+@\w[\w-]*(?:\.\w[\w-]*)+', lambda text: True),
         ('iban', rf'{_START}[A-Z]{{2}}\d{{2}}(?: ?[A-Z0-9]{{1,4}}){{3,8}}{_END}', is_iban),
-        ('card', rf'{_START}\d(?:[ -]?\d){{12,18}}{_END}', is_card),
+        ('card', rf'{_START}\d(?:[ -]?\d){{11,18}}{_END}', is_card),
         ('ip', r'(?<![\w.:])\d{1,3}(?:\.\d{1,3}){3}(?!\w|\.\d)', is_address),
         (
             'ip',
@@ -129,13 +136,23 @@ PATTERNS: tuple[tuple[str, re.Pattern, Callable[[str], bool]], ...] = tuple(
         ('identity', rf'{_START}\d{{3}} \d{{3}} \d{{4}}{_END}', is_nhs),
         ('identity', rf'{_START}\d{{2}} ?\d{{3}} ?\d{{3}} ?\d{{3}}{_END}', is_steuer_id),
         ('identity', rf'{_START}\d{{9}}{_END}', is_bsn),
-        ('phone', rf'(?<![\w.+-])(?:\+|00)\d(?:[ ./()-]{{0,2}}\d){{6,13}}{_END}', is_phone),
         (
             'phone',
-            rf'(?<![\w.+-])(?:\(0\d{{1,5}}\)|0\d{{1,5}})(?:[ ./-]{{0,2}}\d){{5,10}}{_END}',
+            rf'{_START}(?:\+|00)\d(?:[ ./()-]{{0,2}}\d){{6,13}}{_EXTENSION}{_END}',
             is_phone,
         ),
-        ('phone', rf'(?<![\w.+-])(?:\(\d{{3}}\)|\d{{3}})[ .-]\d{{3}}[ .-]\d{{4}}{_END}', is_phone),
+        (
+            'phone',
+            rf'{_START}(?:\(0\d{{1,5}}\)|0\d{{1,5}})(?:[ ./-]{{0,2}}\d){{5,10}}{_EXTENSION}{_END}',
+            is_phone,
+        ),
+        (  # North America's, Brazil's and Poland's without a country's code
+            'phone',
+            rf'{_START}(?:\(\d{{3}}\)[ .-]?|\d{{3}}[ .-])\d{{3}}[ .-]\d{{4}}{_EXTENSION}{_END}',
+            is_phone,
+        ),
+        ('phone', rf'{_START}(?:\(\d{{2}}\) ?|\d{{2}} )\d{{4,5}}-\d{{4}}{_END}', is_phone),
+        ('phone', rf'{_START}\d{{2}} \d{{3}} \d{{2}} \d{{2}}{_END}', is_phone),
     )
 )
 KINDS = tuple(dict.fromkeys(kind for kind, _, _ in PATTERNS))
@@ -143,18 +160,22 @@ KINDS = tuple(dict.fromkeys(kind for kind, _, _ in PATTERNS))
 
 def find(text: str, kinds: Collection[str] = KINDS) -> list[tuple[int, int, str]]:
     """(start, end, kind) of what is found in a text, in its order; none overlaps another."""
-    found = []
-    for kind, pattern, check in PATTERNS:
+    possible = []
+    for order, (kind, pattern, check) in enumerate(PATTERNS):
         if kind not in kinds:
             continue
         for match in pattern.finditer(text):
-            start, value = match.start(), match[0]
+            value = match[0]
             while ' ' in value and not (pattern.fullmatch(value) and check(value)):
                 value = value.rpartition(' ')[0]  # what follows may look like a part of it
-            end = start + len(value)
-            free = all(end <= other or start >= stop for other, stop, _ in found)
-            if free and pattern.fullmatch(value) and check(value):
-                found.append((start, end, kind))
+            if pattern.fullmatch(value) and check(value):
+                possible.append((-len(value), order, match.start(), kind))
+    found, taken = [], bytearray(len(text))
+    for length, _, start, kind in sorted(possible):
+        end = start - length
+        if not any(taken[start:end]):
+            taken[start:end] = b'\1' * (end - start)
+            found.append((start, end, kind))
     return sorted(found)
 
 
