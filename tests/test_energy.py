@@ -38,7 +38,7 @@ def test_what_is_not_known_is_not_made_up(tmp_path, monkeypatch):
     assert cost['kilowatt_hours'] is None
     assert "no counter can be read, and 'cpu' is not" in cost['energy_source']
     assert cost['flops'] == pytest.approx(2 * 5 * 2 * 8**3, rel=0.2)
-    assert cost['flops_source'] == "XLA's count"
+    assert cost['flops_source'] == "XLA's count, a loop for one turn"
     assert energy.Meter(mesh_of(), tmp_path).cost(5, None, print)['flops'] is None
 
     h100 = types.SimpleNamespace(platform='tpu', device_kind='NVIDIA H100 80GB HBM3')
