@@ -43,7 +43,7 @@ class Meter:
         Returns:
           seconds, flops and device_seconds, kilowatt_hours, None where they are not known, and
           flops_source and energy_source, what they are known by. XLA counts a loop's body once:
-          of convolutions on CPUs, which loop, that is a half to a third.
+          on CPUs, where convolutions loop, that is half of LeNet-5's and a third of cifar10_cnn's.
         """
         seconds = time.perf_counter() - self._began
         counted = "the task's formula"

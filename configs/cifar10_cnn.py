@@ -7,8 +7,8 @@ Three 3x3 convolutions without padding, two of them with maxima after them, and 
 Data: `cifar10/cifar10_jpeg.npz`; by TFDS, lossless: `name='tfds', dataset='cifar10'`.
 
 Cost: two CPU cores, 12.4 min.
-Result: 81.62 % of the 10,000 test images right, 0.525 nats, by the averaged parameters. After 2,500
-steps Muon has 77.9 %, AdamW at 3e-3 74.5 %.
+Result: 81.62 % of the 10,000 test images right, 0.525 nats, by the averaged parameters. In
+runs of 2,500 steps Muon at 1e-2 gets to 77.9 %, AdamW at 3e-3 to 74.5 %, of one seed each.
 """
 
 from configs import common
