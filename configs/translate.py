@@ -36,7 +36,8 @@ def get_config(variant: str = ''):
         norm='rms_norm',
         activation='relu_squared',
         use_bias=False,
-        dropout_rate=0.15,
+        dropout_rate=0.25,
+        dtype='bfloat16',
     )
     config.task = dict(
         name='text_to_text',
@@ -56,7 +57,7 @@ def get_config(variant: str = ''):
     config.optimizer.algorithm = dict(name='muon', ns_steps=3)
     config.optimizer.schedule = dict(name='linear', warmup_steps=100)
     config.batch_size = 40
-    config.total_steps = 1500
+    config.total_steps = 2400  # 20 epochs
     if variant == 'tiny':
         config.model.update(vocab_size=300, num_layers=2, embed_dim=32, num_heads=2, max_length=512)
         config.task.update(source_length=256, target_length=256, row_length=512, beam_size=2)

@@ -54,7 +54,7 @@ def get_config(variant: str = ''):
     config.data.train = source | dict(count=1_000_000)
     config.data.evals = dict(test=source | dict(split='test', count=3000, seed=1))
     config.batch_size = 64
-    config.total_steps = 6000
+    config.total_steps = 3000
     config.optimizer.learning_rate = 4e-3
     config.optimizer.algorithm = dict(name='muon', ns_steps=3)
     config.optimizer.schedule = dict(name='linear', warmup_steps=100)
