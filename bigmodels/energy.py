@@ -2,11 +2,12 @@
 
 Counters of energy are read at the beginning and at the end: of processors and their memory in
 Linux' powercap (RAPL), of GPUs by NVIDIA's management library (NVML). Where there is none, the
-chip's own power from `hardware` is taken over the time; where that is not known either, nothing is.
+power of the chip or the cores from `hardware` is taken over the time; for other chips nothing is.
 They count all that the machine does meanwhile, of this process' machine alone.
 """
 
 import ctypes
+import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 
 from bigmodels import hardware, sharding
+from bigmodels.plan import costs, hlo
 
 RAPL = pathlib.Path('/sys/class/powercap')
 NVML = 'libnvidia-ml.so.1'
@@ -38,17 +40,16 @@ class Meter:
         Args:
           steps: that were made meanwhile.
           flops: of one by the task's formula, None where there is none.
-          step: compiled, of which XLA may know them.
+          step: compiled, which may tell them.
 
         Returns:
           seconds, flops and device_seconds, kilowatt_hours, None where they are not known, and
-          flops_source and energy_source, what they are known by. XLA counts a loop's body once:
-          on CPUs, where convolutions loop, that is half of LeNet-5's and a third of cifar10_cnn's.
+          flops_source and energy_source, what they are known by.
         """
         seconds = time.perf_counter() - self._began
         counted = "the task's formula"
-        if flops is None and hasattr(step, 'cost_analysis'):
-            flops, counted = step.cost_analysis().get('flops'), "XLA's count, a loop for one turn"
+        if flops is None and hasattr(step, 'as_text'):
+            flops, counted = self._counted(step)
             flops = flops and flops * self._num_devices  # each runs the same program on its part
         kwh, source = self._energy(seconds)
         return {
@@ -60,6 +61,16 @@ class Meter:
             'energy_source': source,
         }
 
+    def _counted(self, step: jax.stages.Compiled) -> tuple[float | None, str]:
+        """FLOPs of a step on one device, and who counted them.
+
+        GPUs' products are calls of libraries, which only XLA's own count knows; but that takes the
+        body of a loop once, and on CPUs convolutions are loops.
+        """
+        if self._device.platform in sharding.GPU:
+            return step.cost_analysis().get('flops'), "XLA's count, a loop for one turn"
+        return costs.all_flops(hlo.parse(step.as_text())), 'the products in its program'
+
     def _energy(self, seconds: float) -> tuple[float | None, str]:
         source, now = self._read()
         if source and now.keys() == self._counters.keys():
@@ -67,6 +78,10 @@ class Meter:
                 _passed(self._counters[name][0], end, wraps) for name, (end, wraps) in now.items()
             )
             return joules / 3.6e6, f'measured by {source}'
+        if self._device.platform == 'cpu':  # as many devices as wanted, of the same cores
+            watts, cores = hardware.CORE_WATTS, os.cpu_count()
+            kwh = hardware.kilowatt_hours(watts * cores, seconds)
+            return kwh, f'estimated by {watts:g} W for each of {cores} cores'
         chip = hardware.chip_of(self._device)
         if chip is None:
             return None, (

@@ -68,6 +68,8 @@ POWER_SOURCES = (
     'GPUs: the thermal design power of the data sheet. TPU v4: the largest that its page measures. '
     'Google publishes none for v5e, v5p and v6e: assumed here, to be replaced by --watts.'
 )
+# A CPU core's, without memory: what Green Algorithms (Lannelongue et al. 2021) takes for any CPU.
+CORE_WATTS = 12.0
 PRICE_SOURCE = 'Google Cloud, on demand, United States, 2025; --price replaces it.'
 
 

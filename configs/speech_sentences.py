@@ -44,9 +44,9 @@ def get_config(variant: str = ''):
     config.data.train = sentences
     config.data.evals = dict(learnt=dict(sentences))
     config.batch_size = 11
-    config.total_steps = 600
+    config.total_steps = 240
     config.log_every = 20
-    config.checkpoint.every = 200
+    config.checkpoint.every = 120
     config.optimizer.learning_rate = 2e-3
     config.optimizer.schedule.warmup_steps = 50
     config.optimizer.weight_decay = 0.0

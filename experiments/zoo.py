@@ -94,6 +94,7 @@ def reached(name: str, workdir: pathlib.Path) -> dict:
         'minutes_allowed': row.minutes,
         'reached': good and minutes <= row.minutes,
         'peak_memory_mb': run['peak_memory_mb'],
+        **{key: run[key] for key in ('flops', 'kilowatt_hours', 'energy_source')},
     }
 
 
@@ -108,11 +109,16 @@ def best_figures(workdir: pathlib.Path) -> dict[str, float]:
 
 def table(results: list[dict]) -> str:
     """The results as Markdown."""
-    header = ('config', 'figure', 'value', 'of', 'bar', 'minutes', 'allowed', 'reached', 'peak MB')
+    header = (
+        *('config', 'figure', 'value', 'of', 'bar', 'minutes', 'allowed', 'reached'),
+        *('peak MB', 'PFLOP', 'kWh'),
+    )
     lines = [
         (r['row'], r['figure'], f'{r["value"]:.4g}', r['of'],
          '' if r['bar'] is None else f'{r["bar"]:g}', f'{r["minutes"]:.1f}',
-         f'{r["minutes_allowed"]:g}', 'yes' if r['reached'] else 'no', f'{r["peak_memory_mb"]:,}')
+         f'{r["minutes_allowed"]:g}', 'yes' if r['reached'] else 'no', f'{r["peak_memory_mb"]:,}',
+         f'{r["flops"] / 1e15:.3g}' if r.get('flops') else '',
+         f'{r["kilowatt_hours"]:.2g}' if r.get('kilowatt_hours') else '')
         for r in results
     ]  # fmt: skip
     return measure.markdown([header, *lines])

@@ -1,5 +1,6 @@
 """The cost of a run against counters that are written here."""
 
+import os
 import types
 
 import jax
@@ -32,14 +33,24 @@ def test_processors_are_read_at_the_beginning_and_at_the_end(tmp_path):
     assert cost['device_seconds'] == pytest.approx(2 * cost['seconds'], abs=0.11)
 
 
-def test_what_is_not_known_is_not_made_up(tmp_path, monkeypatch):
-    step = jax.jit(lambda x: x @ x).lower(jax.numpy.ones((8, 8))).compile()
+def test_without_counters_the_power_is_taken_over_the_time(tmp_path, monkeypatch):
+    turns = lambda x: jax.lax.fori_loop(0, 3, lambda i, y: y @ x, x)
+    step = jax.jit(turns).lower(jax.numpy.ones((8, 8))).compile()
     cost = energy.Meter(mesh_of(), tmp_path).cost(5, None, step)
-    assert cost['kilowatt_hours'] is None
-    assert "no counter can be read, and 'cpu' is not" in cost['energy_source']
-    assert cost['flops'] == pytest.approx(2 * 5 * 2 * 8**3, rel=0.2)
-    assert cost['flops_source'] == "XLA's count, a loop for one turn"
+    cores = os.cpu_count()
+    assert cost['energy_source'] == f'estimated by 12 W for each of {cores} cores'
+    expected = 12 * cores * cost['seconds'] / 3.6e6
+    assert cost['kilowatt_hours'] == pytest.approx(expected, abs=12 * cores * 0.06 / 3.6e6)
+    assert cost['flops'] == 2 * 5 * 3 * 2 * 8**3  # devices, steps, turns
+    assert cost['flops_source'] == 'the products in its program'
     assert energy.Meter(mesh_of(), tmp_path).cost(5, None, print)['flops'] is None
+
+    other = types.SimpleNamespace(platform='tpu', device_kind='TPU v99')
+    meter = energy.Meter(mesh_of(), tmp_path)
+    monkeypatch.setattr(meter, '_device', other)
+    kwh, source = meter._energy(3600.0)
+    assert kwh is None
+    assert "no counter can be read, and 'TPU v99' is not" in source
 
     h100 = types.SimpleNamespace(platform='tpu', device_kind='NVIDIA H100 80GB HBM3')
     meter = energy.Meter(mesh_of(), tmp_path)

@@ -39,6 +39,11 @@ def flops(program: Program, run: Run) -> dict[str, float]:
     return dict(found)
 
 
+def all_flops(program: Program) -> float:
+    """Of one run of the program, a loop for all its turns."""
+    return sum(run.times * sum(flops(program, run).values()) for run in program.runs())
+
+
 def silent_kernels(program: Program) -> list[str]:
     """Hand-written kernels that do not tell their cost."""
     return [
