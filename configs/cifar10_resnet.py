@@ -21,10 +21,10 @@ def get_config(variant: str = ''):
         block='basic',
         stem='cifar',
         stage_sizes=(1, 1, 1),
-        stage_widths=(64, 128, 256),
+        stage_widths=(32, 128, 256),
     )
-    common.use_strong_cifar10(config, learning_rate=5e-3)
-    config.total_steps = 5000
+    common.use_strong_cifar10(config, learning_rate=1e-2)
+    config.total_steps = 1700
     if variant == 'tiny':
         config = common.tiny(config)
         config.model.stage_widths = (8, 16, 16)

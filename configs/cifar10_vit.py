@@ -17,10 +17,18 @@ def get_config(variant: str = ''):
     common.check_variant(variant, VARIANTS)
     config = common.get_config()
     config.model = dict(
-        name='vit', patch_size=4, num_layers=6, embed_dim=192, num_heads=3, mlp_dim=384, pool='mean'
+        name='vit',
+        patch_size=4,
+        num_layers=6,
+        embed_dim=192,
+        num_heads=3,
+        mlp_dim=384,
+        pool='mean',
+        dtype='bfloat16',
     )
-    common.use_strong_cifar10(config, learning_rate=3e-3)
-    config.total_steps = 6000
+    common.use_strong_cifar10(config, learning_rate=4e-3)
+    config.batch_size = 128
+    config.total_steps = 3400
     if variant == 'tiny':
         config = common.tiny(config)
         config.model.update(num_layers=2, embed_dim=24)

@@ -41,18 +41,15 @@ def get_config(variant: str = ''):
     """The default with the softmax loss, `sigmoid`, or `tiny` for tests."""
     common.check_variant(variant, VARIANTS)
     config = common.get_config()
-    common.use_strong_cifar10(config, learning_rate=2e-3)
+    common.use_strong_cifar10(config, learning_rate=4e-3)
     config.data.train = _captioned(config.data.train)
     config.data.evals = dict(test=_captioned(config.data.evals.test))
+    tower = dict(embed_dim=128, num_heads=4, mlp_dim=256)
     config.model = dict(
         name='clip',
         embed_dim=128,
-        image=dict(
-            patch_size=4, num_layers=6, embed_dim=192, num_heads=3, mlp_dim=384, pool='mean'
-        ),
-        text=dict(
-            vocab_size=256, max_length=40, num_layers=2, embed_dim=128, num_heads=4, mlp_dim=256
-        ),
+        image=dict(tower, patch_size=4, num_layers=4, pool='mean'),
+        text=dict(tower, vocab_size=256, max_length=40, num_layers=2),
     )
     config.task = dict(
         name='image_text',
@@ -62,9 +59,9 @@ def get_config(variant: str = ''):
         templates=TEMPLATES,
         mean=120.7,
         std=64.1,
-        augment=dict(flip=0.5, shift=4, cutout=8),
+        augment=dict(flip=0.5, shift=2),
     )
-    config.total_steps = 6000
+    config.total_steps = 2000
     if variant == 'sigmoid':
         config.task.loss = 'sigmoid'
         config.model.update(init_scale=10.0, max_scale=None, init_bias=-10.0)
