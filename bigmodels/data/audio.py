@@ -14,6 +14,7 @@ import numpy as np
 
 from bigmodels import errors
 
+MAX_RATE = 1_000_000  # Hz: more is taken for a damaged header
 # The low-pass filter of `resample`: what is below 84 % of the lower Nyquist frequency passes, and
 # what is above all of it falls by 90 dB.
 _ZERO_CROSSINGS = 32  # of the sinc on each side
@@ -63,6 +64,8 @@ def decode_wav(data: bytes, where: str) -> tuple[np.ndarray, int]:
         ) from error
     if not count:
         raise errors.UserError(f'{where} holds no sample.')
+    if not 1 <= rate <= MAX_RATE:
+        raise errors.UserError(f'{where} says that it has {rate:,} samples a second.')
     if len(frames) != count * channels * width:
         raise errors.UserError(
             f'{where} is cut short: it has {len(frames) // (channels * width):,} of the '
@@ -73,20 +76,23 @@ def decode_wav(data: bytes, where: str) -> tuple[np.ndarray, int]:
 
 def read_wav(data: bytes, where: str, sample_rate: int, origin: str) -> np.ndarray:
     """`decode_wav` at a sample rate in Hz; a warning says once of an `origin` what is resampled."""
-    samples, rate = decode_wav(data, where)
-    if rate != sample_rate:
+    return resampled(*decode_wav(data, where), sample_rate, origin)
+
+
+def resampled(samples: np.ndarray, rate: int, wanted: int, origin: str) -> np.ndarray:
+    """`resample`, of which a warning tells once for each `origin` and rate."""
+    if rate != wanted:
         # Python shows a warning of the same text from the same place once.
         warnings.warn(
-            f'{origin} has files of {rate:,} Hz: they are resampled to {sample_rate:,} Hz.',
-            stacklevel=1,
+            f'{origin} has sound of {rate:,} Hz: it is resampled to {wanted:,} Hz.', stacklevel=1
         )
-    return resample(samples, rate, sample_rate)
+    return resample(samples, rate, wanted)
 
 
 def check_rate(sample_rate: int) -> None:
     """Raises UserError for a sample rate that is none."""
-    if sample_rate < 1:
-        raise errors.UserError(f'sample_rate = {sample_rate} must be at least 1 Hz.')
+    if not 1 <= sample_rate <= MAX_RATE:
+        raise errors.UserError(f'sample_rate = {sample_rate} must be from 1 to {MAX_RATE:,} Hz.')
 
 
 def pcm_to_float(frames: bytes, width: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from bigmodels import errors
+from bigmodels.data.sources.table_sources import text_of
 
 UNKNOWN = 0
 
@@ -19,7 +20,7 @@ class Ids:
     """Id <-> row: `names[i]` has row i + 1, the most frequent first; row 0 is any other id.
 
     Fields:
-      names: the ids as text.
+      names: the ids as text, see `text_of`.
       counts: how often each was seen, int64 [len(names)].
     """
 
@@ -28,12 +29,15 @@ class Ids:
 
     @classmethod
     def fit(cls, seen: np.ndarray, min_count: int = 1) -> 'Ids':
-        """Those that occur at least `min_count` times among `seen`, an array of str.
+        """Those that occur at least `min_count` times among `seen`, numbers or text.
 
         Raises:
           UserError: if there is none.
         """
-        names, counts = np.unique(np.asarray(seen, str), return_counts=True)
+        values, counts = np.unique(np.asarray(seen, str), return_counts=True)
+        # What `text_of` makes one, 5 and 5.0, is one.
+        names, places = np.unique([text_of(value) for value in values], return_inverse=True)
+        counts = np.bincount(places, counts, len(names)).astype(np.int64)
         order = np.argsort(-counts, kind='stable')
         order = order[counts[order] >= min_count]
         if not len(order):
@@ -48,11 +52,11 @@ class Ids:
     def rows(self, names: Iterable[Any]) -> np.ndarray:
         """int32 [n] of ids, text or numbers; UNKNOWN for one whose text is not among `names`."""
         row_of = self._rows
-        return np.array([row_of.get(str(name), UNKNOWN) for name in names], np.int32)
+        return np.array([row_of.get(text_of(name), UNKNOWN) for name in names], np.int32)
 
     @functools.cached_property
     def _rows(self) -> dict[str, int]:
-        return {name: row for row, name in enumerate(self.names, 1)}
+        return {text_of(name): row for row, name in enumerate(self.names, 1)}
 
     def check_rows(self, key: str, rows: int) -> None:
         """Raises UserError if a model's table, of config key `key`, is too small for them."""

@@ -126,8 +126,11 @@ def normalized(
     """(inputs - mean) / std in float32; both of all values, or one for each of the last axis.
 
     Raises:
-      UserError: where they are not as many as there are channels.
+      UserError: where they are not as many as there are channels, and for inputs that are not
+        finite.
     """
+    if inputs.dtype.kind == 'f' and not np.isfinite(inputs).all():
+        raise errors.UserError('The input has a value that is not finite.')
     for name, values in (('mean', mean), ('std', std)):
         if np.ndim(values) and len(values) != inputs.shape[-1]:
             raise errors.UserError(

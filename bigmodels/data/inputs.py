@@ -13,7 +13,8 @@ A task's `record_fields` says what it needs: the name of each field, and its kin
 
 A task of one image, video, recording or text takes files of these. All take tables, CSV or JSON
 lines, of the fields by name; images, videos and recordings are named there by their path, relative
-to the table's folder. Frames are in the order of their names, numbers in them by their value.
+to the table's folder. JSON may also hold a recording's samples, with their `sample_rate` beside
+them if it is another than the run's. Frames are in the order of their names, numbers in them by their value.
 """
 
 import os
@@ -63,7 +64,7 @@ def read_inputs(
 
     Args:
       fields: name -> kind.
-      sample_rate: recordings of other rates are resampled to it.
+      sample_rate: recordings of other rates are resampled to it, which a warning says once.
       stdin: in the place of standard input.
 
     Raises:
@@ -135,6 +136,12 @@ def _filled(record, fields: Mapping[str, str], where: str, folder: str, sample_r
         if kind in ('image', 'video', 'audio') and isinstance(record[name], str):
             path = os.path.join(folder, record[name])
             filled |= _decoded(path, name, kind, f'{path} ({where})', sample_rate)
+        elif kind == 'audio' and 'sample_rate' in record:
+            samples, rate = np.asarray(record[name], np.float32), int(record['sample_rate'])
+            audio.check_rate(rate)
+            wanted = sample_rate or rate
+            samples = audio.resampled(samples, rate, wanted, where)
+            filled |= {name: samples, 'sample_rate': wanted}
     return filled
 
 
@@ -147,7 +154,8 @@ def _decoded(path: str, name: str, kind: str, where: str, sample_rate: int | Non
         return {name: images.decode_gif(read_bytes(path), where), 'path': path}
     samples, rate = audio.decode_wav(read_bytes(path), where)
     wanted = sample_rate or rate
-    return {name: audio.resample(samples, rate, wanted), 'sample_rate': wanted, 'path': path}
+    samples = audio.resampled(samples, rate, wanted, os.path.dirname(path) or path)
+    return {name: samples, 'sample_rate': wanted, 'path': path}
 
 
 def _frames(folder: str) -> np.ndarray:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from bigmodels import errors
-from bigmodels.data.sources.table_sources import is_missing, number
+from bigmodels.data.sources.table_sources import number, text_of
 
 UNKNOWN = 0  # the code, in every column, of a category that training has not or hardly seen
 KNOTS = 1000  # at most, of a numeric column's scale
@@ -30,7 +30,7 @@ class Encoding:
     the kept values (at most KNOTS) it is linear, outside of them constant.
 
     A category becomes the place of its text in the column's list, and UNKNOWN where it is not
-    there; numbers are categories by their shortest text, and a missing value is the category ''.
+    there; numbers, also those written as text, by their shortest text; a missing value is the category ''.
     Codes of all columns are numbered through, for one table of embeddings.
 
     Fields:
@@ -63,7 +63,7 @@ class Encoding:
         scores, codes = [], []
         start = 0
         for name, known in self.categories.items():
-            places = {text: i for i, text in enumerate(known, UNKNOWN + 1)}
+            places = {text_of(text): i for i, text in enumerate(known, UNKNOWN + 1)}
             column = [places.get(text_of(value), UNKNOWN) for value in columns[name]]
             codes.append(np.array(column, np.int32) + start)
             start += len(known) + 1
@@ -190,17 +190,6 @@ def numbers(values: Sequence, name: str) -> np.ndarray:
                 f'The column {name!r} has {shown} in record {i}, which is no finite number.'
             ) from error
     return found
-
-
-def text_of(value: Any) -> str:
-    """A category as text: '' where it is missing, a whole number without a point."""
-    if is_missing(value):
-        return ''
-    if isinstance(value, str):
-        return value.strip()
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        return str(int(value))
-    return str(value)
 
 
 def _stacked(columns: Sequence[np.ndarray], count: int, dtype) -> np.ndarray:

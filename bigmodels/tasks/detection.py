@@ -113,7 +113,7 @@ class Detection(Defaults):
 
         Raises:
           UserError: for a record without an image, of an unknown class, of too many boxes, of one
-            without area, or of more or fewer names.
+            without area or outside of the image, or of more or fewer names.
         """
         image = field_of(raw, self.input_key, 'task.input_key')
         image = np.ascontiguousarray(images.with_channels(np.asarray(image), 3))
@@ -126,10 +126,16 @@ class Detection(Defaults):
         inputs[:height, :width] = (image.astype(np.float32) - self.mean) / self.std
         extent = np.array([width, height], np.float32)
         example = {'inputs': inputs, 'extent': extent, 'original': original}
-        return example | (self._targets(raw, extent / original) if self.boxes_key in raw else {})
+        return example | (self._targets(raw, original, extent) if self.boxes_key in raw else {})
 
-    def _targets(self, raw: Mapping[str, Any], scale: np.ndarray) -> dict[str, np.ndarray]:
-        """The boxes of a record in pixels of the inputs, and their classes, both padded."""
+    def _targets(
+        self, raw: Mapping[str, Any], original: np.ndarray, extent: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """The boxes of a record in pixels of the inputs, and their classes, both padded.
+
+        Args:
+          original, extent: width and height of the image, as it was and in the inputs.
+        """
         where = f'{raw["path"]}: ' if 'path' in raw else ''
         given = np.asarray(raw[self.boxes_key], np.float32).reshape(-1, 4)
         names = field_of(raw, self.names_key, 'task.names_key')
@@ -141,6 +147,13 @@ class Detection(Defaults):
             raise errors.UserError(
                 f'{where}box {i}, {given[i].tolist()} (left, top, right, bottom), has no area.'
             )
+        outside = (given[:, :2] < 0).any(1) | (given[:, 2:] > original).any(1)
+        if outside.any():
+            i = np.flatnonzero(outside)[0]
+            raise errors.UserError(
+                f'{where}box {i}, {given[i].tolist()} (left, top, right, bottom), is not inside '
+                f'the {original[0]:g} x {original[1]:g} image.'
+            )
         if len(given) > self.max_boxes:
             raise errors.UserError(
                 f'{where}there are {len(given)} boxes, and config.task.max_boxes = '
@@ -148,7 +161,7 @@ class Detection(Defaults):
             )
         boxes = np.zeros((self.max_boxes, 4), np.float32)
         labels = np.full(self.max_boxes, -1, np.int32)
-        boxes[: len(given)] = given * np.tile(scale, 2)
+        boxes[: len(given)] = given * np.tile(extent / original, 2)
         for i, name in enumerate(map(str, names)):
             if name not in self.classes:
                 raise errors.unknown(f'class of {where}box {i}, in config.task.classes:', name,

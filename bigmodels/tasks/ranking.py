@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from bigmodels import errors, metrics
+from bigmodels.data import table_encoding
 from bigmodels.data.ids import Ids
 from bigmodels.data.table_encoding import Scale, scale_of
 from bigmodels.scores.classification import roc_auc
@@ -113,7 +114,7 @@ class Ranking(Defaults):
         Also 'targets' float32 [...], 0 or 1, where there is a rating. An unknown id is row 0.
 
         Raises:
-          UserError: for a record without one of the fields, or with a number that is not finite.
+          UserError: for a record without one of the fields, or with a number that is missing or not finite.
         """
         rows = [self.encoding.ids[name].rows(np.atleast_1d(field_of(raw, name)))
                 for name in self.categories]  # fmt: skip
@@ -121,7 +122,11 @@ class Ranking(Defaults):
         categories = np.stack(rows, -1).reshape(*numbers.shape[:-1], -1)
         example = {'inputs': numbers, 'categories': categories}
         if self.rating in raw:
-            example['targets'] = np.float32(np.asarray(raw[self.rating]) >= self.threshold)
+            ratings = table_encoding.numbers(np.atleast_1d(raw[self.rating]), self.rating)
+            if np.isnan(ratings).any():
+                raise errors.UserError(f'The field {self.rating} has no value.')
+            liked = (ratings >= self.threshold).reshape(numbers.shape[:-1])
+            example['targets'] = np.float32(liked)
         return example
 
     def _values(self, raw: Mapping[str, Any]) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 
 from bigmodels import errors, losses, metrics
 from bigmodels.data import table_encoding
-from bigmodels.data.sources.table_sources import Columns
+from bigmodels.data.sources.table_sources import Columns, text_of
 from bigmodels.scores import classification
 from bigmodels.tasks import regression
 from bigmodels.tasks.base import Defaults, columns_of, told_of
@@ -186,7 +186,7 @@ class TableClassification(Table):
 
     def with_targets(self, labels: Sequence) -> Self:
         """With `classes`, where the config does not name them."""
-        return self._with_classes(self.classes or sorted(set(map(table_encoding.text_of, labels))))
+        return self._with_classes(self.classes or sorted(set(self._texts(labels))))
 
     def _with_classes(self, classes: Sequence[str]) -> Self:
         if len(classes) != self.model.num_outputs:
@@ -206,10 +206,18 @@ class TableClassification(Table):
         classes = json.loads((directory / TARGETS).read_text())
         return super().restored(directory)._with_classes(classes)
 
+    def _texts(self, labels: Sequence) -> list[str]:
+        texts = list(map(text_of, labels))
+        if '' in texts:
+            raise errors.UserError(
+                f'The label {self.label_key!r} is missing in record {texts.index("")}.'
+            )
+        return texts
+
     def targets(self, labels: Sequence) -> np.ndarray:
         """Labels [n] -> the places of their classes, int32 [n]; UserError for one that is none."""
-        places = {text: i for i, text in enumerate(self.classes)}
-        texts = list(map(table_encoding.text_of, labels))
+        places = {text_of(text): i for i, text in enumerate(self.classes)}
+        texts = self._texts(labels)
         for i, text in enumerate(texts):
             if text not in places:
                 raise errors.UserError(

@@ -36,6 +36,7 @@ def test_damaged_wav_is_named():
         (b'OggS' + data[4:], 'does not start with RIFF'),
         (bytes(floats), 'unknown format: 3'),
         (bytes(wide), '128 bits per sample'),
+        (wav(np.zeros(9), rate=2_000_000), 'says that it has 2,000,000 samples a second'),
         (wav(np.zeros((0, 1))), r'x\.wav \(record 3\) holds no sample'),
     ):
         with pytest.raises(errors.UserError, match=message):
@@ -89,10 +90,10 @@ def test_wav_folder(tmp_path):
     np.testing.assert_allclose(records[0]['audio'], np.arange(100) / 2**15)
     assert {r['sample_rate'] for r in records} == {8000}
     [warning] = told
-    assert 'has files of 16,000 Hz: they are resampled to 8,000 Hz' in str(warning.message)
+    assert 'has sound of 16,000 Hz: it is resampled to 8,000 Hz' in str(warning.message)
     other = audio_sources.WavFolder(str(tmp_path), 16_000)
     assert other.fingerprint() != source.fingerprint()
-    with pytest.raises(errors.UserError, match='sample_rate = 0 must be at least 1'):
+    with pytest.raises(errors.UserError, match='sample_rate = 0 must be from 1 to 1,000,000 Hz'):
         audio_sources.WavFolder(str(tmp_path), 0)
 
 
@@ -133,6 +134,7 @@ def test_audio_npz_errors(tmp_path):
         ({'offsets': np.array([0, 10, 30])}, 'offsets must ascend from 0 to the 30 samples'),
         ({'offsets': np.array([0, 10, 10, 30])}, 'in 4 entries, one more than is_test'),
         ({'offsets': np.array([0, 10, 13, 29])}, 'must ascend'),
+        ({'audio': np.zeros(30, np.float32)}, 'audio is float32, and must be int16'),
     ):
         with pytest.raises(errors.UserError, match=message):
             audio_sources.AudioNpz(write_npz(tmp_path / 'a.npz', **changes))

@@ -61,6 +61,7 @@ def test_boxes_of_a_pixel_are_an_error_or_left_out_and_counted(tmp_path):
     [
         ('<xmax>', '<xmax>9', r'train_0\.xml, box 0 .* is not inside the 80 x 60 image'),
         ('<xmin>', '<xmin>-', r'train_0\.xml, box 0 .* is not inside the 80 x 60 image'),
+        ('<xmin>1', '<xmin>4', r'box 0 \(RBC\): .* right or bottom comes first'),
         ('<ymin>', '<ymin>x', r'train_0\.xml is no annotation of Pascal VOC'),
         ('<name>', '<nome>', r'train_0\.xml is no annotation'),
         ('</annotation>', '', r'train_0\.xml is no annotation'),

@@ -67,6 +67,17 @@ def test_broken_records_are_named(tmp_path, text, message):
         Csv(write(tmp_path, text), numeric=('b',))
 
 
+def test_a_byte_order_mark_is_not_in_a_name(tmp_path):
+    source = Csv(write(tmp_path, '\ufeffa,b\n1,2\n'))
+    assert source[0] == {'a': 1, 'b': 2}
+
+
+def test_numbers_are_as_wide_as_whole_ones_need(tmp_path):
+    columns = Csv(write(tmp_path, 'a,b\n1.5,1.5\n16777217,16777216\n')).take(np.arange(2))
+    assert columns['a'].tolist() == [1.5, 16_777_217]
+    assert [columns[name].dtype for name in 'ab'] == [np.float64, np.float32]
+
+
 def test_broken_records_are_left_out_and_counted(tmp_path):
     source = Csv(write(tmp_path, BROKEN), numeric=('a', 'b'), broken='drop')
     assert source.take(np.arange(2))['a'].tolist() == [1, 5]

@@ -57,6 +57,16 @@ def test_a_graph_is_one_record(tmp_path, changes):
             SPARSE | {'features': None, 'feature_col': np.array([1, 2, 0])},
             r'graph\.npz: feature_col has indices from 0 to 2, out of the range 0 to 1',
         ),
+        (
+            SPARSE
+            | {'features': None, 'feature_row': np.array([0, 1, 1])}
+            | {'feature_col': np.array([1, 0, 0])},
+            r'graph\.npz: feature_row and feature_col name an entry twice',
+        ),
+        (
+            {'features': np.float32([[1, 0], [np.nan, 1], [0, 1]])},
+            r'graph\.npz: features has a value that is not finite',
+        ),
     ],
 )
 def test_what_no_graph_may_have_is_named(tmp_path, changes, message):

@@ -24,6 +24,17 @@ def test_a_number_is_the_id_that_it_reads_as():
     assert Ids.fit(np.array([7, 8, 8])).rows(['7', 8]).tolist() == [2, 1]
 
 
+def test_an_id_is_the_same_whatever_type_its_column_was_read_as():
+    whole = Ids.fit(np.array([5, 16_777_217, 16_777_217]))
+    assert whole.names == ('16777217', '5')
+    broken = np.array([5, np.nan, 16_777_217])  # as Csv reads a column with 'nan' in it
+    assert whole.rows(broken).tolist() == [2, 0, 1]
+    assert whole.rows(['5.0', '', '16777217']).tolist() == [2, 0, 1]
+    both = Ids.fit(np.array(['1', '1.0', '07'], object))
+    assert (both.names, both.counts.tolist()) == (('1', '07'), [2, 1])
+    assert Ids(('07', '1.0'), np.array([2, 1])).rows([1]).tolist() == [2]  # saved before
+
+
 def test_rare_ones_are_unknown():
     ids = Ids.fit(SEEN, min_count=2)
     assert ids.names == ('b', 'ä')

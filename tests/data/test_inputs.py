@@ -88,9 +88,19 @@ def test_recordings_are_resampled_to_the_rate_of_the_run(tmp_path):
     [(_, record)] = read(tmp_path / 'a.wav', {'audio': 'audio'})
     assert record['sample_rate'] == 8000
     assert record['audio'].shape == (800,)
-    [(_, record)] = read(tmp_path / 'a.wav', {'audio': 'audio'}, sample_rate=16000)
+    with pytest.warns(UserWarning, match='has sound of 8,000 Hz: it is resampled to 16,000 Hz'):
+        [(_, record)] = read(tmp_path / 'a.wav', {'audio': 'audio'}, sample_rate=16000)
     assert record['sample_rate'] == 16000
     assert record['audio'].shape == (1600,)
+    # Samples in JSON are of the rate that they say, else of the run's.
+    (tmp_path / 'a.jsonl').write_text(
+        '{"audio": [0, 0.5, 0, 0.5], "sample_rate": 16000}\n{"audio": [0, 0.5, 0, 0.5]}\n'
+    )
+    with pytest.warns(UserWarning, match='has sound of 16,000 Hz: it is resampled to 8,000 Hz'):
+        (_, told), (_, silent) = read(tmp_path / 'a.jsonl', {'audio': 'audio'}, sample_rate=8000)
+    assert (told['sample_rate'], len(told['audio'])) == (8000, 2)
+    assert silent.keys() == {'audio'}
+    assert list(silent['audio']) == [0, 0.5, 0, 0.5]
 
 
 def test_lines_of_text(tmp_path):

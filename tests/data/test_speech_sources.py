@@ -40,7 +40,7 @@ def test_another_rate_is_resampled_and_said_once(folder):
         lengths = [len(source[i]['audio']) for i in (0, 1, 0)]
     assert lengths == [1600, 3200, 1600]
     [warning] = told
-    assert 'has files of 8,000 Hz: they are resampled to 16,000 Hz' in str(warning.message)
+    assert 'has sound of 8,000 Hz: it is resampled to 16,000 Hz' in str(warning.message)
     assert source.fingerprint() != Transcribed(str(folder), 8000).fingerprint()
 
 
@@ -50,6 +50,7 @@ def test_another_rate_is_resampled_and_said_once(folder):
         ('file,text\n0.wav,one\n1.wav, ', r'transcripts\.csv:3: the text of 1\.wav is empty'),
         ('file,text\n0.wav', r'transcripts\.csv:2: the text of 0\.wav is empty'),
         ('file,words\n0.wav,one', r"column of .*transcripts\.csv 'text'.* words"),
+        ('file,text\n0.wav,one, two', r'csv:2 has more values than .*Quote a text'),
         ('file,text', 'has no line below its header'),
         ('file,text\n0.wav,one\n7.wav,two', r'lacks 1 of the 2 files in .*: wav/7\.wav'),
         ('file,text\n0.wav,\xe9', 'is not UTF-8 at byte 16'),

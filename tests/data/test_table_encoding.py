@@ -6,6 +6,7 @@ from scipy import stats
 
 from bigmodels import errors
 from bigmodels.data import table_encoding
+from bigmodels.data.sources.table_sources import Csv
 
 rng = np.random.default_rng(0)
 COLUMNS = {
@@ -65,6 +66,20 @@ def test_categories_are_numbered_through_and_rare_or_new_ones_are_unknown():
     same = encoding.encode(one(town=['never seen', ' A ', None], sex=['1', 1.0, 3], height=[1] * 3,
                                gain=[0] * 3))  # fmt: skip
     assert same['categories'].tolist() == [[0, 4], [1, 4], [0, 3]]
+
+
+def test_a_category_is_the_same_whatever_type_its_column_was_read_as(tmp_path):
+    def column(text):
+        (tmp_path / 'a.csv').write_text('x,y\n' + text)
+        source = Csv(str(tmp_path / 'a.csv'))
+        return source.take(np.arange(len(source)))
+
+    gap = column('1.0,a\n,b\n16777217,c\n0.10,d\n')  # text, for the gap
+    encoding = table_encoding.fit(gap, (), ('x',))
+    assert encoding.categories == {'x': ['', '0.1', '1', '16777217']}
+    for text in ('1,a\n16777217,b\n', '1.0,a\n16777217.0,b\nnan,c\n0.1,d\n'):
+        codes = encoding.encode(column(text))['categories'].ravel().tolist()
+        assert codes == [3, 4, 1, 2][: len(codes)]
 
 
 def test_a_missing_category_is_one_of_its_own():

@@ -70,6 +70,16 @@ def test_a_label_that_is_no_integer_is_refused(label):
         Classification(MLP(num_classes=3)).preprocess({'image': np.zeros((4, 4)), 'label': label})
 
 
+def test_an_input_that_is_not_finite_is_named(tmp_path):
+    examples = Classification(MLP(num_classes=3)).examples(
+        [{'image': np.full((4, 4), value), 'label': 0} for value in (0.0, np.nan)],
+        tmp_path,
+        train=False,
+    )
+    with pytest.raises(errors.UserError, match=r'record 1: The input has a value that is not'):
+        examples[1]
+
+
 @pytest.mark.parametrize(('height', 'width'), [(40, 60), (33, 20), (16, 16)])
 def test_images_are_scaled_and_cut_to_the_size_asked_for(height, width):
     """A ramp along each side keeps its middle and its slope."""

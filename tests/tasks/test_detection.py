@@ -129,6 +129,8 @@ def test_padding_and_images_without_objects_count_as_they_should(batch, variable
         (dict(names=['RBC']), r'b\.jpg: there are 2 boxes and 1 names'),
         (dict(boxes=[[0, 0, 5, 5], [4, 1, 4, 4]]), r'b\.jpg: box 1, .* has no area'),
         (dict(boxes=[[0, 0, 5, 5], [1, np.nan, 4, 4]]), r'b\.jpg: box 1, .* has no area'),
+        (dict(boxes=[[0, 0, 5, 5], [1, 1, 4, 10]]), r'b\.jpg: box 1, .* is not inside the 9 x 9'),
+        (dict(boxes=[[-1, 0, 5, 5], [1, 1, 4, 9]]), r'b\.jpg: box 0, .* is not inside the 9 x 9'),
         (dict(image=np.zeros((5, 5, 2), np.uint8)), 'An image is uint8'),
     ],
 )

@@ -57,6 +57,9 @@ def test_bad_records_and_sizes(source):
         task.preprocess({key: value for key, value in record.items() if key != 'item_mean'})
     with pytest.raises(errors.UserError, match='user_mean has a value that is not finite'):
         task.preprocess(record | {'user_mean': np.float32('nan')})
+    for missing in (np.float32('nan'), '', None):
+        with pytest.raises(errors.UserError, match='The field rating has no value'):
+            task.preprocess(record | {'rating': missing})
     with pytest.raises(errors.UserError, match=r'category_sizes\[1\] is 9: .* at least 13'):
         Ranking(DLRM((80, 9)), min_count=1).fit(source)
     with pytest.raises(errors.UserError, match='category_sizes has 1 sizes'):

@@ -113,6 +113,12 @@ def test_the_area_under_the_curve_is_scikit_learns():
             lambda: regressor().fit(table(price=np.array([1.0, np.nan] * 10))),
             "target 'price' is missing in record 1",
         ),
+        (
+            lambda: classifier(label_key='town', categorical=()).fit(
+                table(town=np.array(['A', ''] * 10, object))
+            ),
+            "label 'town' is missing in record 1",
+        ),
     ],
 )
 def test_mistakes_are_named(call, message):

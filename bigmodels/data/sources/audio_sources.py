@@ -56,6 +56,8 @@ class AudioNpz:
                 raise errors.unknown(f'array in {path}', name, columns)
         self._fingerprint = digest(arrays_digest('audio_npz', columns), split, str(sample_rate))
         self._audio, offsets = columns.pop('audio'), columns.pop('offsets')
+        if self._audio.dtype != np.int16:
+            raise errors.UserError(f'{path}: audio is {self._audio.dtype}, and must be int16.')
         self._rate = int(columns.pop('sample_rate').item())
         self._wanted_rate = sample_rate or self._rate
         audio.check_rate(self._wanted_rate)

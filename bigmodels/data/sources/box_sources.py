@@ -77,6 +77,12 @@ class BoxSource(abc.ABC):
             raise errors.UserError(f'{where}: sizes and boxes must be numbers, got {boxes}.')
         full = (edges[:, 2:] - edges[:, :2] > 1).all(1)
         inside = (edges[:, :2] >= 0).all(1) & (edges[:, 2:] <= size).all(1)
+        turned = (edges[:, 2:] < edges[:, :2]).any(1)
+        for i in np.flatnonzero(turned):
+            raise errors.UserError(
+                f'{where}, box {i} ({names[i]}): {edges[i].tolist()} must be left, top, right, '
+                'bottom, and right or bottom comes first. Mend it.'
+            )
         for i in np.flatnonzero(~inside | (~full & (not self._drop_empty))):
             outside = f'is not inside the {size[0]} x {size[1]} image'
             wrong = 'is at most a pixel wide or high' if inside[i] else outside

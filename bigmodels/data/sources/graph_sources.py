@@ -59,13 +59,16 @@ def read_graph(path: str) -> dict[str, np.ndarray]:
       'is_train'.
 
     Raises:
-      UserError: see `read_npz`; and for an array that is not there, or an index out of range.
+      UserError: see `read_npz`; and for an array that is not there, an index out of range, an
+        entry that is there twice, and a feature that is not finite.
     """
     arrays = read_npz(path)
     if 'features' in arrays:
         features = arrays['features'].astype(np.float32)
     else:
         features = _dense(arrays, path)
+    if not np.isfinite(features).all():
+        raise errors.UserError(f'{path}: features has a value that is not finite.')
     if 'edges' not in arrays:
         raise errors.unknown(f'array in {path}', 'edges', arrays)
     count = len(features)
@@ -115,6 +118,8 @@ def _dense(arrays: dict[str, np.ndarray], path: str) -> np.ndarray:
                 f'{path}: {name} has indices from {indices.min()} to {indices.max()}, out of the '
                 f'range 0 to {size - 1}.'
             )
+    if len(np.unique(np.stack([rows, columns], 1), axis=0)) < len(rows):
+        raise errors.UserError(f'{path}: {SPARSE[0]} and {SPARSE[1]} name an entry twice.')
     features = np.zeros(shape, np.float32)
     features[rows, columns] = values
     return features

@@ -47,6 +47,11 @@ class Transcribed:
                 raise errors.unknown(f'column of {path}: {table}', name, reader.fieldnames or ())
         for row in reader:
             file, text = row[file_column], (row[text_column] or '').strip()
+            if None in row:  # where DictReader puts what has no column
+                raise errors.UserError(
+                    f'{path}: {table}:{reader.line_num} has more values than the header has '
+                    'columns. Quote a text that holds a comma.'
+                )
             if not text:
                 raise errors.UserError(
                     f'{path}: {table}:{reader.line_num}: the text of {file} is empty. Write what '

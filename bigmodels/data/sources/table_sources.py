@@ -21,6 +21,7 @@ _REAL = re.compile(
 )
 # What stands for a value that is missing, in lower case and without blanks around it.
 MISSING = ('', '?', 'na', 'nan', 'none', 'null')
+BOM = '\ufeff'  # with which some programs begin a file
 
 _Line = tuple[int, list[str]]  # of a CSV file: the number of its last line, and its values
 
@@ -53,8 +54,9 @@ class Columns:
 class Csv(Columns):
     """A comma-separated file with a header row, plain or `.gz`, held in memory by columns.
 
-    A column is int64 if every value is an integer, float32 if every value is a number, else
-    str: one empty value or '?' leaves its column text, for the task to decide what it means.
+    A column is int64 if every value is an integer, float32 if every value is a number (float64
+    if it has whole ones that float32 would round), else str: one empty value or '?' leaves its
+    column text, for the task to decide what it means.
 
     Args:
       rows: those that are read, as a slice of the file's records: '0:8640', or '4::5' for every
@@ -147,7 +149,7 @@ class Tsv(Columns):
     def __init__(self, path: str, columns: tuple[str, ...] = ()):
         self._path = path
         text = read_text(path)
-        lines = text.removesuffix('\n').split('\n') if text else []
+        lines = text.removeprefix(BOM).removesuffix('\n').split('\n') if text else []
         rows = [line.removesuffix('\r').split('\t') for line in lines]
         first = 1 if columns else 2
         names = columns or tuple(rows.pop(0) if rows else ())
@@ -247,7 +249,7 @@ def read_npz(path: str, arrays: Sequence[str] = ()) -> dict[str, np.ndarray]:
 
 def _csv_rows(path: str, text: str) -> tuple[list[str], list[_Line]]:
     """The header of a CSV file, and the lines below it that are not blank."""
-    reader = csv.reader(io.StringIO(text, newline=''), strict=True)
+    reader = csv.reader(io.StringIO(text.removeprefix(BOM), newline=''), strict=True)
     try:
         lines = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
@@ -316,17 +318,40 @@ def number(value: Any) -> float:
     return found
 
 
+def text_of(value: Any) -> str:
+    """A value of a record as the text of a category or an id; '' where it is missing.
+
+    A number is the same text whatever type its column was read as: 5 is '5' as an integer, as 5.0
+    and as '5.0'; others are rounded to float32.
+    """
+    if is_missing(value):
+        return ''
+    if isinstance(value, str):
+        value = value.strip()
+        if _INTEGER.fullmatch(value):
+            return str(int(value))
+        if not _REAL.fullmatch(value):
+            return value
+        value = float(value)
+    if isinstance(value, float | np.floating) and np.isfinite(value):
+        return str(int(value)) if float(value).is_integer() else str(np.float32(value))
+    return str(value)
+
+
 def _numbers(values: Sequence[str]) -> np.ndarray:
     """A CSV column of `numeric` as float32."""
     return np.array([number(value) for value in values], np.float32)
 
 
 def _typed(values: Sequence[str]) -> np.ndarray:
-    """A CSV column as int64, float32, or an object array of str."""
+    """A CSV column as int64, float32, float64, or an object array of str."""
     if all(_INTEGER.fullmatch(value) for value in values):
         return np.array([int(value) for value in values], np.int64)
     if all(_REAL.fullmatch(value) for value in values):
-        return np.array([float(value) for value in values], np.float32)
+        wide = np.array([float(value) for value in values])
+        narrow = wide.astype(np.float32)
+        merged = (wide == np.rint(wide)) & (wide != narrow)  # whole numbers, which may be ids
+        return wide if (merged & (np.abs(wide) < 2**53)).any() else narrow
     return np.array(values, object)
 
 
