@@ -1,7 +1,7 @@
 """What a run costs: FLOPs, the time of its devices and their energy, measured where it can be.
 
-Counters of energy are read at the beginning and at the end: of processors and their memory in
-Linux' powercap (RAPL), of GPUs by NVIDIA's management library (NVML). Where there is none, the
+Counters of energy are read from the beginning to the end: of processors and their memory in Linux'
+powercap (RAPL), of GPUs by NVIDIA's management library (NVML). Where there is none, the
 power of the chip or the cores from `hardware` is taken over the time; for other chips nothing is.
 They count all that the machine does meanwhile, of this process' machine alone.
 """
@@ -9,6 +9,7 @@ They count all that the machine does meanwhile, of this process' machine alone.
 import ctypes
 import os
 import pathlib
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,6 +21,7 @@ from bigmodels.plan import costs, hlo
 
 RAPL = pathlib.Path('/sys/class/powercap')
 NVML = 'libnvidia-ml.so.1'
+INTERVAL = 60.0  # seconds between readings
 
 
 class Meter:
@@ -33,6 +35,9 @@ class Meter:
     def __init__(self, mesh: jax.sharding.Mesh, rapl: pathlib.Path = RAPL):
         self._device, self._num_devices, self._rapl = mesh.devices.flat[0], mesh.size, rapl
         self._began, self._source, self._counters = time.perf_counter(), *self._read()
+        self._joules, self._lock, self._ended = 0.0, threading.Lock(), threading.Event()
+        if self._source:
+            threading.Thread(target=self._keep_reading, daemon=True).start()
 
     def cost(self, steps: int, flops: float | None, step: Callable) -> dict[str, Any]:
         """What was spent so far.
@@ -71,13 +76,26 @@ class Meter:
             return step.cost_analysis().get('flops'), "XLA's count, a loop for one turn"
         return costs.all_flops(hlo.parse(step.as_text())), 'the products in its program'
 
+    def _keep_reading(self) -> None:
+        """Before a counter can begin again twice: RAPL's do after ten minutes at 400 W."""
+        while not self._ended.wait(INTERVAL):
+            self._add()
+
+    def _add(self) -> None:
+        """What was spent since the counters were read last."""
+        with self._lock:
+            source, now = self._read()
+            if now.keys() != self._counters.keys():
+                source = ''  # a part is not known
+            for name, (end, wraps) in now.items() if source else ():
+                self._joules += _passed(self._counters[name][0], end, wraps)
+            self._source, self._counters = self._source and source, now
+
     def _energy(self, seconds: float) -> tuple[float | None, str]:
-        source, now = self._read()
-        if source and now.keys() == self._counters.keys():
-            joules = sum(
-                _passed(self._counters[name][0], end, wraps) for name, (end, wraps) in now.items()
-            )
-            return joules / 3.6e6, f'measured by {source}'
+        self._ended.set()
+        self._add()
+        if self._source:
+            return self._joules / 3.6e6, f'measured by {self._source}'
         if self._device.platform == 'cpu':  # as many devices as wanted, of the same cores
             watts, cores = hardware.CORE_WATTS, os.cpu_count()
             kwh = hardware.kilowatt_hours(watts * cores, seconds)

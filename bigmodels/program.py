@@ -119,7 +119,7 @@ class Program:
         return self.make_init_state(seed)()
 
     def eval_params(self, state: state_lib.TrainState) -> Any:
-        """The params to evaluate the task with: arrays, or shapes of a state of shapes."""
+        """The params to evaluate the task with."""
         return self.join(state.eval_params, state.frozen)
 
 
@@ -209,7 +209,7 @@ def make_program(
 def _make_optimizer(
     settings: Experiment, params: Any
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The chain, which ends with pruning where there is some, and the learning rate by step."""
+    """The chain, within pruning where there is some, and the learning rate by step."""
     tx, schedule = config_lib.build(
         optimizers.make_optimizer,
         settings.optimizer,
@@ -218,7 +218,7 @@ def _make_optimizer(
         total_steps=settings.total_steps,
     )
     if settings.prune.sparsity:
-        tx = optax.chain(tx, prune.gradually(settings.prune, params))
+        tx = prune.gradually(tx, settings.prune, params)
     return tx, schedule
 
 

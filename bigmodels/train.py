@@ -17,6 +17,7 @@ import jax
 
 from bigmodels import (
     checkpoint,
+    compress,
     energy,
     errors,
     evaluate,
@@ -79,6 +80,7 @@ def _train(settings, mesh, task, resolved, workdir, resume, signals, watch, comp
         _say_complete(workdir, start, figures)
         return figures
 
+    compress.check_trained(settings.compress)
     data = _open_data(settings, task, workdir, start, resume, sharding.batch_shard(mesh))
     watch.lap('data')
     run = program.make_program(settings, data.task, mesh, data.shapes)
@@ -267,7 +269,7 @@ def _facts(settings, run: program.Program, workdir, start, data: _Data, speed) -
 def _check_best_metric(metric: str, run: program.Program, data: _Data) -> None:
     """Raises UserError if no evaluation will have the figure; computes shapes only."""
     state = run.state_shapes
-    params = run.eval_params(state)
+    params = jax.eval_shape(run.eval_params, state)
     pairs, _ = jax.eval_shape(run.eval_step, params, state.model_state, run.batch_shapes)
     keys = [*data.task.summary(dict.fromkeys(pairs, 0.0)), *getattr(data.task, 'score_names', ())]
     figures = [f'{name}/{key}' for name in data.eval_sets for key in keys]

@@ -61,7 +61,7 @@ def get_config(variant: str = ''):
         std=64.1,
         augment=dict(flip=0.5, shift=2),
     )
-    config.total_steps = 2000
+    config.total_steps = 1000  # 5 epochs
     if variant == 'sigmoid':
         config.task.loss = 'sigmoid'
         config.model.update(init_scale=10.0, max_scale=None, init_bias=-10.0)

@@ -1,6 +1,7 @@
 """The cost of a run against counters that are written here."""
 
 import os
+import time
 import types
 
 import jax
@@ -31,6 +32,27 @@ def test_processors_are_read_at_the_beginning_and_at_the_end(tmp_path):
     assert cost['energy_source'] == 'measured by RAPL'
     assert (cost['flops'], cost['flops_source']) == (21.0, "the task's formula")
     assert cost['device_seconds'] == pytest.approx(2 * cost['seconds'], abs=0.11)
+
+
+def test_a_counter_may_begin_again_many_times(tmp_path, monkeypatch):
+    counter(tmp_path, 'intel-rapl:0', 90)
+    meter = energy.Meter(mesh_of(), tmp_path)
+    for joules in (60, 30, 0, 70):  # 70 each time
+        counter(tmp_path, 'intel-rapl:0', joules)
+        meter._add()
+    assert meter.cost(1, 1.0, print)['kilowatt_hours'] == pytest.approx(4 * 70 / 3.6e6)
+
+    monkeypatch.setattr(energy, 'INTERVAL', 0.01)
+    meter = energy.Meter(mesh_of(), tmp_path)
+    counter(tmp_path, 'intel-rapl:0', 80)
+    for _ in range(500):
+        if meter._joules:
+            break
+        time.sleep(0.01)
+    assert meter._joules == 10
+
+    (tmp_path / 'intel-rapl:0').rename(tmp_path / 'gone')
+    assert meter.cost(1, 1.0, print)['energy_source'].startswith('estimated by')
 
 
 def test_without_counters_the_power_is_taken_over_the_time(tmp_path, monkeypatch):

@@ -64,6 +64,15 @@ class Settings:
 NONE = Settings()
 
 
+def check_trained(settings: Settings) -> None:
+    """Raises UserError for what only runs of the command are, not those that are trained."""
+    if settings.packed:
+        raise errors.UserError(
+            'config.compress.packed is of runs that python -m bigmodels.compress makes: train '
+            'without it.'
+        )
+
+
 def found(
     params: Mapping, targets: str, allowed: str, key: str = 'config.compress.targets'
 ) -> list[str]:

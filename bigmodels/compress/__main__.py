@@ -61,7 +61,7 @@ def check(workdir: pathlib.Path, recipe: str, targets: str = '', trust: Any = ()
 
     Raises:
       UserError: for a recipe that is wrong or does not fit the model, a run that is compressed
-        already, and one with adapters.
+        already, one with adapters, and scales measured of a private one.
     """
     steps = recipes.parse(recipe, targets)
     config, settings, task = runs.open_task(workdir, trust)
@@ -69,6 +69,11 @@ def check(workdir: pathlib.Path, recipe: str, targets: str = '', trust: Any = ()
         raise errors.UserError(
             f'{workdir} is compressed already: take the run that it was made of, named in '
             f'{rundir.COMPRESSED}, and a recipe that has all steps.'
+        )
+    if settings.privacy.epsilon is not None and 'a8_static' in recipe:
+        raise errors.UserError(
+            f'{workdir} is private, and a8_static keeps the largest inputs of training batches, '
+            'which its epsilon does not cover: take a8.'
         )
     if settings.adapter.rank:
         raise errors.UserError(

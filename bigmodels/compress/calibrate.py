@@ -12,7 +12,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from bigmodels import compress
+from bigmodels import compress, errors
 from bigmodels.models.parts.kernels import Observed, Rounded
 
 
@@ -22,10 +22,13 @@ def measured(task: Any, params: Mapping, model_state: Any, batches: Sequence[Map
     Args:
       task: with the model that takes them, fitted.
       batches: of training.
+
+    Raises:
+      UserError: for a kernel that multiplies several times in a step.
     """
     leaves = flax.traverse_util.flatten_dict(params, sep='/')
     plain = flax.traverse_util.flatten_dict(jax.jit(compress.plain)(params), sep='/')
-    probes = {name: jnp.zeros_like(leaf.scale)
+    probes = {name: jnp.zeros((*leaf.scale.shape, 2))
               for name, leaf in leaves.items() if isinstance(leaf, Rounded)}  # fmt: skip
 
     @jax.jit
@@ -38,7 +41,13 @@ def measured(task: Any, params: Mapping, model_state: Any, batches: Sequence[Map
         return jax.grad(loss)(probes)
 
     found = [largest(batch) for batch in batches]
-    scales = jax.tree.map(lambda *values: jnp.stack(values).max(0) / 127, *found)
+    most = jax.tree.map(lambda *values: jnp.stack(values).max(0), *found)
+    if shared := [name for name, value in most.items() if (value[..., 1] > 1).any()]:
+        raise errors.UserError(
+            f'One scale does not fit what is multiplied several times in a step: '
+            f'{errors.some(shared)}. Take a8, or leave it out of --targets.'
+        )
+    scales = {name: value[..., 0] / 127 for name, value in most.items()}
     scaled = {
         # Of what no batch multiplies nothing is known.
         name: leaves[name].replace(scale=jnp.where(scale > 0, scale, 1 / 127))

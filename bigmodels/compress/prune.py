@@ -1,7 +1,8 @@
 """Pruning: which weights are 0, once and for all or more of them step by step.
 
-In training it is a part of the optax chain, whose state holds the masks: so they are saved,
-restored and placed like moments, and a weight that is pruned is exactly 0 after every step.
+In training it is an optax transformation around the optimiser's, whose state holds the masks: so
+they are saved, restored and placed like moments, and a weight that is pruned is exactly 0 after
+every step.
 """
 
 import dataclasses
@@ -24,11 +25,11 @@ class Settings:
 
     Fields:
       sparsity: the share of the weights that is 0 at the end; 0 for no pruning.
-      score: what keeps a weight: its 'magnitude', or its 'movement' away from 0 in training so far
-        (Sanh et al. 2020, equation 3, with the optimiser's update in the place of the gradient's,
-        and without a way back: a weight that is 0 stays so).
+      score: what keeps a weight: its 'magnitude', or its 'movement' away from 0 as the gradients of
+        training so far have it, not its decay (Sanh et al. 2020, equation 3, without a way back: a
+        weight that is 0 stays so).
       scope: weights are compared within their 'layer', or with all others, 'global'.
-      pattern: '2:4' keeps two of any four neighbouring inputs of an output, which GPUs multiply in
+      pattern: which weights may be 0: 'any', or '2:4', which keeps two of any four neighbouring inputs of an output, which GPUs multiply in
         half the time; sparsity is then 0.5, from the step `begin` on.
       begin, end, every: from step `begin` to `end` the share grows as 1 - (1 - t)^3 of the time t
         that has passed (Zhu and Gupta 2017, equation 1), at each `every`-th step.
@@ -50,7 +51,7 @@ class Settings:
                 f'config.prune.sparsity = {self.sparsity} must be from 0 to under 1: of a model '
                 'without all of its weights nothing is left.'
             )
-        if self.pattern == '2:4' and self.sparsity not in (0, 0.5):
+        if self.pattern == '2:4' and self.sparsity != 0.5:
             raise errors.UserError(
                 f'config.prune.pattern = "2:4" has a sparsity of 0.5, not {self.sparsity}.'
             )
@@ -143,10 +144,13 @@ def _two_of_four(score: Array) -> Array:
     return (ranks >= 2).reshape(score.shape)
 
 
-def gradually(settings: Settings, params: Mapping) -> optax.GradientTransformation:
-    """The end of a chain: it makes of an update one after which what is pruned is 0.
+def gradually(
+    tx: optax.GradientTransformation, settings: Settings, params: Mapping
+) -> optax.GradientTransformation:
+    """An optimiser after whose updates what is pruned is 0.
 
     Args:
+      tx: makes the updates.
       params: arrays or shapes.
 
     Raises:
@@ -154,18 +158,21 @@ def gradually(settings: Settings, params: Mapping) -> optax.GradientTransformati
     """
     chosen = names(settings, params)
 
-    def init(params: Mapping) -> State:
+    def init(params: Mapping) -> tuple[Any, State]:
         leaves = _chosen(chosen, params)
         movement = leaves if settings.score == 'movement' else {}
-        return State(
+        return tx.init(params), State(
             jnp.zeros((), jnp.int32),
             {name: jnp.ones(leaf.shape, bool) for name, leaf in leaves.items()},
             {name: jnp.zeros(leaf.shape) for name, leaf in movement.items()},
         )
 
-    def update(updates: Any, state: State, params: Mapping) -> tuple[Any, State]:
+    def update(gradients: Any, states: tuple[Any, State], params: Mapping):
+        inner, state = states
+        updates, inner = tx.update(gradients, inner, params)
         old, change = _chosen(chosen, params), _chosen(chosen, updates)
-        movement = {name: moved + old[name] * change[name]
+        slopes = _chosen(chosen, gradients)
+        movement = {name: moved - old[name] * slopes[name]
                     for name, moved in state.movement.items()}  # fmt: skip
         count = state.count + 1
         # What is 0 already goes first, so that it stays 0.
@@ -180,7 +187,7 @@ def gradually(settings: Settings, params: Mapping) -> optax.GradientTransformati
         updates = trees.map_named(
             lambda name, u, p: jnp.where(kept[name], u, -p) if name in kept else u, updates, params
         )
-        return updates, State(count, kept, movement)
+        return updates, (inner, State(count, kept, movement))
 
     return optax.GradientTransformation(init, update)
 

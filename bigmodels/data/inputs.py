@@ -14,7 +14,8 @@ A task's `record_fields` says what it needs: the name of each field, and its kin
 A task of one image, video, recording or text takes files of these. All take tables, CSV or JSON
 lines, of the fields by name; images, videos and recordings are named there by their path, relative
 to the table's folder. JSON may also hold a recording's samples, with their `sample_rate` beside
-them if it is another than the run's. Frames are in the order of their names, numbers in them by their value.
+them if it is another than the run's. Frames are in the order of their names, numbers in them by
+their value.
 """
 
 import os

@@ -38,7 +38,7 @@ def by_group(
       threshold: from which probability on an example is taken for positive.
 
     Raises:
-      UserError: where the three are not of one length, or empty.
+      UserError: where the three are not of one length, or empty; and for a group 'all'.
     """
     positive, probabilities = np.asarray(targets, bool), np.asarray(probabilities, np.float64)
     names = np.asarray(groups, object)
@@ -47,6 +47,8 @@ def by_group(
             f'Groups are compared by one target, probability and group an example: got '
             f'{positive.shape}, {probabilities.shape} and {names.shape}.'
         )
+    if 'all' in set(map(str, names)):
+        raise errors.UserError('No group may have the name "all": that is of all examples.')
     found = {'all': _figures(positive, probabilities, threshold)}
     for name in sorted(set(names.tolist()), key=str):
         own = names == name

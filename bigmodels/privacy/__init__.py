@@ -156,7 +156,7 @@ def _notes(settings: Any, task: Any, budget: Budget) -> list[str]:
         budget.describe('client' if settings.federated.on else 'training example'),
         'losses and other metrics of training batches are NOT private, nor is config.seed, from '
         'which the noise follows: publish neither metrics.jsonl, tensorboard/ and curves.png nor '
-        'config.json',
+        'config.json. It is one of 2**32, which who has much time can try one by one',
     ]
     if budget.settings.delta >= 1 / budget.units:
         notes.append(

@@ -263,7 +263,9 @@ def federated_gradients(
             pairs = {**pairs, 'clipped': (1.0 * (norm > budget.settings.clip), 1.0 * (count > 0))}
             pairs = jax.tree.map(lambda x: jnp.where(jnp.isfinite(norm + x), x, 0), pairs)
         moved = jax.tree.map(lambda x: x * share / places, moved)
-        if settings.secure_sum:
+        if settings.secure_sum:  # whole numbers know no NaN: it goes with the share
+            finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(moved)]).all()
+            share = jnp.where(finite, share, jnp.nan)
             moved = secure_sum.masked(secure_sum.encoded(moved), place, places, mask_rng)
         return moved, share / places, pairs
 

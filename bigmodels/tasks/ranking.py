@@ -114,7 +114,8 @@ class Ranking(Defaults):
         Also 'targets' float32 [...], 0 or 1, where there is a rating. An unknown id is row 0.
 
         Raises:
-          UserError: for a record without one of the fields, or with a number that is missing or not finite.
+          UserError: for a record without one of the fields, or with a number that is missing
+            or not finite.
         """
         rows = [self.encoding.ids[name].rows(np.atleast_1d(field_of(raw, name)))
                 for name in self.categories]  # fmt: skip

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -187,6 +188,17 @@ def test_scales_are_the_largest_inputs_over_batches():
     assert up[0] != up[1]
     exact = apply('scanned', params)
     assert 0 < (apply('scanned', found) - exact).std() < 0.2 * exact.std()
+
+    class Twice(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            linear = layers.Linear(4, name='linear')
+            return linear(x) + linear(0.5 * x)
+
+    x = RNG.normal(size=(2, 8)).astype(np.float32)
+    params = Twice().init(jax.random.key(0), x)['params']
+    with pytest.raises(errors.UserError, match='several times in a step: linear/kernel'):
+        measured(Twice(), params, x)
     convolution = measured(Conv(4, 3), {'kernel': np.ones((3, 3, 4, 4), np.float32)}, IMAGES)
     np.testing.assert_allclose(convolution['kernel'].scale, np.abs(IMAGES).max() / 127, rtol=1e-6)
 

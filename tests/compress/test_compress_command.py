@@ -1,6 +1,7 @@
 """A run made smaller by the command is opened by everything else as any other."""
 
 import json
+import shutil
 import sys
 
 import jax
@@ -74,6 +75,26 @@ def test_a_run_of_before_a_field_was_there_is_made_smaller_by_it(large, tmp_path
     assert smaller.head_dim == run.model.embed_dim // run.model.num_heads
 
 
+def test_a_run_trained_in_few_bits_is_evaluated_and_made_smaller(tmp_path, capsys):
+    workdir = tmp_path / 'run'
+    asked = ['compress.weights=int8', 'compress.activations=int8', 'total_steps=20']
+    figures = train.train(commands.tiny_text_config(tmp_path, asked), workdir)
+    first = json.loads((workdir / 'metrics.jsonl').read_text().splitlines()[0])
+    assert figures['valid/loss'] < first['train/loss'] - 0.2
+    to = tmp_path / 'small'
+    commands.printed(command, capsys, workdir=workdir, to=to, recipe='int8,a8')
+    after = json.loads((to / rundir.COMPRESSED).read_text())['after']
+    # The rounding that training had is the one that is kept.
+    assert after['valid/loss'] == pytest.approx(figures['valid/loss'], abs=1e-3)
+    for setting, message in (
+        ('compress.group_size=77', 'groups of 77'),
+        ('compress.packed=True', 'packed is of runs that python -m bigmodels.compress makes'),
+    ):
+        config = commands.tiny_text_config(tmp_path, [*asked, setting])
+        with pytest.raises(errors.UserError, match=message):
+            train.train(config, tmp_path / 'refused')
+
+
 def test_mistakes_are_told_before_anything_is_made(large, tmp_path, monkeypatch):
     def asked(recipe, **options):
         options = {'workdir': large, 'to': tmp_path / 'to', 'recipe': recipe, **options}
@@ -86,4 +107,12 @@ def test_mistakes_are_told_before_anything_is_made(large, tmp_path, monkeypatch)
             asked(recipe)
     with pytest.raises(errors.UserError, match='exists already'):
         asked('int8', to=large)
+    config = json.loads((large / rundir.CONFIG).read_text())
+    config['privacy'] = dict(epsilon=8.0, delta=1e-5, clip=1.0, examples=100)
+    config['batch_size'] = 64
+    private = tmp_path / 'private'
+    shutil.copytree(large, private)
+    (private / rundir.CONFIG).write_text(json.dumps(config))
+    with pytest.raises(errors.UserError, match='private, and a8_static keeps the largest inputs'):
+        asked('a8_static', workdir=private)
     assert not (tmp_path / 'to').exists()

@@ -20,7 +20,7 @@ def test_the_share_grows_as_published_and_what_is_zero_stays_so(score):
     rng = np.random.default_rng(0)
     params = {'up': {'kernel': jnp.asarray(rng.normal(size=(16, 8)), jnp.float32)},
               'down': {'kernel': jnp.ones((8, 4))}}  # fmt: skip
-    tx = optax.chain(optax.sgd(0.5), prune.gradually(settings, params))
+    tx = prune.gradually(optax.sgd(0.5), settings, params)
     state, update = tx.init(params), jax.jit(tx.update)
     weights, moved = np.float64(params['up']['kernel']), np.zeros((16, 8))
     mask = np.ones((16, 8), bool)
@@ -29,7 +29,7 @@ def test_the_share_grows_as_published_and_what_is_zero_stays_so(score):
         grads = {'up': {'kernel': jnp.asarray(gradient)}, 'down': {'kernel': jnp.ones((8, 4))}}
         updates, state = update(grads, state, params)
         params = optax.apply_updates(params, updates)
-        moved += weights * -0.5 * gradient
+        moved -= weights * gradient
         weights = weights - 0.5 * gradient
         if step in (2, 6, 10):
             share = 0.75 * (1 - (1 - (step - 2) / 8) ** 3)
@@ -40,6 +40,17 @@ def test_the_share_grows_as_published_and_what_is_zero_stays_so(score):
         np.testing.assert_allclose(params['up']['kernel'], weights, rtol=1e-5, atol=1e-5)
     assert mask.mean() == 0.25
     np.testing.assert_allclose(params['down']['kernel'], 1 - 0.5 * 13)
+
+
+def test_a_weight_that_decays_does_not_move():
+    kernel = {'kernel': jnp.array([[1.0], [2], [3], [4]])}
+    settings = prune.Settings(0.5, score='movement', begin=2, end=2, every=1)
+    tx = prune.gradually(optax.adamw(1e-3, weight_decay=0.1), settings, kernel)
+    params, state = kernel, tx.init(kernel)
+    for gradient in ([[-1.0], [-1], [1], [1]], [[0.0], [0], [0], [0]]):
+        updates, state = tx.update({'kernel': jnp.array(gradient)}, state, params)
+        params = optax.apply_updates(params, updates)
+    assert (params['kernel'] != 0).ravel().tolist() == [True, True, False, False]
 
 
 def test_a_resumed_run_has_the_masks_of_one_that_was_not_stopped(tmp_path):
@@ -90,16 +101,17 @@ def test_pruning_is_the_same_on_a_mesh():
 def test_mistakes():
     for message, fields in {
         'sparsity = 1.0 must be from 0 to under 1': dict(sparsity=1.0),
-        'has a sparsity of 0.5': dict(sparsity=0.7, pattern='2:4'),
+        'has a sparsity of 0.5, not 0.7': dict(sparsity=0.7, pattern='2:4'),
+        'has a sparsity of 0.5, not 0.0': dict(pattern='2:4'),
         'begin = 5 must not be': dict(sparsity=0.5, begin=5, end=4),
     }.items():
         with pytest.raises(errors.UserError, match=message):
             prune.Settings(**fields)
     kernel = {'head': {'kernel': jax.ShapeDtypeStruct((6, 8), 'float32')}}
     with pytest.raises(errors.UserError, match="targets = 'haed'.*Allowed: head/kernel"):
-        prune.gradually(prune.Settings(0.5, targets='haed'), kernel)
+        prune.gradually(optax.sgd(0.5), prune.Settings(0.5, targets='haed'), kernel)
     with pytest.raises(errors.UserError, match='6 inputs, which are no fours'):
-        prune.gradually(prune.Settings(0.5, pattern='2:4'), kernel)
+        prune.gradually(optax.sgd(0.5), prune.Settings(0.5, pattern='2:4'), kernel)
     with pytest.raises(errors.UserError, match='end = 9 is after the last step'):
         experiment.from_config(
             dict(model={}, task={}, optimizer={}, total_steps=8, batch_size=1,

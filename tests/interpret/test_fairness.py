@@ -50,6 +50,8 @@ def test_disparities_by_hand():
         fairness.by_group([1, 0], [0.1, 0.2, 0.3], ['a', 'b'])
     with pytest.raises(errors.UserError, match='got'):
         fairness.by_group([], [], [])
+    with pytest.raises(errors.UserError, match='name "all"'):
+        fairness.by_group([1, 0], [0.1, 0.2], ['all', 'b'])
 
 
 def test_reweighed_targets_are_independent_of_groups():

@@ -142,6 +142,17 @@ def test_a_sum_under_masks_is_the_sum(private):
         test_sharding.assert_close(plain, expected, 1e-6)
 
 
+def test_a_client_that_diverges_is_seen_through_the_masks():
+    batch = batch_with_padding()
+    for key, leaf in batch.items():
+        if leaf.dtype == np.float32 and key != 'weights':
+            batch[key] = leaf.copy()
+            batch[key][0] = np.nan
+            break
+    grads = gradients(batch, secure_sum=True)[0]
+    assert not np.isfinite(grads['w']).any()
+
+
 def test_masks_cancel_to_the_last_bit_and_hide_the_terms():
     rng = np.random.default_rng(0)
     vectors = jnp.float32(rng.normal(size=(5, 2000)) * 3)
