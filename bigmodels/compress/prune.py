@@ -29,8 +29,9 @@ class Settings:
         training so far have it, not its decay (Sanh et al. 2020, equation 3, without a way back: a
         weight that is 0 stays so).
       scope: weights are compared within their 'layer', or with all others, 'global'.
-      pattern: which weights may be 0: 'any', or '2:4', which keeps two of any four neighbouring inputs of an output, which GPUs multiply in
-        half the time; sparsity is then 0.5, from the step `begin` on.
+      pattern: which weights may be 0: 'any', or '2:4', which keeps two of any four neighbouring
+        inputs of an output, so that GPUs multiply in half the time; sparsity is then 0.5, from the
+        step `begin` on.
       begin, end, every: from step `begin` to `end` the share grows as 1 - (1 - t)^3 of the time t
         that has passed (Zhu and Gupta 2017, equation 1), at each `every`-th step.
       targets: a regex of the kernels that are pruned.

@@ -30,8 +30,9 @@ class Encoding:
     the kept values (at most KNOTS) it is linear, outside of them constant.
 
     A category becomes the place of its text in the column's list, and UNKNOWN where it is not
-    there; numbers, also those written as text, are categories by their shortest text, and a missing
-    value is the category ''. Codes of all columns are numbered through, for one table of embeddings.
+    there; numbers, also those written as text, are categories by their shortest text, and a
+    missing value is the category ''. Codes of all columns are numbered through, for one table of
+    embeddings.
 
     Fields:
       knots: numeric column -> (ascending values, their scores).
