@@ -98,6 +98,11 @@ def preference(margins: Array) -> Array:
     return -jax.nn.log_sigmoid(margins.astype(jnp.float32))
 
 
+def binary_cross_entropy(logits: Array, targets: Array) -> Array:
+    """-t log p - (1 - t) log(1 - p), float32, of targets t from 0 to 1 and p, the sigmoid."""
+    return optax.losses.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), targets)
+
+
 def focal(losses: Array, gamma: float) -> Array:
     """(1 - p)^gamma of each cross-entropy -log p, which leaves less of what is known already.
 

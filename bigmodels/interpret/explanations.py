@@ -16,6 +16,7 @@ from bigmodels.data import inputs, tokenizers
 from bigmodels.interpret import activations, attribution
 from bigmodels.tasks.classification import Classification
 from bigmodels.tasks.language_modeling import LanguageModeling
+from bigmodels.tasks.multi_label import MultiLabel
 from bigmodels.tasks.sound_classification import SoundClassification
 from bigmodels.tasks.tables import Table, TableRegression
 from bigmodels.tasks.text_classification import TextClassification
@@ -79,7 +80,8 @@ def kind_of(task: Any) -> str:
       UserError: for a task that is not explained.
     """
     found = [kind for known, kind in KINDS.items() if isinstance(task, known)]
-    if not found or (found == ['image'] and task.num_frames):
+    several = isinstance(task, MultiLabel)
+    if not found or several or (found == ['image'] and task.num_frames):
         raise errors.UserError(
             f'A {type(task).__name__} is not explained: there are explanations for classifiers of '
             'images, recordings, texts and tables, regression of tables, and language models.'

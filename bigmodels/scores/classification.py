@@ -3,7 +3,7 @@
 Axes: N examples, C classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -20,21 +20,22 @@ def confusion_matrix(targets: np.ndarray, predicted: np.ndarray, num_classes: in
 
 def precision(confusion: np.ndarray, average: Average = 'macro') -> np.ndarray:
     """The share of what was taken for a class that is of it; see `averaged`."""
-    return averaged(np.diag(confusion), confusion.sum(0), confusion, average)
+    return averaged(np.diag(confusion), confusion.sum(0), _occurs(confusion), average)
 
 
 def recall(confusion: np.ndarray, average: Average = 'macro') -> np.ndarray:
     """The share of a class that was taken for it; see `averaged`."""
-    return averaged(np.diag(confusion), confusion.sum(1), confusion, average)
+    return averaged(np.diag(confusion), confusion.sum(1), _occurs(confusion), average)
 
 
 def f1(confusion: np.ndarray, average: Average = 'macro') -> np.ndarray:
     """The harmonic mean of precision and recall; see `averaged`."""
-    return averaged(2 * np.diag(confusion), confusion.sum(0) + confusion.sum(1), confusion, average)
+    both = confusion.sum(0) + confusion.sum(1)
+    return averaged(2 * np.diag(confusion), both, both > 0, average)
 
 
 def averaged(
-    parts: np.ndarray, wholes: np.ndarray, confusion: np.ndarray, average: Average
+    parts: np.ndarray, wholes: np.ndarray, occurs: np.ndarray, average: Average
 ) -> np.ndarray:
     """parts / wholes of each class [C]; 0 where the whole is.
 
@@ -44,7 +45,6 @@ def averaged(
     if average == 'micro':
         return parts.sum() / max(wholes.sum(), 1)
     ratios = parts / np.maximum(wholes, 1)
-    occurs = confusion.sum(0) + confusion.sum(1) > 0
     return ratios[occurs].mean() if average == 'macro' else ratios
 
 
@@ -68,15 +68,35 @@ def roc_auc(positive: np.ndarray, scores: np.ndarray) -> float:
     return float(above / (of_positive * of_negative))
 
 
+def average_precision(positive: np.ndarray, scores: np.ndarray) -> float:
+    """The mean precision over positive examples, each at the threshold of its own score.
+
+    NaN without any. (Manning et al. 2008, section 8.4)
+
+    Args:
+      positive: bool [N].
+      scores: [N].
+    """
+    positive = np.asarray(positive, bool)
+    if not positive.any():
+        return float('nan')
+    order = np.argsort(-scores, kind='stable')
+    found = np.cumsum(positive[order])
+    # Equal scores have one threshold: the place of the last of them.
+    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    gained = np.diff(found[last], prepend=0)
+    return float((gained * found[last] / (last + 1)).sum() / positive.sum())
+
+
 def macro_roc_auc(targets: np.ndarray, probabilities: np.ndarray) -> float:
     """The mean over classes of the area of one against the rest; of two, that of class 1.
 
     Classes without examples, or with all, do not count.
     """
-    classes = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
-    areas = [roc_auc(targets == c, probabilities[:, c]) for c in classes]
-    known = [area for area in areas if not np.isnan(area)]
-    return float(np.mean(known)) if known else float('nan')
+    if probabilities.shape[1] == 2:
+        return roc_auc(targets == 1, probabilities[:, 1])
+    each = targets[:, None] == np.arange(probabilities.shape[1])
+    return _mean_over_classes(roc_auc, probabilities, each)
 
 
 def calibration_error(
@@ -104,21 +124,34 @@ SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float | np.ndarray]] = {
     'roc_auc': lambda p, t: macro_roc_auc(t, p),
     'calibration_error': lambda p, t: calibration_error(t, p),
 }
+# Likewise where an example may have any number of classes, of targets [N, C].
+OF_LABELS: dict[str, Callable[[np.ndarray, np.ndarray], float | np.ndarray]] = {
+    'precision': lambda p, t: _of_labels(p, t, lambda hits, told, there: (hits, told)),
+    'recall': lambda p, t: _of_labels(p, t, lambda hits, told, there: (hits, there)),
+    'f1': lambda p, t: _of_labels(p, t, _f1_parts),
+    'f1_micro': lambda p, t: _of_labels(p, t, _f1_parts, 'micro'),
+    'f1_of_class': lambda p, t: _of_labels(p, t, _f1_parts, 'none'),
+    'roc_auc': lambda p, t: _mean_over_classes(roc_auc, p, t),
+    'average_precision': lambda p, t: _mean_over_classes(average_precision, p, t),
+}
 PER_CLASS = ('f1_of_class',)
 
 
 def figures(
-    probabilities: np.ndarray, targets: np.ndarray, names: Sequence[str]
+    probabilities: np.ndarray,
+    targets: np.ndarray,
+    names: Sequence[str],
+    known: Mapping[str, Callable] = SCORES,
 ) -> dict[str, float]:
-    """The figures of SCORES by name; one for each class as name_0, name_1, ...
+    """The figures of SCORES, or OF_LABELS, by name; one for each class as name_0, name_1, ...
 
     Args:
       probabilities: [N, C].
-      targets: int [N].
+      targets: int [N], or of OF_LABELS [N, C].
     """
     found = {}
     for name in names:
-        value = SCORES[name](probabilities, targets)
+        value = known[name](probabilities, targets)
         keys = figure_names([name], probabilities.shape[1])
         found |= dict(zip(keys, map(float, np.atleast_1d(value)), strict=True))
     return found
@@ -134,3 +167,33 @@ def figure_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
 
 def _confusion(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return confusion_matrix(targets, probabilities.argmax(1), probabilities.shape[1])
+
+
+def _occurs(confusion: np.ndarray) -> np.ndarray:
+    """bool [C], whether a class is among the targets or the predictions."""
+    return confusion.sum(0) + confusion.sum(1) > 0
+
+
+def _f1_parts(hits: np.ndarray, told: np.ndarray, there: np.ndarray):
+    return 2 * hits, told + there
+
+
+def _of_labels(
+    probabilities: np.ndarray, targets: np.ndarray, parts: Callable, average: Average = 'macro'
+) -> np.ndarray:
+    """A ratio of counts of each class [C], `averaged`.
+
+    Args:
+      parts: (those told rightly, those told, those there) [C] each -> (parts, wholes).
+    """
+    is_told, is_there = probabilities >= 0.5, targets > 0.5
+    told, there = is_told.sum(0), is_there.sum(0)
+    hits = (is_told & is_there).sum(0)
+    return averaged(*parts(hits, told, there), told + there > 0, average)
+
+
+def _mean_over_classes(figure: Callable, scores: np.ndarray, positive: np.ndarray) -> float:
+    """Over the classes of which the figure is known; both are [N, C]."""
+    values = np.array([figure(positive[:, c], scores[:, c]) for c in range(scores.shape[1])])
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float('nan')

@@ -53,6 +53,7 @@ from bigmodels.tasks.group_policy import GroupPolicy
 from bigmodels.tasks.image_text import ImageText
 from bigmodels.tasks.language_modeling import LanguageModeling
 from bigmodels.tasks.masked_language_modeling import MaskedLanguageModeling
+from bigmodels.tasks.multi_label import MultiLabel
 from bigmodels.tasks.next_item import NextItem
 from bigmodels.tasks.node_classification import NodeClassification
 from bigmodels.tasks.preference import Preference
@@ -80,6 +81,7 @@ TASKS = {
     'image_text': ImageText,
     'language_modeling': LanguageModeling,
     'masked_language_modeling': MaskedLanguageModeling,
+    'multi_label': MultiLabel,
     'next_item': NextItem,
     'node_classification': NodeClassification,
     'preference': Preference,

@@ -10,17 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigmodels import config, errors, losses, metrics
+from bigmodels import config, errors, metrics
 from bigmodels.augmentation import Augmentation
 from bigmodels.data import images
-from bigmodels.scores import classification as scores_lib
 from bigmodels.tasks.base import Defaults, Examples, checked_labels, field_of
+from bigmodels.tasks.classes import Classes
 
 AUGMENTATION = 0x41  # folded into a step's key: dropout's are by the names of modules
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification(Defaults):
+class Classification(Classes, Defaults):
     """Images, videos or feature vectors [B, ...] -> one of the model's `num_classes`.
 
     Fields:
@@ -32,12 +32,9 @@ class Classification(Defaults):
         0 for other inputs.
       mean, std: inputs are normalised to (x - mean) / std; a number each, or one for each channel.
       augment: changes of training images, see `augmentation.Augmentation`.
-      label_smoothing: in training, see `losses.softmax_cross_entropy`.
-      focal_gamma: in training, see `losses.focal`; 0 for plain cross-entropy.
-      class_weights: one for each class: how much its examples count in the training loss, which is
-        their weighted mean; none for 1 each.
       top_k: adds the share of examples whose class is among the k most probable; 0 for none.
-      report: figures of whole held-out sets, see `scores.classification.SCORES`.
+
+    And those of `classes.Classes`: the loss, and what is reported.
     """
 
     model: nn.Module
@@ -48,42 +45,27 @@ class Classification(Defaults):
     mean: float | Sequence[float] = 0.0
     std: float | Sequence[float] = 1.0
     augment: Mapping[str, Any] | None = None
-    label_smoothing: float = 0.0
-    focal_gamma: float = 0.0
-    class_weights: Sequence[float] = ()
     top_k: int = 0
-    report: Sequence[str] = ()
 
     sections: ClassVar = {'augment': Augmentation}
+    label_ndim: ClassVar = 0  # the axes of a record's label
     target_keys: ClassVar = ('label_key',)
     alike_in_teacher: ClassVar = ('image_size', 'num_frames', 'mean', 'std')
 
     def __post_init__(self):
         self._augmentation()  # what is wrong with it is said before anything is opened
-        classes, weights = self.model.num_classes, tuple(self.class_weights)
-        if weights and (len(weights) != classes or min(weights) < 0 or not max(weights)):
-            raise errors.UserError(
-                f'config.task.class_weights = {weights} must be {classes} numbers, one for each '
-                f'class, none negative and not all 0.'
-            )
-        if self.focal_gamma < 0 or (self.focal_gamma and self.label_smoothing):
-            raise errors.UserError(
-                f'config.task.focal_gamma = {self.focal_gamma} must not be negative, and needs '
-                f'label_smoothing = 0: smoothed, no class has a probability to go by.'
-            )
+        self.check_classes()
         if self.num_frames < 0:
             raise errors.UserError(
                 f'config.task.num_frames = {self.num_frames} must not be negative.'
             )
         if self.num_frames and self.augment:
             raise errors.UserError('config.task.augment is for images: leave it out for videos.')
-        if not 0 <= self.top_k <= classes:
+        if not 0 <= self.top_k <= self.num_classes:
             raise errors.UserError(
-                f'config.task.top_k = {self.top_k} must be from 0 to {classes}, the classes.'
+                f'config.task.top_k = {self.top_k} must be from 0 to {self.num_classes}, the '
+                'classes.'
             )
-        for name in self.report:
-            if name not in scores_lib.SCORES:
-                raise errors.unknown('figure in config.task.report:', name, scores_lib.SCORES)
 
     def _augmentation(self) -> Augmentation:
         return config.build(Augmentation, self.augment or {}, 'task.augment')
@@ -106,13 +88,16 @@ class Classification(Defaults):
         if self.num_frames:
             inputs = images.evenly_spaced(np.asarray(inputs), self.num_frames)
         if self.image_size:
-            several = np.ndim(raw.get(self.label_key, 0)) > 0
+            several = np.ndim(raw.get(self.label_key, 0)) > self.label_ndim
             inputs = self._resized(np.asarray(inputs), several)
         example = {'inputs': images.normalized(np.asarray(inputs), self.mean, self.std)}
         if self.label_key in raw:
-            key = f'task.label_key = {self.label_key!r}'
-            example['targets'] = checked_labels(raw[self.label_key], self.model.num_classes, key)
+            example['targets'] = self.checked(raw[self.label_key])
         return example
+
+    def checked(self, labels: Any) -> np.ndarray:
+        """Labels as int32; UserError for what is no integer, or out of range."""
+        return checked_labels(labels, self.num_classes, f'task.label_key = {self.label_key!r}')
 
     def _resized(self, image: np.ndarray, several: bool) -> np.ndarray:
         """uint8 [H, W] or [H, W, 1 or 3], or `several` of these, with sides of `image_size`.
@@ -161,60 +146,25 @@ class Classification(Defaults):
             mutable=list(model_state) if train else [],
         )
         targets, weights = batch['targets'], batch['weights']
-        if not train:
-            pair = metrics.pair(losses.softmax_cross_entropy(logits, targets), weights)
-        elif 'share' in batch:
-            own = self._loss_pair(logits, targets, weights * batch['share'])
-            others = self._loss_pair(logits, batch['other_targets'], weights * (1 - batch['share']))
-            pair = metrics.add(own, others)
-        else:
-            pair = self._loss_pair(logits, targets, weights)
-        pairs = {'loss': pair, 'accuracy': metrics.pair(logits.argmax(-1) == targets, weights)}
+        pairs = self.class_pairs(logits, targets, weights, train)
+        if train and 'share' in batch:
+            own = self.training_loss(logits, targets, weights * batch['share'])
+            rest = weights * (1 - batch['share'])
+            others = self.training_loss(logits, batch['other_targets'], rest)
+            pairs['loss'] = metrics.add(own, others)
         if self.top_k:
             found = ranks(logits, targets) < self.top_k
             pairs[f'top{self.top_k}_accuracy'] = metrics.pair(found, weights)
         return metrics.mean(pairs['loss']), (pairs, model_state)
 
-    def _loss_pair(self, logits: jax.Array, targets: jax.Array, weights: jax.Array) -> metrics.Pair:
-        """Of the training loss."""
-        loss = losses.softmax_cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
-        if self.focal_gamma:
-            loss = losses.focal(loss, self.focal_gamma)
-        if self.class_weights:
-            weights = weights * jnp.array(self.class_weights)[targets]
-        return metrics.pair(loss, weights)
+    def logits_of(self, params, model_state, batch) -> jax.Array:
+        """[B, classes], as it answers."""
+        variables = {'params': params, **model_state}
+        return self.model.apply(variables, *self.model_inputs(batch))
 
     def predict(self, params, model_state, batch) -> jax.Array:
         """Probabilities [B, classes]."""
-        variables = {'params': params, **model_state}
-        return jax.nn.softmax(self.model.apply(variables, *self.model_inputs(batch)))
-
-    def outcomes(self, params, model_state, batch) -> dict[str, jax.Array]:
-        """Where figures are to be reported, what they follow from."""
-        if not self.report:
-            return {}
-        probabilities = self.predict(params, model_state, batch)
-        return {'probabilities': probabilities, 'targets': batch['targets']}
-
-    def scores(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """The figures of `report`, of a whole set."""
-        return scores_lib.figures(**outcomes, names=self.report) if self.report else {}
-
-    def pictures(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """The confusion matrix of a whole set whose figures are reported."""
-        from bigmodels.data import pictures  # matplotlib takes long to import
-
-        if not outcomes:
-            return {}
-        counts = scores_lib.confusion_matrix(
-            outcomes['targets'], outcomes['probabilities'].argmax(1), self.model.num_classes
-        )
-        return {'confusion': pictures.confusion(counts)}
-
-    @property
-    def score_names(self) -> tuple[str, ...]:
-        """What `scores` returns."""
-        return scores_lib.figure_names(self.report, self.model.num_classes)
+        return jax.nn.softmax(self.logits_of(params, model_state, batch))
 
     def facts(self) -> dict[str, str]:
         """What the start screen says of the model."""

@@ -9,9 +9,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-import optax
 
-from bigmodels import errors, metrics
+from bigmodels import errors, losses, metrics
 from bigmodels.data import table_encoding
 from bigmodels.data.ids import Ids
 from bigmodels.data.table_encoding import Scale, scale_of
@@ -166,7 +165,7 @@ class Ranking(Defaults):
     def loss_fn(self, params, model_state, batch, rng, train: bool):
         """Cross-entropy in nats, and accuracy."""
         logits = self._logits(params, batch, rng, train)
-        loss = optax.sigmoid_binary_cross_entropy(logits, batch['targets'])
+        loss = losses.binary_cross_entropy(logits, batch['targets'])
         pairs = {
             'loss': metrics.pair(loss, batch['weights']),
             'accuracy': metrics.pair((logits > 0) == (batch['targets'] > 0), batch['weights']),

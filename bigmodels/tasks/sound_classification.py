@@ -8,13 +8,14 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from bigmodels import errors, losses, metrics
+from bigmodels import errors, metrics
 from bigmodels.tasks.base import checked_labels
+from bigmodels.tasks.classes import Classes
 from bigmodels.tasks.sound import SoundTask, name_of
 
 
 @dataclasses.dataclass(frozen=True)
-class SoundClassification(SoundTask):
+class SoundClassification(Classes, SoundTask):
     """Recordings of different lengths -> one of the model's `num_classes`.
 
     Fields:
@@ -22,7 +23,8 @@ class SoundClassification(SoundTask):
       sound: the section of `sound.FrontEnd`. Longer recordings are cut at its max_seconds.
       augment: the section of `SoundAugmentation`; for training only.
       input_key, label_key: of the source's records.
-      label_smoothing: see `losses.softmax_cross_entropy`; in training only.
+
+    And those of `classes.Classes`: the loss, and what is reported.
     """
 
     model: nn.Module
@@ -30,10 +32,12 @@ class SoundClassification(SoundTask):
     augment: Mapping | None = None
     input_key: str = 'audio'
     label_key: str = 'label'
-    label_smoothing: float = 0.0
 
     target_keys: ClassVar = ('label_key',)
     alike_in_teacher: ClassVar = ('sound',)
+
+    def __post_init__(self):
+        self.check_classes()
 
     def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A record -> {'inputs' float32 [T], 'lengths' int32, and 'targets' int32 if labelled}.
@@ -64,13 +68,7 @@ class SoundClassification(SoundTask):
     def loss_fn(self, params, model_state, batch, rng, train: bool):
         """Cross-entropy in nats, and accuracy."""
         logits, _, model_state = self.logits(params, model_state, batch, rng, train)
-        loss = losses.softmax_cross_entropy(
-            logits, batch['targets'], label_smoothing=self.label_smoothing if train else 0.0
-        )
-        pairs = {
-            'loss': metrics.pair(loss, batch['weights']),
-            'accuracy': metrics.pair(logits.argmax(-1) == batch['targets'], batch['weights']),
-        }
+        pairs = self.class_pairs(logits, batch['targets'], batch['weights'], train)
         return metrics.mean(pairs['loss']), (pairs, model_state)
 
     def predict(self, params, model_state, batch) -> jax.Array:

@@ -10,12 +10,12 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from bigmodels import errors, losses, metrics
+from bigmodels import errors, metrics
 from bigmodels.data import table_encoding
 from bigmodels.data.sources.table_sources import Columns, text_of
-from bigmodels.scores import classification
 from bigmodels.tasks import regression
 from bigmodels.tasks.base import Defaults, columns_of, told_of
+from bigmodels.tasks.classes import Classes
 
 # What `save` writes into the run's preprocessing.
 ENCODING, TARGETS = 'table.json', 'targets.json'
@@ -158,31 +158,29 @@ class Table(Defaults):
 
 
 @dataclasses.dataclass(frozen=True)
-class TableClassification(Table):
+class TableClassification(Classes, Table):
     """Records of a table -> one of the classes that are the texts of `label_key`.
 
     Fields:
       classes: these texts in the order of the model's outputs; by default those of the training
         records, sorted.
-      label_smoothing: see `losses.softmax_cross_entropy`.
-      report: names of `scores.classification.SCORES`.
+
+    And those of `classes.Classes`: the loss, and what is reported.
     """
 
     target_shape: ClassVar = jax.ShapeDtypeStruct((), 'int32')
 
     classes: Sequence[str] = ()
-    label_smoothing: float = 0.0
     report: Sequence[str] = ('roc_auc',)
 
     def __post_init__(self):
         super().__post_init__()
-        for name in self.report:
-            if name not in classification.SCORES:
-                raise errors.unknown('figure in config.task.report:', name, classification.SCORES)
+        self.check_classes()
 
     @property
-    def score_names(self) -> tuple[str, ...]:
-        return classification.figure_names(self.report, self.model.num_outputs)
+    def num_classes(self) -> int:
+        """The model's outputs."""
+        return self.model.num_outputs
 
     def with_targets(self, labels: Sequence) -> Self:
         """With `classes`, where the config does not name them."""
@@ -229,14 +227,7 @@ class TableClassification(Table):
     def loss_fn(self, params, model_state, batch, rng, train: bool):
         """Cross-entropy in nats, and accuracy."""
         logits = self.outputs(params, batch, rng if train else None)
-        loss = losses.softmax_cross_entropy(
-            logits, batch['targets'], label_smoothing=self.label_smoothing if train else 0.0
-        )
-        correct = logits.argmax(-1) == batch['targets']
-        pairs = {
-            'loss': metrics.pair(loss, batch['weights']),
-            'accuracy': metrics.pair(correct, batch['weights']),
-        }
+        pairs = self.class_pairs(logits, batch['targets'], batch['weights'], train)
         return metrics.mean(pairs['loss']), (pairs, model_state)
 
     def predict(self, params, model_state, batch) -> jax.Array:
@@ -247,15 +238,6 @@ class TableClassification(Table):
         """Probabilities [classes] -> {'label', 'probability'}."""
         place = int(np.argmax(prediction))
         return {'label': self.classes[place], 'probability': float(prediction[place])}
-
-    def outcomes(self, params, model_state, batch) -> dict[str, jax.Array]:
-        """What `scores` are computed from."""
-        probabilities = self.predict(params, model_state, batch)
-        return {'probabilities': probabilities, 'targets': batch['targets']}
-
-    def scores(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """The figures of `report`, of a whole set."""
-        return classification.figures(outcomes['probabilities'], outcomes['targets'], self.report)
 
 
 @dataclasses.dataclass(frozen=True)

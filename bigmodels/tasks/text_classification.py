@@ -12,15 +12,16 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from bigmodels import errors, losses, metrics
+from bigmodels import errors, metrics
 from bigmodels.augmentation import token_noise
 from bigmodels.data import text, tokenizers
 from bigmodels.tasks import tokens
 from bigmodels.tasks.base import checked_labels, field_of
+from bigmodels.tasks.classes import Classes
 
 
 @dataclasses.dataclass(frozen=True)
-class TextClassification(tokens.Tokenized):
+class TextClassification(Classes, tokens.Tokenized):
     """Texts -> one of the classes that the config names.
 
     Fields:
@@ -30,7 +31,8 @@ class TextClassification(tokens.Tokenized):
       classes: their names. A record's label is one of them, or its number from 0.
       text_field, label_field: of the source's records.
       token_dropout: the share of tokens that training leaves out, see `token_noise.drop_tokens`.
-      label_smoothing: see `losses.softmax_cross_entropy`; in training only.
+
+    And those of `classes.Classes`: the loss, and what is reported.
     """
 
     model: nn.Module
@@ -40,13 +42,13 @@ class TextClassification(tokens.Tokenized):
     text_field: str = 'text'
     label_field: str = 'label'
     token_dropout: float = 0.0
-    label_smoothing: float = 0.0
     vocabulary: tokenizers.Tokenizer | None = None
 
     unit = 'texts'
     alike_in_teacher: ClassVar = ('classes',)
 
     def __post_init__(self):
+        self.check_classes()
         if len(self.classes) != self.model.num_classes:
             raise errors.UserError(
                 f'task.classes names {len(self.classes)} classes, but model.num_classes is '
@@ -137,13 +139,7 @@ class TextClassification(tokens.Tokenized):
             train=train,
             rngs={'dropout': dropout_rng},
         )
-        loss = losses.softmax_cross_entropy(
-            logits, batch['targets'], label_smoothing=self.label_smoothing if train else 0.0
-        )
-        pairs = {
-            'loss': metrics.pair(loss, batch['weights']),
-            'accuracy': metrics.pair(logits.argmax(-1) == batch['targets'], batch['weights']),
-        }
+        pairs = self.class_pairs(logits, batch['targets'], batch['weights'], train)
         return metrics.mean(pairs['loss']), (pairs, model_state)
 
     def predict(self, params, model_state, batch) -> jax.Array:

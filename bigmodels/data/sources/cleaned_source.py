@@ -1,0 +1,140 @@
+"""A source of images, sound or texts without records that are broken or there twice."""
+
+import hashlib
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from bigmodels import config, errors
+from bigmodels.data import pipeline, sources
+from bigmodels.data.sources import (
+    audio_sources,
+    box_sources,
+    caption_sources,
+    image_sources,
+    mask_sources,
+    speech_sources,
+    table_sources,
+    tfds_source,
+)
+
+# Sources that read a record when it is asked for, by the name in the section `source`.
+SOURCES: dict[str, type] = {
+    'image_folder': image_sources.ImageFolder,
+    'jpeg_npz': image_sources.JpegNpz,
+    'mask_folder': mask_sources.MaskFolder,
+    'pascal_voc': box_sources.PascalVoc,
+    'coco': box_sources.Coco,
+    'image_text_folder': caption_sources.ImageTextFolder,
+    'wav_folder': audio_sources.WavFolder,
+    'audio_npz': audio_sources.AudioNpz,
+    'transcribed': speech_sources.Transcribed,
+    'npz': table_sources.Npz,
+    'jsonl': sources.JsonLines,
+    'tfds': tfds_source.Tfds,
+}
+_BROKEN = -1  # in the place of the first record that is the same
+
+
+class Cleaned:
+    """The records of another source that can be read and do not repeat an earlier one.
+
+    All are read once before the first is used; what was found is kept in the cache of data, for as
+    long as the source stays the same. `describe` counts what is left out and names the first.
+
+    Args:
+      source: the section of a source of SOURCES.
+      broken: whether a record that cannot be read is refused or left out.
+      duplicates: whether one with the same `fields` as an earlier one is kept, left out or refused.
+      fields: what is compared; all but 'path' where none are named.
+
+    Raises:
+      UserError: for what is to be refused, a field that a record lacks, and where nothing is left.
+    """
+
+    wraps: ClassVar = {'source': SOURCES}
+
+    def __init__(
+        self,
+        source: Mapping[str, Any],
+        broken: Literal['refuse', 'drop'] = 'drop',
+        duplicates: Literal['keep', 'drop', 'refuse'] = 'drop',
+        fields: Sequence[str] = (),
+    ):
+        self._source = config.choose(SOURCES, source, 'data (cleaned).source')
+        self._fields, self._settings = tuple(fields), (broken, duplicates, tuple(fields))
+        first = self._first_equals()
+        own = np.arange(len(first))
+        self._broken, self._repeated = (
+            np.flatnonzero(found) for found in (first == _BROKEN, (first >= 0) & (first < own))
+        )
+        if broken == 'refuse' and len(self._broken):
+            self._source[int(self._broken[0])]  # says what is wrong with it
+        if duplicates == 'refuse' and len(self._repeated):
+            i = self._repeated[0]
+            raise errors.UserError(
+                f'Record {i} of {self._source.describe()} repeats record {first[i]}. Leave it out, '
+                'or set duplicates to "keep" or "drop".'
+            )
+        self._duplicates = duplicates
+        left = first >= 0 if duplicates == 'keep' else first == own
+        self._kept = np.flatnonzero(left)
+        if not len(self._kept):
+            raise errors.UserError(f'Every record of {self._source.describe()} is broken.')
+
+    def _first_equals(self) -> np.ndarray:
+        """int64 [n]: the first record that is as each one, or _BROKEN."""
+        key = sources.digest('cleaned', self._source.fingerprint(), repr(self._fields))
+        path = pipeline.cache_dir() / f'cleaned-{key[:24]}.npy'
+        if path.is_file():
+            return np.load(path)
+        places, seen = np.empty(len(self._source), np.int64), {}
+        for i in range(len(self._source)):
+            try:
+                record = self._source[i]
+            except errors.UserError:
+                places[i] = _BROKEN
+            else:
+                places[i] = seen.setdefault(self._content(record, i), i)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f'.writing-{uuid.uuid4().hex}.npy')
+        np.save(scratch, places)
+        os.replace(scratch, path)  # another process may have written the same
+        return places
+
+    def _content(self, record: Mapping[str, Any], index: int) -> bytes:
+        """A hash of what is compared."""
+        total = hashlib.sha256()
+        for name in self._fields or sorted(record.keys() - {'path'}):
+            if name not in record:
+                where = f'{self._source.describe()}, record {index}'
+                raise errors.unknown(f'field of {where}:', name, record)
+            value = np.asarray(record[name])
+            text = value.dtype.kind in 'OU'
+            content = repr(value.tolist()).encode() if text else value.tobytes()
+            total.update(f'{name} {value.dtype} {value.shape} {len(content)} '.encode() + content)
+        return total.digest()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._source[int(self._kept[sources.checked_index(index, len(self))])]
+
+    def fingerprint(self) -> str:
+        return sources.digest('cleaned', self._source.fingerprint(), repr(self._settings))
+
+    def describe(self) -> str:
+        done = 'kept' if self._duplicates == 'keep' else 'left out'
+        found = [
+            f'{len(places):,} {what} (the first is record {places[0]})'
+            for what, places in (
+                ('broken left out', self._broken),
+                (f'duplicates {done}', self._repeated),
+            )
+            if len(places)
+        ]
+        return f'{self._source.describe()}, cleaned: {", ".join(found) or "nothing found"}'

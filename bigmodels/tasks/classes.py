@@ -1,0 +1,110 @@
+"""What tasks share whose answer is a class: the loss, and figures of whole held-out sets."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigmodels import errors, losses, metrics
+from bigmodels.scores import classification as scores_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classes:
+    """A part of a task with a `model` whose `predict` gives probabilities [B, classes].
+
+    Fields:
+      label_smoothing: in training, see `losses.softmax_cross_entropy`.
+      focal_gamma: in training, see `losses.focal`; 0 for plain cross-entropy.
+      class_weights: one for each class: how much its examples count in the training loss, which is
+        their weighted mean; none for 1 each.
+      report: figures of whole held-out sets, names of `known_scores`.
+    """
+
+    label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
+    class_weights: Sequence[float] = ()
+    report: Sequence[str] = ()
+
+    known_scores: ClassVar[Mapping[str, Callable]] = scores_lib.SCORES
+
+    @property
+    def num_classes(self) -> int:
+        """Those that the model tells apart."""
+        return self.model.num_classes
+
+    def check_classes(self) -> None:
+        """Raises UserError for fields of this part that cannot be."""
+        classes, weights = self.num_classes, tuple(self.class_weights)
+        if weights and (len(weights) != classes or min(weights) < 0 or not max(weights)):
+            raise errors.UserError(
+                f'config.task.class_weights = {weights} must be {classes} numbers, one for each '
+                f'class, none negative and not all 0.'
+            )
+        if self.focal_gamma < 0 or (self.focal_gamma and self.label_smoothing):
+            raise errors.UserError(
+                f'config.task.focal_gamma = {self.focal_gamma} must not be negative, and needs '
+                f'label_smoothing = 0: smoothed, no class has a probability to go by.'
+            )
+        for name in self.report:
+            if name not in self.known_scores:
+                raise errors.unknown('figure in config.task.report:', name, self.known_scores)
+
+    def class_pairs(
+        self, logits: jax.Array, targets: jax.Array, weights: jax.Array, train: bool
+    ) -> dict[str, metrics.Pair]:
+        """'loss', cross-entropy in nats, which in training is as the fields say; and 'accuracy'.
+
+        Args:
+          logits: [..., classes].
+          targets: int [...].
+          weights: [...].
+        """
+        if train:
+            loss = self.training_loss(logits, targets, weights)
+        else:
+            loss = metrics.pair(losses.softmax_cross_entropy(logits, targets), weights)
+        return {'loss': loss, 'accuracy': metrics.pair(logits.argmax(-1) == targets, weights)}
+
+    def training_loss(
+        self, logits: jax.Array, targets: jax.Array, weights: jax.Array
+    ) -> metrics.Pair:
+        """See `class_pairs`."""
+        loss = losses.softmax_cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        if self.focal_gamma:
+            loss = losses.focal(loss, self.focal_gamma)
+        if self.class_weights:
+            weights = weights * jnp.array(self.class_weights)[targets]
+        return metrics.pair(loss, weights)
+
+    def outcomes(self, params, model_state, batch) -> dict[str, jax.Array]:
+        """Where figures are to be reported, what they follow from."""
+        if not self.report:
+            return {}
+        probabilities = self.predict(params, model_state, batch)
+        return {'probabilities': probabilities, 'targets': batch['targets']}
+
+    def scores(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The figures of `report`, of a whole set."""
+        if not self.report:
+            return {}
+        return scores_lib.figures(**outcomes, names=self.report, known=self.known_scores)
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """What `scores` returns."""
+        return scores_lib.figure_names(self.report, self.num_classes)
+
+    def pictures(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The confusion matrix of a whole set whose figures are reported."""
+        from bigmodels.data import pictures  # matplotlib takes long to import
+
+        if not outcomes:
+            return {}
+        counts = scores_lib.confusion_matrix(
+            outcomes['targets'], outcomes['probabilities'].argmax(1), self.num_classes
+        )
+        return {'confusion': pictures.confusion(counts)}

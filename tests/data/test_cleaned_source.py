@@ -1,0 +1,81 @@
+"""Records that are broken or there twice: counted, left out or refused; looked for once."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from bigmodels import errors
+from bigmodels.data import SOURCES
+from tests.data import image_files, test_sources
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """cat/0 to cat/2 and dog/0; cat/1 is cut short, and cat/2 and dog/1 are as cat/0."""
+    image_files.write_folder(tmp_path / 'images', {'cat': 2, 'dog': 1})
+    images = tmp_path / 'images'
+    for copy in ('cat/2.png', 'dog/1.png'):
+        shutil.copy(images / 'cat' / '0.png', images / copy)
+    broken = images / 'cat' / '1.png'
+    broken.write_bytes(broken.read_bytes()[:60])
+    return str(images)
+
+
+def cleaned(folder, **fields):
+    return SOURCES['cleaned'](dict(name='image_folder', path=folder), **fields)
+
+
+def paths(source):
+    return [source[i]['path'] for i in range(len(source))]
+
+
+def test_what_is_broken_or_repeated_is_left_out_and_counted(folder, monkeypatch):
+    source = cleaned(folder)
+    assert paths(source) == ['cat/0.png', 'dog/0.png', 'dog/1.png']  # with another label
+    assert source.describe().endswith(
+        'cleaned: 1 broken left out (the first is record 1), '
+        '1 duplicates left out (the first is record 2)'
+    )
+    test_sources.test_contract(source)
+    same = cleaned(folder, fields=('image',))
+    assert paths(same) == ['cat/0.png', 'dog/0.png']
+    kept = cleaned(folder, duplicates='keep')
+    assert paths(kept) == ['cat/0.png', 'cat/2.png', 'dog/0.png', 'dog/1.png']
+    assert '1 duplicates kept' in kept.describe()
+    assert len({s.fingerprint() for s in (source, same, kept)}) == 3
+
+    reads = []
+    whole = type(source._source).__getitem__
+    monkeypatch.setattr(
+        type(source._source), '__getitem__', lambda self, i: reads.append(i) or whole(self, i)
+    )
+    again = cleaned(folder)
+    assert not reads  # what was found is kept
+    assert paths(again) == paths(source)
+
+
+def test_what_is_refused_is_named(folder):
+    with pytest.raises(errors.UserError, match=r'cat/1\.png'):
+        cleaned(folder, broken='refuse')
+    with pytest.raises(errors.UserError, match='Record 2 of .* repeats record 0'):
+        cleaned(folder, duplicates='refuse')
+    with pytest.raises(errors.UserError, match="'pixels'.*image"):
+        cleaned(folder, fields=('pixels',))
+
+
+def test_nothing_left_is_refused(tmp_path):
+    image_files.write_folder(tmp_path / 'images', {'cat': 1})
+    (tmp_path / 'images' / 'cat' / '0.png').write_bytes(b'')
+    with pytest.raises(errors.UserError, match='Every record of .* is broken'):
+        cleaned(str(tmp_path / 'images'))
+
+
+def test_arrays_and_texts_are_compared(tmp_path):
+    arrays = dict(x=np.array([[1, 2], [1, 3], [1, 2]]), label=np.array([0, 0, 0]))
+    np.savez(tmp_path / 'a.npz', **arrays)
+    source = SOURCES['cleaned'](dict(name='npz', path=str(tmp_path / 'a.npz')))
+    assert [source[i]['x'].tolist() for i in range(len(source))] == [[1, 2], [1, 3]]
+    (tmp_path / 'b.jsonl').write_text('{"text": "a"}\n{"text": "b"}\n{"text": "a"}\n')
+    texts = SOURCES['cleaned'](dict(name='jsonl', path=str(tmp_path / 'b.jsonl')))
+    assert [texts[i]['text'] for i in range(len(texts))] == ['a', 'b']
