@@ -6,6 +6,8 @@ Cost: two CPU cores, 14 min beside other work; 4,096 tokens a step, 1.8 M parame
 Result: 4.47 nats a hidden token of the held-out novels, 24.6 % of them right, by a vocabulary of
 8,192; the sample has "a very little evening, and she was so sure that she began to cry".
 
+    echo 'she was a [MASK] little girl.' | python -m bigmodels.predict --workdir=runs/bert --input=-
+
 configs/sst2_bert.py fine-tunes it. The published BERT's data are Wikipedia and books: with TFDS
 `--config.data.train.name=tfds --config.data.train.dataset=wikipedia/20230601.en
 --config.data.train.split=train`, and `--config.task.packing=documents`.

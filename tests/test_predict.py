@@ -13,9 +13,8 @@ from PIL import Image
 
 from bigmodels import config, errors, predict, runs, train
 from bigmodels.data.sources.table_sources import Columns
-from bigmodels.models.transformer import Transformer
 from bigmodels.tasks.classification import Classification
-from bigmodels.tasks.masked_language_modeling import MaskedLanguageModeling
+from bigmodels.tasks.sparse_coding import SparseCoding
 from tests import commands
 from tests.data import image_files
 from tests.tasks import table_files
@@ -189,8 +188,7 @@ def test_what_answers_no_records_says_where_to_go(tmp_path, capsys):
 
 
 def test_what_answers_nothing_is_not_sent_elsewhere(capsys, monkeypatch):
-    model = Transformer(vocab_size=257, num_layers=1, embed_dim=8, num_heads=1, causal=False)
-    task = MaskedLanguageModeling(model, {'name': 'bytes'}, 16)
+    task = SparseCoding(model=None)
     monkeypatch.setattr(runs, 'open_run', lambda *_, **__: types.SimpleNamespace(task=task))
-    with pytest.raises(errors.UserError, match=r'a MaskedLanguageModeling.* answers no records\.$'):
+    with pytest.raises(errors.UserError, match=r'a SparseCoding.* answers no records\.$'):
         answers(capsys, 'a', '-')

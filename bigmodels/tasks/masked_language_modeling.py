@@ -5,7 +5,7 @@ Axes: B batch, L length, M masked tokens of each sequence, V vocabulary.
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -76,18 +76,35 @@ class MaskedLanguageModeling(tokens.TokenSequences):
             return self.vocabulary.vocab_size
         return tokenizers.token_id(self.vocabulary, self.mask_token)
 
+    @property
+    def record_fields(self) -> dict[str, str]:
+        """What `preprocess` needs of a record, see `data.inputs`."""
+        return {self.text_field: 'text'}
+
     def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """A record with text -> {'inputs': token ids}, each [MASK] in it one mask."""
+        """A text -> {'inputs', 'segment_ids' int32 [L], 0 at padding}, each [MASK] in it one mask.
+
+        Raises:
+          UserError: for an empty text, and one of more than L tokens.
+        """
         # A word's token begins with the blank before it.
         parts = re.split(' ?' + re.escape(MASK), raw[self.text_field])
         ids = [tokenizers.document(self.vocabulary, parts[0])]
         for part in parts[1:]:
             ids += [np.array([self.mask_id], np.int32), self.vocabulary.encode(part)]
-        return {'inputs': np.concatenate(ids)}
+        ids = np.concatenate(ids)
+        if not 0 < len(ids) <= self.sequence_length:
+            raise errors.UserError(
+                f'The text has {len(ids)} tokens: from 1 to task.sequence_length = '
+                f'{self.sequence_length} are wanted.'
+            )
+        padded = np.zeros((2, self.sequence_length), np.int32)
+        padded[:, : len(ids)] = ids, np.ones_like(ids)
+        return {'inputs': padded[0], 'segment_ids': padded[1]}
 
-    def postprocess(self, prediction: Sequence[int]) -> str:
-        """Token ids -> text."""
-        return self.vocabulary.decode(prediction)
+    def postprocess(self, prediction: np.ndarray) -> dict[str, str]:
+        """Token ids of `predict` -> {'text'}."""
+        return {'text': self.vocabulary.decode(prediction[prediction >= 0])}
 
     def loss_fn(self, params, model_state, batch, rng, train: bool):
         """Cross-entropy in nats per masked token, and how many of them are told right."""
@@ -133,7 +150,13 @@ class MaskedLanguageModeling(tokens.TokenSequences):
         return jnp.broadcast_to(same, (shape[0], count))
 
     def predict(self, params, model_state, batch) -> jax.Array:
-        """Logits of each token, [B, L, V], from all that `inputs` show, masks among them."""
+        """Token ids int32 [B, L]: each mask filled in by the likeliest token, -1 at padding."""
+        told = self.logits(params, batch)[..., : self.vocabulary.vocab_size].argmax(-1)
+        filled = jnp.where(batch['inputs'] == self.mask_id, told, batch['inputs'])
+        return jnp.where(batch['segment_ids'] > 0, filled, -1)
+
+    def logits(self, params, batch) -> jax.Array:
+        """Of each token, [B, L, V], from all that `inputs` show, masks among them."""
         return self.model.apply(
             {'params': params},
             batch['inputs'],
@@ -155,8 +178,7 @@ class MaskedLanguageModeling(tokens.TokenSequences):
         """`sample_text` with its masks filled in by the likeliest tokens."""
         if not self.sample_text:
             return {}
-        inputs = self.preprocess({self.text_field: self.sample_text})['inputs']
-        logits = self.predict(params, model_state, {'inputs': inputs[None]})[0]
-        told = logits[:, : self.vocabulary.vocab_size].argmax(-1)
-        filled = np.where(inputs == self.mask_id, told, inputs)
-        return {'sample.txt': f'{self.sample_text}\n{self.postprocess(filled)}\n'}
+        example = self.preprocess({self.text_field: self.sample_text})
+        filled = self.predict(params, model_state, jax.tree.map(lambda x: x[None], example))[0]
+        answer = self.postprocess(np.asarray(filled))
+        return {'sample.txt': f'{self.sample_text}\n{answer["text"]}\n'}

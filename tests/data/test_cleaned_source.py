@@ -13,8 +13,11 @@ from tests.data import image_files, test_sources
 @pytest.fixture
 def folder(tmp_path):
     """cat/0 to cat/2 and dog/0; cat/1 is cut short, and cat/2 and dog/1 are as cat/0."""
-    image_files.write_folder(tmp_path / 'images', {'cat': 2, 'dog': 1})
     images = tmp_path / 'images'
+    for name, seeds in (('cat', (0, 1)), ('dog', (2,))):
+        (images / name).mkdir(parents=True)
+        for i, seed in enumerate(seeds):
+            (images / name / f'{i}.png').write_bytes(image_files.encoded(image_files.smooth(seed)))
     for copy in ('cat/2.png', 'dog/1.png'):
         shutil.copy(images / 'cat' / '0.png', images / copy)
     broken = images / 'cat' / '1.png'
@@ -65,8 +68,8 @@ def test_what_is_refused_is_named(folder):
 
 
 def test_nothing_left_is_refused(tmp_path):
-    image_files.write_folder(tmp_path / 'images', {'cat': 1})
-    (tmp_path / 'images' / 'cat' / '0.png').write_bytes(b'')
+    (tmp_path / 'images' / 'cat').mkdir(parents=True)
+    (tmp_path / 'images' / 'cat' / '0.png').write_bytes(b'no image')
     with pytest.raises(errors.UserError, match='Every record of .* is broken'):
         cleaned(str(tmp_path / 'images'))
 

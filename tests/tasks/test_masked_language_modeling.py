@@ -44,7 +44,7 @@ def test_evaluation_is_that_of_masks_at_fixed_positions(batch, params):
     seen = batch['inputs'].copy()
     seen[:, positions] = task.mask_id
     segment_ids = batch['weights'].astype(int)
-    logits = task.predict(params, {}, {'inputs': seen, 'segment_ids': segment_ids})
+    logits = task.logits(params, {'inputs': seen, 'segment_ids': segment_ids})
     logp = np.asarray(jax.nn.log_softmax(logits))
     told, right, count = 0.0, 0, 0
     for row in range(4):
@@ -108,8 +108,29 @@ def test_masked_tokens_are_not_seen(batch, params, monkeypatch):
 
 def test_texts_are_filled_in_where_they_say_mask():
     task = make()
-    ids = task.preprocess({'text': 'a [MASK] b[MASK]'})['inputs']
-    np.testing.assert_array_equal(ids, [ord('a'), 256, ord(' '), ord('b'), 256])
+    example = task.preprocess({'text': 'a [MASK] b[MASK]'})
+    expected = np.zeros(L, np.int32)
+    expected[:5] = ord('a'), 256, ord(' '), ord('b'), 256
+    np.testing.assert_array_equal(example['inputs'], expected)
+    np.testing.assert_array_equal(example['segment_ids'], np.arange(L) < 5)
+    for text, count in (('', 0), ('a' * (L + 1), L + 1)):
+        with pytest.raises(errors.UserError, match=f'has {count} tokens: from 1 to .* = {L}'):
+            task.preprocess({'text': text})
+
+
+def test_masks_of_several_texts_are_told_as_of_one(params):
+    task = make()
+    rows = [task.preprocess({'text': text}) for text in ('so [MASK][MASK]!', 'a [MASK] longer one')]
+    together = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+    filled = np.asarray(task.predict(params, {}, together))
+    for row, tokens in zip(rows, filled, strict=True):
+        length = row['segment_ids'].sum()
+        ids = row['inputs'][None, :length]
+        own = np.asarray(task.logits(params, {'inputs': ids}))[0, :, :256].argmax(-1)
+        expected = np.where(ids[0] == task.mask_id, own, ids[0])
+        np.testing.assert_array_equal(tokens[:length], expected)
+        assert (tokens[length:] == -1).all()
+        assert len(task.postprocess(tokens)['text'].encode('utf-8', 'replace')) >= length
 
 
 def test_the_sample_shows_the_likeliest_tokens(params):
