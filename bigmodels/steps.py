@@ -26,7 +26,8 @@ def accumulated_gradients(
     """Gradient, summed metrics and model state of a batch taken in `parts`.
 
     Each part's gradient counts by its share of the weights, so that the result is the gradient
-    of the mean over the whole batch however the padding falls.
+    of the mean over the whole batch however the padding falls. Except with BatchNorm, which
+    normalises each part by its own statistics and moves their averages once a part.
     """
     gradient = jax.grad(loss_fn, has_aux=True)
     if parts == 1:
