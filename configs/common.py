@@ -26,6 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh = dict(replica=1, data=-1, stage=1, fsdp=1, expert=1, sequence=1, tensor=1)
     config.parallel = 'jit'
     config.xla = dict()
+    config.init_from = dict(workdir='')
     config.adapter = dict(rank=0)
     config.privacy = dict(epsilon=None, delta=1e-5, clip=1.0, examples=0)
     config.federated = dict(clients=0)

@@ -181,6 +181,8 @@ BATCHES = {
 def test_every_config_is_fully_typed(spec):
     loaded = config.load(spec)
     assert loaded.is_locked
+    for section in experiment.SECTIONS:  # so that the command line can set what is in them
+        assert isinstance(loaded[section], ml_collections.ConfigDict)
     settings = experiment.from_config(loaded)
     task = experiment.make_task(settings)
     if hasattr(task, 'example_shapes'):

@@ -178,7 +178,7 @@ def gradually(
         count = state.count + 1
         # What is 0 already goes first, so that it stays 0.
         scores = movement or {name: jnp.abs(old[name] + change[name]) for name in chosen}
-        scores = {name: jnp.where(state.masks[name], score, -jnp.inf)
+        scores = {name: jnp.where(state.masks[name] & (old[name] != 0), score, -jnp.inf)
                   for name, score in scores.items()}  # fmt: skip
         kept = jax.lax.cond(
             _due(settings, count),

@@ -53,6 +53,21 @@ def test_a_weight_that_decays_does_not_move():
     assert (params['kernel'] != 0).ravel().tolist() == [True, True, False, False]
 
 
+@pytest.mark.parametrize('score', ['magnitude', 'movement'])
+def test_what_began_as_zero_stays_so(score):
+    rng = np.random.default_rng(0)
+    kernel = {'kernel': jnp.asarray(rng.normal(size=(16, 8)), jnp.float32)}
+    settings = prune.Settings(0.75, score=score)
+    before = prune.pruned(settings, kernel)
+    tx = prune.gradually(optax.adam(0.1), settings, before)
+    state, params = tx.init(before), before
+    for _ in range(3):
+        gradients = {'kernel': jnp.asarray(rng.normal(size=(16, 8)), jnp.float32)}
+        updates, state = tx.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_array_equal(params['kernel'] != 0, before['kernel'] != 0)
+
+
 def test_a_resumed_run_has_the_masks_of_one_that_was_not_stopped(tmp_path):
     config = commands.tiny_text_config(tmp_path, [
         'prune.sparsity=0.8', 'prune.begin=2', 'prune.end=6', 'prune.every=2', 'ema_decay=0.9',
