@@ -30,7 +30,7 @@ from bigmodels.scores import classification
 
 GROUPS = ('sex', 'race')
 POSITIVE = '>50K'
-SHOWN = ('selection_rate', 'true_positive_rate', 'false_positive_rate')
+SHOWN = ('selection_rate', 'true_positive_rate', 'false_positive_rate', 'calibration_error')
 
 
 def write_weighted(path: pathlib.Path, source: str, group: str) -> None:
@@ -117,7 +117,7 @@ def table(results: dict[str, dict]) -> str:
 
 def draw(results: dict[str, dict], path: pathlib.Path) -> None:
     """Rates of every group in bars, a run beside another."""
-    figure = Figure(figsize=(11, 6), layout='constrained')
+    figure = Figure(figsize=(16, 6), layout='constrained')
     grid = figure.subplots(len(GROUPS), len(SHOWN), squeeze=False)
     for row, group in enumerate(GROUPS):
         for column, rate in enumerate(SHOWN):

@@ -57,6 +57,19 @@ def test_interpreting_a_run(run, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.shared_data
+def test_probing_a_run(run, shared_data, monkeypatch):
+    monkeypatch.setenv('RUN', str(run))
+    monkeypatch.setenv('BIGMODELS_DATA', str(shared_data))
+    printed, pictures = executed('probe_a_run.ipynb', monkeypatch)
+    assert 'layers_1   probe 0.' in printed
+    assert 'layers_1: explained 0.' in printed
+    assert "reweighed {'demographic_parity_difference': 0." in printed
+    assert "FLOPs, by the task's formula" in printed
+    assert pictures == 3
+
+
+@pytest.mark.slow
 def test_smaller_models(monkeypatch):
     printed, pictures = executed('compress_a_run.ipynb', monkeypatch)
     assert 'int4:32' in printed
