@@ -29,7 +29,8 @@ def by_group(
     """FIGURES of each group and of 'all', by its name.
 
     'selection_rate' is the share that is taken for positive, 'base_rate' the share that is; a rate
-    is NaN for a group that has nobody it is of.
+    is NaN for a group that has nobody it is of. 'calibration_error' is that of the probability of
+    the positive outcome, see `classification.binned_error`.
 
     Args:
       targets: bool [N], the positive outcome, such as a credit.
@@ -58,7 +59,6 @@ def by_group(
 
 def _figures(positive: np.ndarray, p: np.ndarray, threshold: float) -> dict[str, float]:
     taken = p >= threshold
-    both = np.stack([1 - p, p], axis=1)
     values = (
         len(positive),
         positive.mean(),
@@ -67,7 +67,7 @@ def _figures(positive: np.ndarray, p: np.ndarray, threshold: float) -> dict[str,
         _share(taken, ~positive),
         (taken == positive).mean(),
         classification.roc_auc(positive, p),
-        classification.calibration_error(positive.astype(int), both),
+        classification.binned_error(positive, p),
     )
     return dict(zip(FIGURES, map(float, values), strict=True))
 

@@ -107,11 +107,22 @@ def calibration_error(
     Predictions are put in equally wide bins by their probability; the figure is the mean over
     examples of |accuracy - mean probability| of their bin (Guo et al. 2017, equation 3).
     """
-    confidence = probabilities.max(1).astype(np.float64)
-    correct = probabilities.argmax(1) == targets
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # (low, high]
-    excess = np.bincount(place, correct - confidence, minlength=bins)
-    return float(np.abs(excess).sum() / len(targets))
+    return binned_error(probabilities.argmax(1) == targets, probabilities.max(1), bins)
+
+
+def binned_error(
+    outcomes: np.ndarray, probabilities: np.ndarray, bins: int = CALIBRATION_BINS
+) -> float:
+    """The mean over examples of how far their bin's share of outcomes is from its probabilities.
+
+    Args:
+      outcomes: bool [N].
+      probabilities: [N], of them; equally wide bins of these.
+    """
+    p = probabilities.astype(np.float64)
+    place = np.clip(np.ceil(p * bins).astype(int) - 1, 0, bins - 1)  # (low, high]
+    excess = np.bincount(place, outcomes - p, minlength=bins)
+    return float(np.abs(excess).sum() / len(p))
 
 
 # (probabilities [N, C], targets [N]) -> a figure, or one for each class.

@@ -43,6 +43,9 @@ def test_disparities_by_hand():
         'demographic_parity_difference': 0.25, 'demographic_parity_ratio': 0.5,
         'equalised_odds_difference': 0.5,
     })  # fmt: skip
+    # Too low below a half and too high above it: of the likelier outcome these would cancel.
+    skewed = fairness.by_group([1, 0, 1, 0], [0.3, 0.3, 0.7, 0.7], list('aaaa'))
+    assert skewed['a']['calibration_error'] == pytest.approx(0.2)
     lonely = fairness.by_group([1, 1, 0], [0.9, 0.2, 0.9], ['a', 'a', 'b'])
     assert math.isnan(lonely['b']['true_positive_rate'])
     assert fairness.disparities(lonely)['equalised_odds_difference'] == 0
