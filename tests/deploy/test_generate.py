@@ -252,6 +252,10 @@ def test_a_run_ends_with_a_sample():
         ),
         (
             MaskedLanguageModeling(make_task(causal=False).model, {}, 4),
+            r"task 'other', which does not continue text; .*\.predict --workdir=runs/a\.$",
+        ),
+        (
+            types.SimpleNamespace(model=make_task(causal=False).model, vocabulary=None),
             r'holds a Transformer; only a causal Transformer generates text\.$',
         ),
     ],
