@@ -180,9 +180,9 @@ def test_a_spike_is_told_as_one():
 
 
 def digits_with(tmp_path, bad_rows, **values):
-    """Digits from an .npz whose `bad_rows` hold NaN."""
+    """Digits from an .npz whose `bad_rows` are so large that no loss is finite."""
     images = np.float32(np.random.default_rng(0).integers(0, 17, size=(96, 8, 8)))
-    images[bad_rows] = np.nan
+    images[bad_rows] = 3e38
     np.savez(tmp_path / 'digits.npz', image=images, label=np.arange(96) % 10)
     config = config_lib.load(
         str(commands.ROOT / 'configs/digits_mlp.py:tiny'), ['model.name=tests.test_guard.Normed']
