@@ -90,7 +90,7 @@ class Cleaned:
         key = sources.digest('cleaned', self._source.fingerprint(), repr(self._fields))
         path = pipeline.cache_dir() / f'cleaned-{key[:24]}.npy'
         if path.is_file():
-            return np.load(path)
+            return np.load(path, allow_pickle=False)
         places, seen = np.empty(len(self._source), np.int64), {}
         for i in range(len(self._source)):
             try:
