@@ -87,12 +87,7 @@ class MaskedLanguageModeling(tokens.TokenSequences):
         Raises:
           UserError: for an empty text, and one of more than L tokens.
         """
-        # A word's token begins with the blank before it.
-        parts = re.split(' ?' + re.escape(MASK), raw[self.text_field])
-        ids = [tokenizers.document(self.vocabulary, parts[0])]
-        for part in parts[1:]:
-            ids += [np.array([self.mask_id], np.int32), self.vocabulary.encode(part)]
-        ids = np.concatenate(ids)
+        ids = self._with_masks(raw[self.text_field])
         if not 0 < len(ids) <= self.sequence_length:
             raise errors.UserError(
                 f'The text has {len(ids)} tokens: from 1 to task.sequence_length = '
@@ -101,6 +96,15 @@ class MaskedLanguageModeling(tokens.TokenSequences):
         padded = np.zeros((2, self.sequence_length), np.int32)
         padded[:, : len(ids)] = ids, np.ones_like(ids)
         return {'inputs': padded[0], 'segment_ids': padded[1]}
+
+    def _with_masks(self, text: str) -> np.ndarray:
+        """The ids of a text, in which [MASK] stands for one."""
+        # A word's token begins with the blank before it.
+        parts = re.split(' ?' + re.escape(MASK), text)
+        ids = [tokenizers.document(self.vocabulary, parts[0])]
+        for part in parts[1:]:
+            ids += [np.array([self.mask_id], np.int32), self.vocabulary.encode(part)]
+        return np.concatenate(ids)
 
     def postprocess(self, prediction: np.ndarray) -> dict[str, str]:
         """Token ids of `predict` -> {'text'}."""
@@ -178,7 +182,8 @@ class MaskedLanguageModeling(tokens.TokenSequences):
         """`sample_text` with its masks filled in by the likeliest tokens."""
         if not self.sample_text:
             return {}
-        example = self.preprocess({self.text_field: self.sample_text})
-        filled = self.predict(params, model_state, jax.tree.map(lambda x: x[None], example))[0]
+        ids = self._with_masks(self.sample_text)[None]  # of any length
+        batch = {'inputs': ids, 'segment_ids': np.ones_like(ids)}
+        [filled] = self.predict(params, model_state, batch)
         answer = self.postprocess(np.asarray(filled))
         return {'sample.txt': f'{self.sample_text}\n{answer["text"]}\n'}
