@@ -36,7 +36,7 @@ class Meter:
         self._device, self._num_devices, self._rapl = mesh.devices.flat[0], mesh.size, rapl
         self._began, self._source, self._counters = time.perf_counter(), *self._read()
         self._joules, self._lock, self._ended = 0.0, threading.Lock(), threading.Event()
-        if self._source:
+        if self._source == 'RAPL':  # others do not begin again
             threading.Thread(target=self._keep_reading, daemon=True).start()
 
     def cost(self, steps: int, flops: float | None, step: Callable) -> dict[str, Any]:
@@ -74,7 +74,8 @@ class Meter:
         """
         if self._device.platform in sharding.GPU:
             return step.cost_analysis().get('flops'), "XLA's count, a loop for one turn"
-        return costs.all_flops(hlo.parse(step.as_text())), 'the products in its program'
+        text = step.as_text()
+        return text and costs.all_flops(hlo.parse(text)), 'the products in its program'
 
     def _keep_reading(self) -> None:
         """Before a counter can begin again twice: RAPL's do after ten minutes at 400 W."""
@@ -85,10 +86,11 @@ class Meter:
         """What was spent since the counters were read last."""
         with self._lock:
             source, now = self._read()
-            if now.keys() != self._counters.keys():
+            if now.keys() == self._counters.keys():
+                for name, (end, wraps) in now.items():
+                    self._joules += _passed(self._counters[name][0], end, wraps)
+            else:
                 source = ''  # a part is not known
-            for name, (end, wraps) in now.items() if source else ():
-                self._joules += _passed(self._counters[name][0], end, wraps)
             self._source, self._counters = self._source and source, now
 
     def _energy(self, seconds: float) -> tuple[float | None, str]:

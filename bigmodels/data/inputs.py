@@ -138,10 +138,13 @@ def _filled(record, fields: Mapping[str, str], where: str, folder: str, sample_r
             path = os.path.join(folder, record[name])
             filled |= _decoded(path, name, kind, f'{path} ({where})', sample_rate)
         elif kind == 'audio' and 'sample_rate' in record:
-            samples, rate = np.asarray(record[name], np.float32), int(record['sample_rate'])
-            audio.check_rate(rate)
+            try:
+                samples, rate = np.asarray(record[name], np.float32), int(record['sample_rate'])
+                audio.check_rate(rate)
+            except (TypeError, ValueError, errors.UserError) as error:
+                raise errors.UserError(f'{where}: {name} or sample_rate: {error}') from error
             wanted = sample_rate or rate
-            samples = audio.resampled(samples, rate, wanted, where)
+            samples = audio.resampled(samples, rate, wanted, folder or 'the input')
             filled |= {name: samples, 'sample_rate': wanted}
     return filled
 

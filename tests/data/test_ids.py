@@ -32,6 +32,7 @@ def test_an_id_is_the_same_whatever_type_its_column_was_read_as():
     assert whole.rows(['5.0', '', '16777217']).tolist() == [2, 0, 1]
     both = Ids.fit(np.array(['1', '1.0', '07'], object))
     assert (both.names, both.counts.tolist()) == (('1', '07'), [2, 1])
+    assert Ids.fit(np.array(['12e4', '120000'], object)).names == ('120000', '12e4')
     assert Ids(('07', '1.0'), np.array([2, 1])).rows([1]).tolist() == [2]  # saved before
 
 

@@ -99,6 +99,10 @@ def test_recordings_are_resampled_to_the_rate_of_the_run(tmp_path):
     with pytest.warns(UserWarning, match='has sound of 16,000 Hz: it is resampled to 8,000 Hz'):
         (_, told), (_, silent) = read(tmp_path / 'a.jsonl', {'audio': 'audio'}, sample_rate=8000)
     assert (told['sample_rate'], len(told['audio'])) == (8000, 2)
+    for samples, rate in (('[0.5]', '"fast"'), ('[0.5]', 'null'), ('[0.5]', '0'), ('["a"]', '9')):
+        (tmp_path / 'b.jsonl').write_text(f'{{"audio": {samples}, "sample_rate": {rate}}}\n')
+        with pytest.raises(errors.UserError, match=r'b\.jsonl, record 0: audio or sample_rate'):
+            read(tmp_path / 'b.jsonl', {'audio': 'audio'}, sample_rate=8000)
     assert silent.keys() == {'audio'}
     assert list(silent['audio']) == [0, 0.5, 0, 0.5]
 

@@ -322,7 +322,7 @@ def text_of(value: Any) -> str:
     """A value of a record as the text of a category or an id; '' where it is missing.
 
     A number is the same text whatever type its column was read as: 5 is '5' as an integer, as 5.0
-    and as '5.0'; others are rounded to float32.
+    and as '5.0'; others are rounded to float32. Text with an exponent stays as it is.
     """
     if is_missing(value):
         return ''
@@ -330,7 +330,7 @@ def text_of(value: Any) -> str:
         value = value.strip()
         if _INTEGER.fullmatch(value):
             return str(int(value))
-        if not _REAL.fullmatch(value):
+        if not _REAL.fullmatch(value) or 'e' in value.lower():  # 12e4 may be a part of a hash
             return value
         value = float(value)
     if isinstance(value, float | np.floating) and np.isfinite(value):
