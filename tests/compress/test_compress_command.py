@@ -44,7 +44,8 @@ def test_a_small_run_is_a_run(large, tmp_path, capsys):
     assert after['bytes on disk'] < 0.6 * before['bytes on disk']
     assert after['parameters'] < before['parameters']
     assert after['zeros'] > 0.3 * after['parameters']
-    assert abs(after['valid/loss'] - before['valid/loss']) < 0.1
+    learned = np.log(256) - before['valid/loss']
+    assert abs(after['valid/loss'] - before['valid/loss']) < 0.5 * learned
     assert f'{after["valid/loss"]:.5g}' in told
 
     figures = json.loads(commands.printed(evaluate, capsys, workdir=to))
