@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax_privacy import clipping
 
 from bigmodels import (
     checkpoint,
@@ -76,6 +77,21 @@ def test_each_example_is_clipped_as_in_float64(parts):
     assert tuple(map(float, pairs['clipped'])) == (clipped, counted)
     assert np.isfinite(pairs['loss']).all()
     assert pairs['loss'][1] == 9.5
+
+
+def test_the_gradient_is_that_of_jax_privacy():
+    batch = {key: np.array(value) for key, value in test_steps.BATCH.items()}
+    batch['weights'][3] = 0
+
+    def loss(params, batch):
+        return test_steps.loss_fn(params, {}, batch, None, train=True)[0]
+
+    theirs = clipping.clipped_grad(loss, l2_clip_norm=CLIP, normalize_by=EXPECTED)
+    expected = theirs(test_steps.PARAMS, batch, is_padding_example=batch['weights'] == 0)
+    grads, _, _ = dp_sgd.private_gradients(
+        test_steps.PARAMS, {}, batch, jax.random.key(0), test_steps.loss_fn, 3, budget=SILENT
+    )
+    test_sharding.assert_close(grads, expected, 1e-6)
 
 
 def test_parts_change_no_mask_of_dropout():
