@@ -7,7 +7,8 @@ from SST-2: found is what `bigmodels.data.personal` marks from its first charact
 that it marks in the novels is a false alarm or a number in a story. Copies of the novels'
 paragraphs, with ever more words changed, are looked for by `bigmodels.privacy.duplicates`, beside
 their similarity, computed exactly; so are SST-2's test sentences in its training data, a hundred of
-them planted. Written: results/anonymize.json and .md.
+them planted. Of the people in Adult's census it is counted how many share what others may know of
+them. Written: results/anonymize.json and .md.
 """
 
 import argparse
@@ -18,9 +19,11 @@ import re
 
 import faker
 import measure
+import numpy as np
 
 from bigmodels.data import personal, sources
-from bigmodels.privacy import duplicates
+from bigmodels.data.sources.table_sources import Csv
+from bigmodels.privacy import duplicates, k_anonymity
 
 LOCALES = ('en_US', 'en_GB', 'de_DE', 'fr_FR', 'es_ES', 'it_IT', 'nl_NL', 'pl_PL', 'pt_BR', 'sv_SE')
 # Kind -> the country whose numbers of that kind are looked for, None for any; Faker's method.
@@ -36,6 +39,8 @@ MAKERS = {
     **{f'phone ({locale[-2:]})': (locale, 'phone_number') for locale in LOCALES},
 }
 CHANGED = (0.0, 0.005, 0.01, 0.02, 0.04, 0.08)  # of a copy's words
+KNOWN = ('age', 'sex', 'race', 'marital_status', 'native_country', 'occupation')
+DECADES = 'age in decades'
 THRESHOLD, NGRAM, PARAGRAPHS, PLANTED = 0.8, 5, 1000, 100
 
 
@@ -112,6 +117,28 @@ def known(rng: random.Random) -> dict:
             'others': len(rates[1] - places - rates[0])}  # fmt: skip
 
 
+def shared() -> list[dict]:
+    """How many people of Adult there are in the smallest class, and are alone or among under 5,
+    where ever more is known of them.
+    """
+    source = Csv(str(measure.data_path('adult/adult_train.csv.gz')), numeric=('age',))
+    people = source.take(np.arange(len(source)))
+    people[DECADES] = people['age'] // 10
+    rows = []
+    for age in ('age', DECADES):
+        for count in range(1, len(KNOWN) + 1):
+            columns = [age, *KNOWN[1:count]]
+            sizes = k_anonymity.class_sizes([people[name] for name in columns])
+            rows.append({
+                'people': len(sizes),
+                'columns': columns,
+                'smallest': int(sizes.min()),
+                'alone': float(np.mean(sizes == 1)),
+                'under 5': float(np.mean(sizes < 5)),
+            })  # fmt: skip
+    return rows
+
+
 def table(results: dict) -> str:
     """All of it as Markdown."""
     percent = lambda share: f'{share:.1%}'
@@ -128,6 +155,13 @@ def table(results: dict) -> str:
          str(row['found']), str(row['others']))
         for row in results['copies']
     ]  # fmt: skip
+    people = results['shared'][0]['people']
+    third = [(f'known of each of {people:,} people', 'k', 'alone', 'among under 5')]
+    third += [
+        (', '.join(row['columns']), str(row['smallest']), percent(row['alone']),
+         percent(row['under 5']))
+        for row in results['shared']
+    ]  # fmt: skip
     return '\n\n'.join([
         measure.markdown(first),
         f'Marked in {alarms["characters"]:,} characters of novels: {marked}.',
@@ -136,6 +170,7 @@ def table(results: dict) -> str:
         f'Of SST-2\'s test sentences {known["before"]} are in its training data; of '
         f'{known["planted"]} that were put there {known["found"]} are found, and '
         f'{known["others"]} others.',
+        measure.markdown(third),
     ])  # fmt: skip
 
 
@@ -149,6 +184,7 @@ if __name__ == '__main__':
         'alarms': alarms(),
         'copies': [copies(share, rng) for share in CHANGED],
         'known': known(rng),
+        'shared': shared(),
     }
     measure.write('anonymize', results, libraries=('faker',), quiet=True)
     (measure.RESULTS / 'anonymize.md').write_text(table(results) + '\n')

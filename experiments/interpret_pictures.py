@@ -1,13 +1,15 @@
-"""Pictures of what is inside two finished runs.
+"""Pictures of what is inside finished runs.
 
     python experiments/interpret_pictures.py --runs=runs
 
 Causal tracing (Meng et al. 2022) of configs/transformer.py: the quotation mark that opens a string
 is changed, and the state of each layer and position is put back in turn. Integrated gradients and
-Grad-CAM of configs/mnist_lenet.py on test images. Written are results/causal_tracing.png and
-results/attributions.png.
+Grad-CAM of configs/mnist_lenet.py on test images. Integrated gradients of a sentence by
+configs/sst2_lstm.py, of a recording by configs/speech_digits.py and of a person by
+configs/adult.py. Written are results/causal_tracing.png, attributions.png and
+attributions_others.png; runs that are not there are said, and their picture is left as it was.
 
-Cost: two CPU cores, about a minute.
+Cost: two CPU cores, about two minutes.
 """
 
 import argparse
@@ -20,13 +22,15 @@ import measure
 import numpy as np
 from matplotlib.figure import Figure
 
-from bigmodels import runs
+from bigmodels import config, experiment, runs
 from bigmodels.data.sources.image_sources import Mnist
 from bigmodels.interpret import activations, explanations, report
 
 CLEAN, CORRUPTED, ANSWER = "greeting = ('hello", 'greeting = ("hello', "'"
 DIGITS = (0, 8, 18, 115)
 METHODS = ('integrated_gradients', 'occlusion', 'grad_cam')
+# Run -> which of its test records is shown.
+OTHERS = {'sst2_lstm': 4, 'speech_digits': 0, 'adult': 7}
 
 
 def trace(run: runs.Run, path: pathlib.Path, clean: str, corrupted: str, answer: str) -> None:
@@ -70,7 +74,31 @@ def attribute(run: runs.Run, path: pathlib.Path, data: pathlib.Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-if __name__ == '__main__':
+def attribute_others(folder: pathlib.Path, path: pathlib.Path) -> None:
+    """Draws what integrated gradients say of a sentence, a recording and a row of a table."""
+    figure = Figure(figsize=(12, 4), layout='constrained')
+    for axes, (name, index) in zip(figure.subplots(1, len(OTHERS)), OTHERS.items(), strict=True):
+        run = runs.open_run(folder / name)
+        section = run.config['data']['evals']['test']
+        source = config.choose(experiment.SOURCES, section, 'data.evals.test')
+        [one] = explanations.explain(run, [(name, source[index])], METHODS[:1])
+        [values] = one.maps.values()
+        if one.kind == 'sound':
+            picture = report.over(report.scaled(one.shown.T), values.T)
+            axes.imshow(picture, origin='lower', aspect='auto')
+            axes.set(xlabel='frame', ylabel='mel band')
+        else:
+            axes.barh(range(len(values)), values, color=np.where(values < 0, 'C0', 'C3'))
+            axes.set_yticks(range(len(values)), one.shown, fontsize=8)
+            axes.invert_yaxis()
+            axes.axvline(0, color='gray', linewidth=0.5)
+            axes.set(xlabel="share of the answer's logit above the mean")
+        axes.set_title(f'{name}: {one.answer["label"]}, p {one.answer["probability"]:.3f}')
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--runs', type=pathlib.Path, default=pathlib.Path('runs'))
     parser.add_argument('--clean', default=CLEAN)
@@ -79,11 +107,24 @@ if __name__ == '__main__':
     parser.add_argument('--results', type=pathlib.Path, default=measure.RESULTS)
     options = parser.parse_args()
     runs.configure_process()
-    trace(
-        runs.open_run(options.runs / 'transformer'), options.results / 'causal_tracing.png',
-        options.clean, options.corrupted, options.answer,
-    )  # fmt: skip
-    attribute(
-        runs.open_run(options.runs / 'mnist_lenet'), options.results / 'attributions.png',
-        measure.data_path('mnist'),
-    )  # fmt: skip
+    folder, results = options.runs, options.results
+    pictures = {
+        ('transformer',): lambda: trace(
+            runs.open_run(folder / 'transformer'), results / 'causal_tracing.png',
+            options.clean, options.corrupted, options.answer,
+        ),
+        ('mnist_lenet',): lambda: attribute(
+            runs.open_run(folder / 'mnist_lenet'), results / 'attributions.png',
+            measure.data_path('mnist'),
+        ),
+        tuple(OTHERS): lambda: attribute_others(folder, results / 'attributions_others.png'),
+    }  # fmt: skip
+    for names, draw in pictures.items():
+        if missing := [name for name in names if not (folder / name).is_dir()]:
+            print(f'{", ".join(missing)}: not in {folder}, its picture is left as it was.')
+        else:
+            draw()
+
+
+if __name__ == '__main__':
+    main()

@@ -15,8 +15,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 def start(module: str, *arguments: str, devices: int = 1, **options) -> subprocess.Popen:
     """python -m module arguments, from the repository's root."""
-    environment = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'}
-    environment |= {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(devices)}
+    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(devices)}
     options = {
         'cwd': ROOT,
         'stdout': subprocess.PIPE,
