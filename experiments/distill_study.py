@@ -1,9 +1,10 @@
 """What a small model gains by a teacher: the same one trained alone and distilled, several seeds.
 
-    python experiments/distill_study.py --runs=FOLDER [--sets=sst2,cifar10] [--seeds=3]
+    python experiments/distill_study.py --runs=FOLDER [--sets sst2 cifar10] [--seeds=3]
 
 For each set a teacher is trained once, and for each seed a student alone and one that learns from
-the teacher too, of the same initial parameters, batches and steps. What is in the folder already is
+the teacher too, of the same initial parameters, batches and steps: from its answers, or from what
+its layers give, where the set says so by its name. What is in the folder already is
 not trained again, so that the command goes on where it was stopped. Written: results/distill.json
 and .md, in the place of the last results of the same set.
 """
@@ -47,6 +48,11 @@ SETS = {
         dict(temperature=2.0, weight=0.7),
     ),
 }  # fmt: skip
+_FORWARD = 'layers_0_forward', 'layers_0_forward'
+SETS['sst2, features'] = dataclasses.replace(
+    SETS['sst2'],
+    distill=dict(kind='features', weight=0.5, layers=(('embed', 'embed'), _FORWARD)),
+)
 
 
 def trained(workdir: pathlib.Path, one: Set, *changes: str, **sections: dict) -> float:
@@ -61,14 +67,15 @@ def trained(workdir: pathlib.Path, one: Set, *changes: str, **sections: dict) ->
 
 def study(folder: pathlib.Path, name: str, seeds: int) -> dict:
     """The accuracies of a teacher and of both students for each seed, and their sizes."""
-    one, teacher = SETS[name], folder / f'{name}_teacher'
+    one, data = SETS[name], name.partition(',')[0]
+    teacher = folder / f'{data}_teacher'
     found = {'teacher': [trained(teacher, one)], 'alone': [], 'distilled': []}
     for seed in range(seeds):
         for kind, sections in (
             ('alone', {}),
             ('distilled', {'distill': dict(teacher=str(teacher), **one.distill)}),
         ):
-            workdir = folder / f'{name}_{kind}_{seed}'
+            workdir = folder / f'{name if kind == "distilled" else data}_{kind}_{seed}'
             changes = *one.student, f'seed={seed}'
             accuracy = trained(workdir, one, *changes, model=one.model, **sections)
             found[kind].append(accuracy)
@@ -97,11 +104,11 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--runs', type=pathlib.Path, required=True, help='a folder for the runs')
-    parser.add_argument('--sets', default=','.join(SETS), help='of SETS, with commas')
+    parser.add_argument('--sets', nargs='+', default=list(SETS), choices=list(SETS))
     parser.add_argument('--seeds', type=int, default=3)
     options = parser.parse_args()
     runs.configure_process()
-    for name in options.sets.split(','):
+    for name in options.sets:
         result = study(options.runs, name, options.seeds)
         measure.keep('distill', result, lambda result: result['set'], table)
 

@@ -111,8 +111,10 @@ def shift_hue(image: Array, share: Array) -> Array:
     chroma = value - least
     red, green, blue = jnp.moveaxis(image, -1, 0)
     ratio = lambda difference: difference / jnp.maximum(chroma, 1e-6)
+    # Channels are compared with one another, not with `value`: XLA may compute it with other
+    # rounding, and where none is equal to it the hue would be of the wrong third.
     sixths = jnp.select(
-        [value == red, value == green],
+        [(red >= green) & (red >= blue), green >= blue],
         [ratio(green - blue), 2 + ratio(blue - red)],
         4 + ratio(red - green),
     )

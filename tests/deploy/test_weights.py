@@ -101,7 +101,8 @@ def test_a_token_reads_kernels_as_they_are_kept(kept, batch):
         jax.random.key(0), GREEDY.rows(batch, only_used=True),
     )  # fmt: skip
     lowered = decoding.program().lower(packed[0], *arrays, max_new_tokens=4)
-    computations = lowered.compile().as_text().split('\n}')
+    as_for_users = {'xla_cpu_use_fusion_emitters': True}  # which conftest.py turns off
+    computations = lowered.compile(as_for_users).as_text().split('\n}')
     [loop] = [c for c in computations if 'opt-barrier(' in c and 'ENTRY' not in c]
     large = rf'\[256,32\]|\[80,32\]|\[32,80\]|\[{batch},4,16,8\]'
     written = re.findall(rf'%(\S+) = \w+(?:{large})\S* (?:copy|convert|fusion)\(', loop)

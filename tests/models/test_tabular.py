@@ -71,7 +71,8 @@ def test_only_numbers_or_only_categories():
             tabular.TabularMLP(1, num_categories=7),
             FTTransformer(1, num_categories=7, num_layers=1, num_heads=2),
         ):
-            outputs, _ = model.init_with_output(jax.random.key(0), numbers, categories)
+            init = jax.jit(model.init_with_output)
+            outputs, _ = init(jax.random.key(0), numbers, categories)
             assert outputs.shape == (5, 1)
             assert outputs.dtype == jnp.float32
 

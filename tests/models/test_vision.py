@@ -45,6 +45,7 @@ def batches(count=test_sharding.STEPS):
     ]
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def variables(model, side=SIDE):
     return model.init(jax.random.key(0), jnp.zeros((1, side, side, 3)))
 
@@ -86,9 +87,8 @@ def test_a_mean_over_patches_takes_sequences_that_are_split():
 def test_every_patch_sees_every_other():
     """The gradient of the first patch's state reaches the last patch."""
     model = SMALL['token']
-    gradient = jax.grad(
-        lambda x: model.apply(variables(model), x)[0, 0]  # by way of the first token
-    )(jnp.asarray(batches(1)[0]['inputs'][:1]))
+    first = lambda x: model.apply(variables(model), x)[0, 0]  # by way of the first token
+    gradient = jax.jit(jax.grad(first))(jnp.asarray(batches(1)[0]['inputs'][:1]))
     assert all(abs(patch).max() > 0 for patch in vit.patches(gradient, 4)[0])
 
 
@@ -103,8 +103,9 @@ def test_scanned_and_rematerialised_layers_are_the_plain_ones(change):
         other = {name: leaf for name, leaf in params.items() if not name.startswith('layers_')}
         other['layers'] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
     loss = lambda params, model: jnp.square(model.apply({'params': params}, inputs)).sum()
-    value, gradient = jax.value_and_grad(loss)(params, model)
-    same_value, same_gradient = jax.value_and_grad(loss)(other, changed)
+    gradients = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    value, gradient = gradients(params, model)
+    same_value, same_gradient = gradients(other, changed)
     np.testing.assert_allclose(same_value, value, rtol=1e-5)
     for name in ('patch_embed', 'head'):
         test_sharding.assert_close(same_gradient[name], gradient[name], 1e-4)
