@@ -57,12 +57,13 @@ def test_the_loss_is_its_definition(text, chunk, weight):
         state.params, {}, batches[0], jax.random.key(0), made.teacher.read()
     )
     own, theirs = (
-        log_probabilities(each.predict(params, {}, batches[0]), 3.0)
+        log_probabilities(jax.jit(each.predict)(params, {}, batches[0]), 3.0)
         for each, params in ((task, state.params), (run.task, run.params))
     )
     weights = batches[0]['weights']
     divergence = ((np.exp(theirs) * (theirs - own)).sum(-1) * weights).sum() / weights.sum()
-    alone, _ = task.loss_fn(state.params, {}, batches[0], jax.random.key(0), train=True)
+    loss_fn = jax.jit(functools.partial(task.loss_fn, train=True))
+    alone, _ = loss_fn(state.params, {}, batches[0], jax.random.key(0))
     np.testing.assert_allclose(metrics.mean(pairs['teacher_loss']), 9 * divergence, rtol=1e-4)
     np.testing.assert_allclose(metrics.mean(pairs['task_loss']), alone, rtol=1e-5)
     np.testing.assert_allclose(loss, (1 - weight) * alone + weight * 9 * divergence, rtol=1e-4)

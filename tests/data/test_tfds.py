@@ -159,7 +159,6 @@ def test_real_mnist_is_prepared_and_read(shared_data, tmp_path):
         assert source[0]['image'].shape == (28, 28, 1)
         assert pickle.loads(pickle.dumps(source))[7]['label'] == source[7]['label']
     assert 'tensorflow' not in sys.modules
-    again = config.choose(
-        SOURCES, first | {'split': 'test', 'data_dir': str(tmp_path / 'second')}, 'data'
-    )
-    assert again.fingerprint() == source.fingerprint()
+    shutil.copytree(data_dir, tmp_path / 'elsewhere')
+    elsewhere = section | {'split': 'test', 'data_dir': str(tmp_path / 'elsewhere')}
+    assert config.choose(SOURCES, elsewhere, 'data').fingerprint() == source.fingerprint()

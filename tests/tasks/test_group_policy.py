@@ -94,7 +94,8 @@ def test_loss_is_the_advantage_weighted_likelihood_of_what_was_answered(monkeypa
             ]
             losses.append(-gained[answer] * float(log_probs.mean()))
     expected = np.reshape(losses, (3, 3)).mean(1)
-    loss, (pairs, _) = task.loss_fn(params, {}, batch, rng, train=True)
+    loss_fn = jax.jit(task.loss_fn, static_argnames='train')
+    loss, (pairs, _) = loss_fn(params, {}, batch, rng, train=True)
     np.testing.assert_allclose(loss, expected[:2].mean(), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(pairs['reward'][0] / pairs['reward'][1], given[:2].mean(), rtol=1e-6)
     assert len(set(counts.tolist())) > 1 or len(np.unique(tokens)) > 3

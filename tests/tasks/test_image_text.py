@@ -1,6 +1,7 @@
 """Images and texts to examples; losses of batches, classes by their prompts, retrieval of sets."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -108,12 +109,14 @@ def test_equal_texts_are_positives_or_as_published(whole, loss, equal_texts, sou
 def test_a_class_is_the_mean_of_its_prompts_and_an_image_of_the_nearest(whole):
     batch, params = whole
     task, variables = make_task(), {'params': params}
+    texts = jax.jit(functools.partial(MODEL.apply, method=MODEL.texts))
+    images = jax.jit(functools.partial(MODEL.apply, method=MODEL.images))
     vectors = []
     for name in CLASSES:
         each = []
         for prompt in (f'a {name}.', f'the {name} is here'):
             tokens = np.array([[*prompt.encode()[:15], 0]])
-            [vector] = MODEL.apply(variables, tokens, np.ones_like(tokens), method=MODEL.texts)
+            [vector] = texts(variables, tokens, np.ones_like(tokens))
             each.append(np.float64(vector))
         mean = sum(each) / 2
         vectors.append(mean / np.sqrt((mean**2).sum()))
@@ -121,14 +124,14 @@ def test_a_class_is_the_mean_of_its_prompts_and_an_image_of_the_nearest(whole):
     example = task.text_example(np.frombuffer(b'a cat.', np.uint8))
     [alone] = task.embed_texts(params, {}, {name: ids[None] for name, ids in example.items()})
     tokens = np.array([[*b'a cat.', 0]])
-    [vector] = MODEL.apply(variables, tokens, np.ones_like(tokens), method=MODEL.texts)
+    [vector] = texts(variables, tokens, np.ones_like(tokens))
     np.testing.assert_allclose(alone, vector, rtol=1e-4, atol=1e-5)
-    images = np.float64(MODEL.apply(variables, batch['inputs'], method=MODEL.images))
-    logits = images @ np.stack(vectors).T / 0.07
+    logits = np.float64(images(variables, batch['inputs'])) @ np.stack(vectors).T / 0.07
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     predicted = jax.jit(task.predict)(params, {}, {'inputs': batch['inputs']})
     np.testing.assert_allclose(predicted, probabilities, rtol=1e-3, atol=1e-5)
-    _, (pairs, _) = task.loss_fn(params, {}, batch, jax.random.key(0), False)
+    loss_fn = jax.jit(task.loss_fn, static_argnums=4)
+    _, (pairs, _) = loss_fn(params, {}, batch, jax.random.key(0), False)
     right = (logits.argmax(1) == batch['labels']).mean()
     assert metrics.mean(pairs['zero_shot_accuracy']) == pytest.approx(right)
     answer = task.postprocess(np.asarray(predicted[0]))

@@ -57,9 +57,10 @@ def test_the_length_of_the_batch_does_not_matter(tones):
     for seconds in (0.3, 0.5):
         task = classification(seconds)
         batch = batch_of(task, [recordings[i] for i in range(6)])
-        params = task.init(jax.random.key(0), batch)['params']
-        loss, (pairs, _) = task.loss_fn(params, {}, batch, jax.random.key(0), train=False)
-        results.append((task.predict(params, {}, batch), loss))
+        params = jax.jit(task.init)(jax.random.key(0), batch)['params']
+        loss_fn = jax.jit(task.loss_fn, static_argnames='train')
+        loss, (pairs, _) = loss_fn(params, {}, batch, jax.random.key(0), train=False)
+        results.append((jax.jit(task.predict)(params, {}, batch), loss))
         assert float(pairs['accuracy'][1]) == 6
     assert batch['inputs'].shape == (6, 4000)
     for one, other in zip(*results, strict=True):
