@@ -60,6 +60,7 @@ def get_config(variant: str = ''):
     config.total_steps = 2400  # 20 epochs
     if variant == 'tiny':
         config.model.update(vocab_size=300, num_layers=2, embed_dim=32, num_heads=2, max_length=512)
+        config.model.update(dropout_rate=0.1, dtype='float32')
         config.task.update(source_length=256, target_length=256, row_length=512, beam_size=2)
         config.task.tokenizer.vocab_size = 300
         config.batch_size = 8
