@@ -26,6 +26,6 @@ def get_config(variant: str = ''):
         common.use_imagenet(config)
     elif variant == 'tiny':
         config = common.tiny(config)
-        config.model.update(width=0.25, depth=0.3)
+        config.model.update(stem_stride=2, width=0.25, depth=0.3)
         config.batch_size = 16
     return config.lock()

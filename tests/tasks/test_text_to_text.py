@@ -205,7 +205,7 @@ def test_the_tiny_variant_learns_to_turn_words_around_and_its_answers_are_a_data
         config.data.evals = dict(test=reversals(tmp_path / 'test.jsonl', 50, seed=1))
         config.task.update(source_length=8, target_length=8, row_length=32, samples=('abc',))
         config.task.score_names = ('exact_match', 'bleu')
-        config.batch_size, config.total_steps = 32, 900
+        config.batch_size, config.total_steps = 16, 900
         config.checkpoint.every = 900
     figures = train_lib.train(config, tmp_path / 'run')
     assert figures['test/exact_match'] > 95
