@@ -11,7 +11,8 @@ Data: the four files of MNIST in `mnist/`.
 
 Cost: two CPU cores shared with other work, 15 s and up to 45 s of compilation.
 Result: 94.7 % of the 10,000 test digits right after 100 rounds, 96.4 % by FedAdam, 94.1 % by
-FedProx; other concentrations are in experiments/results/federated.md.
+FedProx; other concentrations, and clients that are protected whole, are in
+experiments/results/federated.md.
 """
 
 from configs import common
