@@ -4,9 +4,8 @@
 
 A perceptron for MNIST is trained, and made smaller in two ways: by `python -m bigmodels.compress`
 after the same number of further steps, or within these steps, by config.prune, config.compress and
-config.distill; so is LeNet-5, whose weights are 0 by nine in ten. What is in the folder already is
-not trained again. Written: experiments/results/sparse.json, .md, and .png, the accuracy of the
-perceptron over the share of weights that is 0.
+config.distill. What is in the folder already is not trained again. Written:
+experiments/results/sparse.json, .md, and .png, the accuracy over the share of weights that is 0.
 """
 
 import argparse
@@ -46,11 +45,9 @@ def described(workdir: pathlib.Path) -> dict:
     return {**command.sizes(run), **command.figures(run)}
 
 
-def trained(
-    workdir: pathlib.Path, *changes: str, begin: str = '', of: str = 'mnist_mlp'
-) -> pathlib.Path:
-    """A run of a config, which is trained if it is not complete yet, and may begin as another."""
-    given = config.load(str(measure.ROOT / 'configs' / f'{of}.py'))
+def trained(workdir: pathlib.Path, *changes: str, begin: str = '') -> pathlib.Path:
+    """A run, which is trained if it is not complete yet, and may begin as another one."""
+    given = config.load(str(measure.ROOT / 'configs' / 'mnist_mlp.py'))
     with given.unlocked():
         given.init_from = dict(workdir=begin)
     config.set_fields(given, ('batch_size=128', 'log_every=300', *changes))
@@ -66,10 +63,10 @@ def compressed(workdir: pathlib.Path, recipe: str) -> dict:
         return described(out)
 
 
-def further(dense: pathlib.Path, name: str, *changes: str, of: str = 'mnist_mlp') -> pathlib.Path:
+def further(dense: pathlib.Path, name: str, *changes: str) -> pathlib.Path:
     """A run that begins as another one, beside it."""
     workdir = dense.with_name(f'{dense.name}_{name}')
-    return trained(workdir, *FURTHER, *changes, begin=str(dense), of=of)
+    return trained(workdir, *FURTHER, *changes, begin=str(dense))
 
 
 def pruning(folder: pathlib.Path) -> dict:
@@ -99,20 +96,6 @@ def rounding(folder: pathlib.Path) -> dict:
         rows[f'{recipe}, afterwards'] = compressed(control, recipe)
         run = further(dense, recipe.replace(':', '_').replace(',', '_'), *SMALL, *changes)
         rows[f'{recipe}, in training'] = compressed(run, recipe)
-    return rows
-
-
-def convolutions(folder: pathlib.Path) -> dict:
-    """LeNet-5 without nine in ten of its weights."""
-    of = 'mnist_lenet'
-    dense = trained(folder / 'lenet', *DENSE, of=of)
-    control = further(dense, 'further', of=of)
-    rows = {'as trained': described(dense), 'trained further': described(control)}
-    rows |= {f'{way} 90': compressed(control, f'{recipe}90') for way, recipe in AT_ONCE.items()}
-    for way, changes in IN_TRAINING.items():
-        told = 'prune.sparsity=0.9', *GRADUALLY, *changes
-        name = way.replace(', ', '_').replace(' ', '_')
-        rows[f'{way} 90'] = described(further(dense, name, *told, of=of))
     return rows
 
 
@@ -179,7 +162,7 @@ def main() -> None:
     parser.add_argument('--runs', type=pathlib.Path, required=True, help='a folder for the runs')
     options = parser.parse_args()
     runs.configure_process()
-    parts = {part.__name__: part(options.runs) for part in (pruning, convolutions, rounding, chain)}
+    parts = {part.__name__: part(options.runs) for part in (pruning, rounding, chain)}
     measure.keep('sparse', {'parts': parts}, lambda result: 0, table)
     draw(parts['pruning'])
 
