@@ -7,8 +7,8 @@ from SST-2: found is what `bigmodels.data.personal` marks from its first charact
 that it marks in the novels is a false alarm or a number in a story. Copies of the novels'
 paragraphs, with ever more words changed, are looked for by `bigmodels.privacy.duplicates`, beside
 their similarity, computed exactly; so are SST-2's test sentences in its training data, a hundred of
-them planted. Of the people in Adult's census it is counted how many share what others may know of
-them. Written: results/anonymize.json and .md.
+them planted. Of the people in Adult's training data it is counted how many share what others may
+know of them. Written: results/anonymize.json and .md.
 """
 
 import argparse
@@ -39,7 +39,7 @@ MAKERS = {
     **{f'phone ({locale[-2:]})': (locale, 'phone_number') for locale in LOCALES},
 }
 CHANGED = (0.0, 0.005, 0.01, 0.02, 0.04, 0.08)  # of a copy's words
-KNOWN = ('age', 'sex', 'race', 'marital_status', 'native_country', 'occupation')
+OTHERS = ('sex', 'race', 'marital_status', 'native_country', 'occupation')
 DECADES = 'age in decades'
 THRESHOLD, NGRAM, PARAGRAPHS, PLANTED = 0.8, 5, 1000, 100
 
@@ -118,16 +118,16 @@ def known(rng: random.Random) -> dict:
 
 
 def shared() -> list[dict]:
-    """How many people of Adult there are in the smallest class, and are alone or among under 5,
-    where ever more is known of them.
+    """The size of the smallest class, and the shares of people who are alone or among under 5, as
+    ever more is known of them; what is not known of a person is a value too.
     """
     source = Csv(str(measure.data_path('adult/adult_train.csv.gz')), numeric=('age',))
     people = source.take(np.arange(len(source)))
     people[DECADES] = people['age'] // 10
     rows = []
     for age in ('age', DECADES):
-        for count in range(1, len(KNOWN) + 1):
-            columns = [age, *KNOWN[1:count]]
+        for count in range(len(OTHERS) + 1):
+            columns = [age, *OTHERS[:count]]
             sizes = k_anonymity.class_sizes([people[name] for name in columns])
             rows.append({
                 'people': len(sizes),

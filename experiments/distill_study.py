@@ -48,10 +48,13 @@ SETS = {
         dict(temperature=2.0, weight=0.7),
     ),
 }  # fmt: skip
-_FORWARD = 'layers_0_forward', 'layers_0_forward'
 SETS['sst2, features'] = dataclasses.replace(
     SETS['sst2'],
-    distill=dict(kind='features', weight=0.5, layers=(('embed', 'embed'), _FORWARD)),
+    distill=dict(
+        kind='features',
+        weight=0.5,
+        layers=tuple((name, name) for name in ('embed', 'layers_0_forward')),
+    ),
 )
 
 

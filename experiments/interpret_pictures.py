@@ -22,7 +22,8 @@ import measure
 import numpy as np
 from matplotlib.figure import Figure
 
-from bigmodels import config, experiment, runs
+from bigmodels import config, runs
+from bigmodels.data import SOURCES
 from bigmodels.data.sources.image_sources import Mnist
 from bigmodels.interpret import activations, explanations, report
 
@@ -80,7 +81,7 @@ def attribute_others(folder: pathlib.Path, path: pathlib.Path) -> None:
     for axes, (name, index) in zip(figure.subplots(1, len(OTHERS)), OTHERS.items(), strict=True):
         run = runs.open_run(folder / name)
         section = run.config['data']['evals']['test']
-        source = config.choose(experiment.SOURCES, section, 'data.evals.test')
+        source = config.choose(SOURCES, section, 'data.evals.test')
         [one] = explanations.explain(run, [(name, source[index])], METHODS[:1])
         [values] = one.maps.values()
         if one.kind == 'sound':
@@ -92,7 +93,7 @@ def attribute_others(folder: pathlib.Path, path: pathlib.Path) -> None:
             axes.set_yticks(range(len(values)), one.shown, fontsize=8)
             axes.invert_yaxis()
             axes.axvline(0, color='gray', linewidth=0.5)
-            axes.set(xlabel="share of the answer's logit above the mean")
+            axes.set(xlabel="share of what the answer gains over a neutral input's")
         axes.set_title(f'{name}: {one.answer["label"]}, p {one.answer["probability"]:.3f}')
     figure.savefig(path, dpi=110)
 

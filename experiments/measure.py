@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -155,7 +156,7 @@ def stamp(libraries: Sequence[str]) -> dict:
     """The date, the command, the machine and the versions of libraries."""
     return {
         'date': datetime.date.today().isoformat(),
-        'command': f'python {" ".join([os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])}',
+        'command': shlex.join(['python', os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
         'machine': machine(),
         'versions': {name: importlib.metadata.version(name) for name in libraries},
     }

@@ -2,7 +2,7 @@
 
 Programs are compiled without most of XLA's optimisation, also in the processes that tests start:
 compiling is most of what tests take. JAX_DISABLE_MOST_OPTIMIZATIONS=0 has it. On JAX 0.10 what is
-fused is lowered by XLA's older emitters too, in half the time; its successors have them no more.
+fused is lowered by XLA's older emitters too, in half the time; later versions do not have them.
 """
 
 import gc
@@ -19,6 +19,7 @@ jax.config.update('jax_threefry_partitionable', True)
 
 unoptimized = os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 jax.config.update('jax_disable_most_optimizations', unoptimized != '0')
+# In place of the caller's flags, which the processes that tests start would inherit too.
 older = unoptimized != '0' and jax.__version_info__ < (0, 11)
 os.environ['XLA_FLAGS'] = '--xla_cpu_use_fusion_emitters=false' if older else ''
 

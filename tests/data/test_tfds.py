@@ -26,7 +26,7 @@ def read_idx(path):
 
 
 @pytest.fixture(scope='module')
-def prepared_text(tmp_path_factory):
+def prepared_twice(tmp_path_factory):
     """A data set of our own with text, text lists and numbers, as TFDS writes it."""
     import tensorflow_datasets as tfds
 
@@ -68,15 +68,21 @@ def prepared_text(tmp_path_factory):
                     },
                 )
 
-    folder = tmp_path_factory.mktemp('sayings')
-    builder = Sayings(data_dir=folder, file_format='array_record')
-    builder.download_and_prepare()
-    return folder
+    folders = [tmp_path_factory.mktemp('sayings') for _ in range(2)]
+    for folder in folders:
+        Sayings(data_dir=folder, file_format='array_record').download_and_prepare()
+    return folders
 
 
-def test_text_is_str_and_the_rest_numpy(prepared_text):
-    source = Tfds('sayings', 'train[:80%]', data_dir=str(prepared_text))
+@pytest.fixture(scope='module')
+def prepared_text(prepared_twice):
+    return prepared_twice[0]
+
+
+def test_text_is_str_and_the_rest_numpy(prepared_twice):
+    source, again = (Tfds('sayings', 'train[:80%]', data_dir=str(each)) for each in prepared_twice)
     assert len(source) == 8
+    assert again.fingerprint() == source.fingerprint()
     copy = pickle.loads(pickle.dumps(source))
     assert copy.fingerprint() == source.fingerprint()
     for i in range(8):
@@ -94,7 +100,7 @@ def test_text_is_str_and_the_rest_numpy(prepared_text):
         assert copy[i]['text'] == record['text']
     with pytest.raises(IndexError):
         source[8]
-    other = Tfds('sayings', 'train', data_dir=str(prepared_text))
+    other = Tfds('sayings', 'train', data_dir=str(prepared_twice[0]))
     assert other.fingerprint() != source.fingerprint()
 
 
