@@ -44,6 +44,8 @@ def test_private_training(monkeypatch):
     assert 'epsilon 3 and delta 1e-05 for the whole run' in printed
     assert "'epsilon': 3.0} private" in printed
     assert '<IBAN:6991a3f23388>' in printed
+    assert 'copy: original {1: 0}' in printed
+    assert 'rows alike [3 3 3 1 1]' in printed
     assert pictures == 2
 
 
