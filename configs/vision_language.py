@@ -13,8 +13,8 @@ For images of your own, write a source whose records have `image`, `question` an
 by its dotted path, and set task.kinds=(), task.channels=3 and the lengths of its texts.
 
 Cost: two CPU cores, 35 min, 1.5 GB.
-Result: 79.0 % of the answers about the test's digits are right (counts 100 %, largest digits 93.1 %,
-sums 43.8 %), after 192,000 questions of training.
+Result: 79.0 % of the answers about the test's digits are right (counts 100 %, largest digits
+93.1 %, sums 43.8 %), after 192,000 questions of training.
 """
 
 from configs import common

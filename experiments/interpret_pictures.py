@@ -93,7 +93,7 @@ def attribute_others(folder: pathlib.Path, path: pathlib.Path) -> None:
             axes.set_yticks(range(len(values)), one.shown, fontsize=8)
             axes.invert_yaxis()
             axes.axvline(0, color='gray', linewidth=0.5)
-            axes.set(xlabel="share of what the answer gains over a neutral input's")
+            axes.set(xlabel='logit over that of a neutral input')
         axes.set_title(f'{name}: {one.answer["label"]}, p {one.answer["probability"]:.3f}')
     figure.savefig(path, dpi=110)
 
