@@ -4,9 +4,9 @@
 
 For each set a teacher is trained once, and for each seed a student alone and one that learns from
 the teacher too, of the same initial parameters, batches and steps: from its answers, or from what
-its layers give, where the set says so by its name. What is in the folder already is
-not trained again, so that the command goes on where it was stopped. Written: results/distill.json
-and .md, in the place of the last results of the same set.
+its layers give, where the set says so by its name. What is in the folder already is not trained
+again, so that the command goes on where it was stopped. Written: results/distill.json and .md, in
+the place of the last results of the same set.
 """
 
 import argparse
