@@ -8,7 +8,7 @@ that nobody knows, --config.seed=..., and keep it.
 
 Data: the four files of MNIST in `mnist/`.
 
-Cost: two CPU cores shared with other work, 5 min (2 min 40 s of processor time; 18 epochs).
+Cost: two CPU cores, 2.4 min, 1.1 GB; 18 epochs.
 Result: 96.16 % of the 10,000 test digits right, 0.164 nats, by the averaged parameters, having
 spent an epsilon of 3.00.
 """
