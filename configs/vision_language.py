@@ -1,7 +1,7 @@
 """Answers to questions about scenes of digits, by an image before a decoder (PaliGemma).
 
     python -m bigmodels.main --config=configs/vision_language.py
-    echo '{"image": "scene.png", "question": "what is the sum of the digits?"}' | \\
+    echo '{"image": "scene.png", "question": "what is the sum?"}' | \\
         python -m bigmodels.predict --workdir=runs/vision_language --input=-
 
 Data: the four files of MNIST in `mnist/`; scenes of one to four digits are made as they are read,
@@ -26,15 +26,15 @@ def get_config(variant: str = ''):
     """The default, or `tiny` for tests."""
     common.check_variant(variant, VARIANTS)
     config = common.get_config()
-    tower = dict(num_layers=4, embed_dim=128, num_heads=4, mlp_dim=256)
+    tower = dict(num_layers=4, embed_dim=128, num_heads=4, mlp_dim=256, dtype='bfloat16')
     config.model = dict(
         name='vision_language',
-        image=dict(tower, patch_size=8, pool='none'),
+        image=dict(tower, patch_size=16, pool='none'),
         text=dict(
             tower,
             num_layers=3,
             vocab_size=256,
-            max_length=100,
+            max_length=50,
             norm='rms_norm',
             activation='relu_squared',
             use_bias=False,
@@ -44,25 +44,26 @@ def get_config(variant: str = ''):
     config.task = dict(
         name='visual_questions',
         tokenizer=dict(name='bytes'),
-        question_length=32,
-        answer_length=3,
+        question_length=22,
+        answer_length=5,
         image_size=64,
         channels=1,
         mean=16.0,
         std=55.0,
-        kinds=('count', 'largest', 'sum'),
+        kinds=('count', 'largest', 'sum', 'read'),
     )
     source = dict(name='digit_scenes', path=common.data_path('mnist'))
     config.data.train = source | dict(count=1_000_000)
     config.data.evals = dict(test=source | dict(split='test', count=3000, seed=1))
-    config.batch_size = 64
-    config.total_steps = 3000
+    config.batch_size = 32
+    config.total_steps = 22_000
     config.optimizer.learning_rate = 4e-3
     config.optimizer.algorithm = dict(name='muon', ns_steps=3)
     config.optimizer.schedule = dict(name='linear', warmup_steps=100)
     if variant == 'tiny':
         config = common.tiny(config)
-        config.model.image.update(num_layers=1, embed_dim=16, num_heads=2, patch_size=16)
-        config.model.text.update(num_layers=1, embed_dim=16, num_heads=2, mlp_dim=32)
+        tower = dict(num_layers=1, embed_dim=16, num_heads=2, mlp_dim=32, dtype='float32')
+        config.model.image.update(tower)
+        config.model.text.update(tower)
         config.batch_size = 16
     return config.lock()

@@ -41,7 +41,7 @@ def test_it_learns_and_is_evaluated_again(run, capsys):
     workdir, figures, _ = run
     assert figures['test/loss'] < 4.5  # log(256) before
     again = json.loads(commands.printed(evaluate, capsys, workdir=workdir))
-    for name in ('loss', 'exact', 'exact_count', 'exact_largest', 'exact_sum'):
+    for name in ('loss', 'exact', 'exact_count', 'exact_largest', 'exact_sum', 'exact_read'):
         assert again[f'test/{name}'] == pytest.approx(figures[f'test/{name}'], abs=1e-5)
 
 

@@ -44,12 +44,17 @@ def seen(image):
 
 def test_answers_are_of_what_is_seen_and_all_that_is_drawn_is_uniform(digits):
     source = make(digits)
-    counts, kinds, places = np.zeros(5), np.zeros(3), np.zeros((3, 3))
+    counts, kinds, places = np.zeros(5), np.zeros(4), np.zeros((3, 3))
     for i in range(len(source)):
         record = source[i]
         labels, corners = seen(record['image'])
         names = list(QUESTIONS)
-        expected = {'count': len(labels), 'largest': max(labels), 'sum': sum(labels)}
+        expected = {
+            'count': len(labels),
+            'largest': max(labels),
+            'sum': sum(labels),
+            'read': ''.join(str(label) for label in labels),
+        }
         kind = names[record['kind']]
         assert record['question'] == QUESTIONS[kind][0]
         assert record['answer'] == str(expected[kind])

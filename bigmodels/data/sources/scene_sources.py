@@ -8,11 +8,12 @@ from bigmodels import errors
 from bigmodels.data.sources import checked_index, digest
 from bigmodels.data.sources.image_sources import Mnist
 
-# Kind of a question -> the question, and its answer from the digits of a scene.
+# Kind of a question -> the question, and its answer from the digits of a scene in reading order.
 QUESTIONS = {
-    'count': ('how many digits are there?', len),
-    'largest': ('which digit is the largest?', max),
-    'sum': ('what is the sum of the digits?', sum),
+    'count': ('how many are there?', len),
+    'largest': ('which is the largest?', max),
+    'sum': ('what is the sum?', sum),
+    'read': ('how do they read?', lambda digits: ''.join(map(str, digits))),
 }
 
 
@@ -21,8 +22,9 @@ class DigitScenes:
 
     A scene has four quarters; digits are in quarters of their own, anywhere in them. Scene i is a
     function of the seed and i: the question, how many digits, which, their quarters and places are
-    drawn uniformly. The grey levels are the digits' own, the rest is 0. Record: {'image': uint8
-    [size, size, 1], 'question': str, 'answer': str, 'kind': int64, the place in QUESTIONS}.
+    drawn uniformly. The grey levels are the digits' own, the rest is 0. Digits are read from left
+    to right, those of the upper quarters first. Record: {'image': uint8 [size, size, 1],
+    'question': str, 'answer': str, 'kind': int64, the place in QUESTIONS}.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class DigitScenes:
         for digit, (row, column) in zip(self._digits[which], corners, strict=True):
             image[row : row + len(digit), column : column + len(digit[0]), 0] = digit
         question, answer = list(QUESTIONS.values())[kind]
-        digits = self._labels[which].tolist()
+        digits = self._labels[which[np.argsort(quarters)]].tolist()
         return {
             'image': image,
             'question': question,
