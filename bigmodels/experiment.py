@@ -17,6 +17,7 @@ from bigmodels import privacy as privacy_lib
 from bigmodels.compress import distill as distill_lib
 from bigmodels.compress import prune as prune_lib
 from bigmodels.data import SOURCES, pipeline, tokenizers
+from bigmodels.data.sources import class_folders
 from bigmodels.models import MODELS
 from bigmodels.privacy import federated as federated_lib
 from bigmodels.tasks import TASKS
@@ -360,12 +361,20 @@ def batch_ids(settings: Experiment, parts: Sequence[tuple[Sequence, float]], t: 
 
 
 def evaluation_sets(
-    settings: Experiment, task: Any, shard: pipeline.Shard = pipeline.WHOLE
+    settings: Experiment,
+    task: Any,
+    shard: pipeline.Shard = pipeline.WHOLE,
+    trained_on: Sequence[Sequence] = (),
 ) -> dict[str, grain.MapDataset]:
-    """The batches of every set in config.data.evals."""
+    """The batches of every set in config.data.evals.
+
+    Args:
+      trained_on: the training sources, whose classes those of the sets must be.
+    """
     sets = {}
     for name, section in settings.data.evals.items():
         source = config_lib.choose(SOURCES, section, f'data.evals.{name}')
+        class_folders.check_same_classes(source, f'config.data.evals.{name}', trained_on)
         examples = task.examples(source, pipeline.cache_dir(), train=False)
         sets[name] = pipeline.evaluation_batches(examples, settings.batch_size, shard)
     return sets

@@ -1,5 +1,6 @@
 """Metrics as (sum, count) pairs, which add up exactly over batches, devices and hosts."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -27,9 +28,9 @@ def add(one: Mapping[str, Pair], other: Mapping[str, Pair]) -> Mapping[str, Pair
 
 
 def means_of_all(pairs: Sequence[Mapping[str, Pair]]) -> dict[str, float]:
-    """The means over many batches, added up on the host in float64."""
+    """The means over many batches, added up on the host in float64; NaN where nothing counted."""
     means = {}
     for name in pairs[0]:
         total, count = np.sum([batch[name] for batch in pairs], axis=0, dtype=np.float64)
-        means[name] = float(total / max(count, 1e-9))
+        means[name] = float(total / count) if count else math.nan
     return means

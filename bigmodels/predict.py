@@ -190,6 +190,13 @@ def as_json(where: str, answer: Any, pictures: pathlib.Path, number: int) -> dic
     return {'input': where, **as_plain(answer, write)}
 
 
+def _json_line(where: str, answer: Any, pictures: pathlib.Path, number: int) -> str:
+    try:
+        return json.dumps(as_json(where, answer, pictures, number), allow_nan=False)
+    except ValueError as error:
+        raise errors.UserError(f'{where}: the answer has a number that is not finite.') from error
+
+
 def main() -> None:
     """The command: one JSON line for each record."""
     parser = argparse.ArgumentParser(
@@ -226,7 +233,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(open(a.output, 'w')) if a.output else sys.stdout
         for number, (where, answer) in enumerate(predict(run, records, a.batch_size)):
-            print(json.dumps(as_json(where, answer, a.pictures, number)), file=out, flush=True)
+            print(_json_line(where, answer, a.pictures, number), file=out, flush=True)
 
 
 if __name__ == '__main__':

@@ -143,7 +143,7 @@ def _open_data(settings, task, workdir: pathlib.Path, start, resume, shard) -> _
         rundir.check_sources(workdir, fingerprints, resume)
         task = task.restored(directory)
     batches, described = experiment.training_batches(settings, task, sources, shard)
-    eval_sets = experiment.evaluation_sets(settings, task, shard)
+    eval_sets = experiment.evaluation_sets(settings, task, shard, [s for s, _ in sources])
     shapes = program.shapes_of_batch(batches[0], settings.batch_size)
     parts = functools.cache(functools.partial(experiment.training_parts, task, sources))
     return _Data(task, batches, eval_sets, described, fingerprints, shapes, parts)

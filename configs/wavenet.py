@@ -36,6 +36,8 @@ def get_config(variant: str = ''):
         sound=dict(sample_rate=8000, max_seconds=2.3),
         crop_samples=2048,
         seconds=0.45,
+        label_dropout=0.1,
+        guidance=1.5,
     )
     path = common.data_path('fsdd/fsdd_8khz.npz')
     config.data.train = dict(name='audio_npz', path=path)

@@ -47,9 +47,10 @@ def decode(
     with _opened(data, where, ('JPEG', 'PNG')) as image:
         if max_pixels is not None:
             _check_extent(image, where, max_pixels)
-        if image.mode[0] in 'IF':
+        if image.format == 'PNG' and _png_bits(data) > 8:
             raise errors.UserError(
-                f'{where} has over 8 bits per channel (mode {image.mode}): convert it to 8.'
+                f'{where} has {_png_bits(data)} bits per channel (mode {image.mode}): convert it '
+                f'to 8.'
             )
         if at_least is not None:
             image.draft(None, at_least[::-1])
@@ -72,7 +73,9 @@ def decode_mask(data: bytes, where: str) -> np.ndarray:
                 f'{where} is a {image.format} image of mode {image.mode}: a mask is a PNG image '
                 f'with one number a pixel, grey or of a palette.'
             )
-        return np.asarray(image).astype(np.int32)
+        numbers = np.asarray(image).astype(np.int32)
+        # Grey of 2 and 4 bits is spread over 0 to 255 by Pillow.
+        return numbers // (255 // (2 ** _png_bits(data) - 1)) if image.mode == 'L' else numbers
 
 
 def decode_gif(data: bytes, where: str, max_pixels: int | None = None) -> np.ndarray:
@@ -95,6 +98,11 @@ def decode_gif(data: bytes, where: str, max_pixels: int | None = None) -> np.nda
         return np.stack(
             [np.asarray(frame.convert('RGB')) for frame in ImageSequence.Iterator(image)]
         )
+
+
+def _png_bits(data: bytes) -> int:
+    """Bits per channel, or of a palette's number, by the header of a PNG file (section 11.2.1)."""
+    return data[24]
 
 
 def _check_extent(image: Image.Image, where: str, max_pixels: int) -> None:
@@ -126,18 +134,26 @@ def normalized(
     """(inputs - mean) / std in float32; both of all values, or one for each of the last axis.
 
     Raises:
-      UserError: where they are not as many as there are channels, and for inputs that are not
-        finite.
+      UserError: where they are not as many as there are channels, and for inputs that are no
+        numbers, or not finite.
     """
-    if inputs.dtype.kind == 'f' and not np.isfinite(inputs).all():
+    whole = inputs.dtype.kind in 'iub'
+    try:
+        with np.errstate(over='ignore'):  # what is not finite then is refused
+            inputs = inputs.astype(np.float32)
+    except (TypeError, ValueError) as error:
+        raise errors.UserError(f'The input is not an array of numbers: {error}.') from error
+    if not whole and not np.isfinite(inputs).all():
         raise errors.UserError('The input has a value that is not finite.')
+    if not inputs.ndim:
+        raise errors.UserError('The input is a single number, not an array of them.')
     for name, values in (('mean', mean), ('std', std)):
         if np.ndim(values) and len(values) != inputs.shape[-1]:
             raise errors.UserError(
                 f'config.task.{name} = {tuple(values)} must be a number, or one for each of '
                 f'{inputs.shape[-1]} channels.'
             )
-    return ((inputs.astype(np.float32) - mean) / std).astype(np.float32)
+    return ((inputs - mean) / std).astype(np.float32)
 
 
 def evenly_spaced(video: np.ndarray, count: int) -> np.ndarray:

@@ -38,7 +38,7 @@ from bigmodels.data.sources import (
     read_text,
     visible_files,
 )
-from bigmodels.data.sources.table_sources import Csv
+from bigmodels.data.sources.table_sources import BOM, Csv
 
 SUFFIXES = {
     'image': ('.jpg', '.jpeg', '.png'),
@@ -93,9 +93,9 @@ def _read(path: str, fields: Mapping[str, str], sample_rate: int | None) -> Iter
         yield from _table(path, fields, sample_rate)
     elif kind == 'text':
         [name] = fields
-        for number, line in enumerate(read_text(path).splitlines(), 1):
+        for number, line in enumerate(read_text(path).removeprefix(BOM).split('\n'), 1):
             if line.strip():
-                yield f'{path}:{number}', {name: line}
+                yield f'{path}:{number}', {name: line.rstrip('\r')}
     elif kind == 'array':
         yield path, _filled(graph_sources.read_graph(path), fields, path, '', sample_rate)
     else:
@@ -117,13 +117,22 @@ def _table(path: str, fields: Mapping[str, str], sample_rate: int | None) -> Ite
 
 
 def _lines(stdin: TextIO, fields: Mapping[str, str], sample_rate: int | None) -> Iterator[Record]:
-    for number, line in enumerate(stdin, 1):
+    number = 0
+    while True:
+        number += 1
         where = f'standard input:{number}'
+        try:
+            line = stdin.readline()
+        except UnicodeDecodeError as error:
+            raise errors.UserError(f'{where} is not UTF-8 text: {error}.') from error
+        if not line:
+            return
+        line = line.removeprefix(BOM) if number == 1 else line
         if not line.strip():
             continue
         if tuple(fields.values()) == ('text',):
             [name] = fields
-            yield where, {name: line.rstrip('\n')}
+            yield where, {name: line.rstrip('\r\n')}
         else:
             record = parse_json_line(line.encode(), where)
             yield where, _filled(record, fields, where, '', sample_rate)
@@ -141,6 +150,8 @@ def _filled(record, fields: Mapping[str, str], where: str, folder: str, sample_r
             try:
                 samples, rate = np.asarray(record[name], np.float32), int(record['sample_rate'])
                 audio.check_rate(rate)
+                if samples.ndim != 1:
+                    raise ValueError(f'a recording is a vector, got {samples.shape}')
             except (TypeError, ValueError, errors.UserError) as error:
                 raise errors.UserError(f'{where}: {name} or sample_rate: {error}') from error
             wanted = sample_rate or rate

@@ -49,7 +49,18 @@ def take(examples: Sequence, indices: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def stacked(examples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Equally shaped examples as one dict of arrays with a leading axis."""
+    """Equally shaped examples as one dict of arrays with a leading axis.
+
+    Raises:
+      UserError: for others.
+    """
+    for key, first in examples[0].items():
+        for example in examples:
+            if np.shape(example[key]) != np.shape(first):
+                raise errors.UserError(
+                    f"The examples' {key} are of several shapes, such as {np.shape(first)} and "
+                    f'{np.shape(example[key])}: a batch has one. Images get one by task.image_size.'
+                )
     return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from bigmodels import errors
 from bigmodels.data.sources import checked_index
+from bigmodels.data.text import text_of
 from bigmodels.data.tokenizers import Tokenizer
 
 UNUSED = -1  # where a row of references has no token
@@ -59,8 +60,8 @@ class Windows:
             answers that are too long.
         """
         encode, end = self.tokenizer.encode, self.tokenizer.end_of_text
-        question = np.append(encode(record['question'])[: self.question_length], end)
-        context = encode(record['context'])
+        question = np.append(encode(text_of(record, 'question'))[: self.question_length], end)
+        context = encode(text_of(record, 'context'))
         room = self.length - len(question)
         answer = self._answer_tokens(record, context) if 'answers' in record else None
         windows = []

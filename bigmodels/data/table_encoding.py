@@ -175,8 +175,10 @@ def numbers(values: Sequence, name: str) -> np.ndarray:
     """A column as float64 [n], NaN where a value is missing.
 
     Raises:
-      UserError: for a value that is no finite number.
+      UserError: for a value that is no finite number, and for what is no column.
     """
+    if isinstance(values, str | Mapping) or not hasattr(values, '__len__'):
+        raise errors.UserError(f'The column {name!r} is {values!r}, wanted several numbers.')
     if isinstance(values, np.ndarray) and values.dtype.kind in 'iuf':
         found = values.astype(np.float64)
         if not np.isinf(found).any():

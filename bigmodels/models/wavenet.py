@@ -48,7 +48,7 @@ class WaveNet(nn.Module):
     places from the beginning to the end of a recording, between which there are lines.
 
     Fields:
-      num_classes, num_speakers: of recordings.
+      num_classes, num_speakers: of recordings. Label `num_classes` stands for no class.
       num_layers: of them one after another reaches twice as far back, 1, 2, 4, ... samples;
       cycle: after so many layers this begins again.
       embed_dim, skip_dim: D and S.
@@ -102,7 +102,7 @@ class WaveNet(nn.Module):
 
         Args:
           inputs: int [B, T], codes of samples, each the one before that which is predicted.
-          labels, speakers: int [B].
+          labels, speakers: int [B], the former up to `num_classes`.
           progress: [B, T], how much of the recording is over at the sample that is predicted, from
             0 to 1.
           cache: of `init_cache`, or as returned for the samples before; T is then 1.
@@ -134,7 +134,7 @@ class WaveNet(nn.Module):
     def _condition(self, table, labels: Array, speakers: Array, progress: Array) -> Array:
         """What all layers are told of each sample, [B, T, D]; in the compact `__call__`."""
         shape = (len(labels), self.num_places, self.embed_dim)
-        of_class = table(self.num_classes, shape[1] * shape[2], name='class_embed')
+        of_class = table(self.num_classes + 1, shape[1] * shape[2], name='class_embed')
         of_speaker = table(self.num_speakers, shape[2], name='speaker_embed')
         told = of_class(labels).reshape(shape)
         told += of_speaker(speakers)[:, None]

@@ -159,7 +159,11 @@ def figures(
     Args:
       probabilities: [N, C].
       targets: int [N], or of OF_LABELS [N, C].
+
+    All are NaN if a probability is.
     """
+    if np.isnan(probabilities).any():
+        return dict.fromkeys(figure_names(names, probabilities.shape[1]), float('nan'))
     found = {}
     for name in names:
         value = known[name](probabilities, targets)

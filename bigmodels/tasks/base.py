@@ -126,6 +126,21 @@ def field_of(record: Mapping[str, Any], name: str, key: str = '') -> Any:
     return record[name]
 
 
+def array_of(record: Mapping[str, Any], name: str, key: str = '', dtype: Any = None) -> np.ndarray:
+    """What `field_of` gives, as an array.
+
+    Raises:
+      UserError: where there is no such field, or it is no array.
+    """
+    value = field_of(record, name, key)
+    try:
+        return np.asarray(value, dtype)
+    except (TypeError, ValueError) as error:
+        raise errors.UserError(
+            f'The field {name!r} is not an array of numbers: {error}.'
+        ) from error
+
+
 def columns_of(source: Sequence, names: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
     """Fields of all n records of a source, each stacked to [n, ...].
 

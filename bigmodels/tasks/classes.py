@@ -62,7 +62,11 @@ class Classes:
           logits: [..., classes].
           targets: int [...].
           weights: [...].
+
+        Raises:
+          UserError: for targets of another shape.
         """
+        check_targets(targets, logits.shape[:-1])
         if train:
             loss = self.training_loss(logits, targets, weights)
         else:
@@ -108,3 +112,12 @@ class Classes:
             outcomes['targets'], outcomes['probabilities'].argmax(1), self.num_classes
         )
         return {'confusion': pictures.confusion(counts)}
+
+
+def check_targets(targets: jax.Array, shape: Sequence[int]) -> None:
+    """Raises UserError for targets that are not of this shape [B, ...]: they would be repeated."""
+    if targets.shape != tuple(shape):
+        raise errors.UserError(
+            f'A label is {list(targets.shape[1:])}, and the model answers {list(shape[1:])}: '
+            'config.task.label_key names a field of another shape.'
+        )

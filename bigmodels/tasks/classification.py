@@ -13,7 +13,7 @@ import numpy as np
 from bigmodels import config, errors, metrics
 from bigmodels.augmentation import Augmentation
 from bigmodels.data import images
-from bigmodels.tasks.base import Defaults, Examples, checked_labels, field_of
+from bigmodels.tasks.base import Defaults, Examples, array_of, checked_labels
 from bigmodels.tasks.classes import Classes
 
 AUGMENTATION = 0x41  # folded into a step's key: dropout's are by the names of modules
@@ -84,13 +84,13 @@ class Classification(Classes, Defaults):
           UserError: for a record without the input, a label that is no integer or out of range,
             what is to be resized and is no image, or a video of too few frames.
         """
-        inputs = field_of(raw, self.input_key, 'task.input_key')
+        inputs = array_of(raw, self.input_key, 'task.input_key')
         if self.num_frames:
-            inputs = images.evenly_spaced(np.asarray(inputs), self.num_frames)
+            inputs = images.evenly_spaced(inputs, self.num_frames)
         if self.image_size:
             several = np.ndim(raw.get(self.label_key, 0)) > self.label_ndim
-            inputs = self._resized(np.asarray(inputs), several)
-        example = {'inputs': images.normalized(np.asarray(inputs), self.mean, self.std)}
+            inputs = self._resized(inputs, several)
+        example = {'inputs': images.normalized(inputs, self.mean, self.std)}
         if self.label_key in raw:
             example['targets'] = self.checked(raw[self.label_key])
         return example
@@ -108,7 +108,8 @@ class Classification(Classes, Defaults):
             return np.stack([self._resized(one, several=False) for one in image])
         if image.ndim == 2:
             return self._resized(image[..., None], several=False)[..., 0]
-        image = images.with_channels(image, image.shape[-1])  # refuses what is no image
+        channels = image.shape[-1] if image.ndim else 1
+        image = images.with_channels(image, channels)  # refuses what is no image
         size = self.image_size
         return images.centre_crop(images.resize_shorter_side(image, size), size, size)
 
@@ -174,8 +175,9 @@ class Classification(Classes, Defaults):
 def ranks(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """The place, from 0, of each target [B] among its logits [B, C], the largest first.
 
-    Of equal ones the earlier comes first, as `argmax` has it.
+    Of equal ones the earlier comes first, as `argmax` has it; what is NaN comes last.
     """
     own = jnp.take_along_axis(logits, targets[:, None], axis=-1)
     earlier = jnp.arange(logits.shape[-1]) < targets[:, None]
-    return ((logits > own) | (logits == own) & earlier).sum(-1)
+    before = ((logits > own) | (logits == own) & earlier).sum(-1)
+    return jnp.where(jnp.isnan(own[:, 0]), logits.shape[-1], before)

@@ -15,7 +15,7 @@ from bigmodels import config, errors, losses, metrics
 from bigmodels.augmentation.with_boxes import BoxAugmentation
 from bigmodels.data import images
 from bigmodels.scores import detection as scores_lib
-from bigmodels.tasks.base import Defaults, Examples, field_of
+from bigmodels.tasks.base import Defaults, Examples, array_of, field_of
 from bigmodels.tasks.classification import AUGMENTATION
 
 MOST_DRAWN = 9  # images in a picture
@@ -115,8 +115,8 @@ class Detection(Defaults):
           UserError: for a record without an image, of an unknown class, of too many boxes, of one
             without area or outside of the image, or of more or fewer names.
         """
-        image = field_of(raw, self.input_key, 'task.input_key')
-        image = np.ascontiguousarray(images.with_channels(np.asarray(image), 3))
+        image = array_of(raw, self.input_key, 'task.input_key')
+        image = np.ascontiguousarray(images.with_channels(image, 3))
         original = np.array(image.shape[1::-1], np.float32)
         scale = min(most / side for most, side in zip(self.image_size, image.shape, strict=False))
         height, width = (max(1, round(side * scale)) for side in image.shape[:2])

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigmodels import errors, metrics
-from bigmodels.tasks.base import Defaults, Examples, checked_labels, checked_seeds, field_of
+from bigmodels.data import images
+from bigmodels.tasks.base import Defaults, Examples, array_of, checked_labels, checked_seeds
 
 GOLDEN_RATIO = np.uint32(2_654_435_769)  # its fractional part, of 2**32
 
@@ -73,18 +74,16 @@ class Diffusion(Defaults):
         Raises:
           UserError: for a record without a label, one out of range, or an image of another shape.
         """
-        labels = np.asarray(field_of(raw, self.label_key, 'task.label_key'))
+        labels = array_of(raw, self.label_key, 'task.label_key')
         key = f'task.label_key = {self.label_key!r}'
         example = {'targets': checked_labels(labels, self.model.num_classes, key)}
         if self.input_key in raw:
-            image, shape = np.asarray(raw[self.input_key]), tuple(self.image_shape)
+            image, shape = array_of(raw, self.input_key), tuple(self.image_shape)
             if image.shape[labels.ndim :] != shape:
                 raise errors.UserError(
                     f'The image is {list(image.shape)}, config.task.image_shape {list(shape)}.'
                 )
-            example['inputs'] = ((image.astype(np.float32) - self.mean) / self.std).astype(
-                np.float32
-            )
+            example['inputs'] = images.normalized(image, self.mean, self.std)
         if 'seed' in raw:
             example['seeds'] = checked_seeds(raw['seed'])
         return example

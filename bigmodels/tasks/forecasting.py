@@ -63,7 +63,11 @@ class Forecasting(Defaults):
     def _rows(self, columns: Mapping[str, Sequence]) -> np.ndarray:
         """Columns of T values -> float64 [T, C]; UserError for one not there or with gaps."""
         columns = {name: field_of(columns, name, 'task.columns') for name in self.columns}
-        rows = np.stack([table_encoding.numbers(columns[n], n) for n in self.columns], axis=1)
+        series = [table_encoding.numbers(columns[name], name) for name in self.columns]
+        lengths = dict(zip(self.columns, map(len, series), strict=True))
+        if len(set(lengths.values())) > 1:
+            raise errors.UserError(f'The series must be of one length, got {lengths}.')
+        rows = np.stack(series, axis=1)
         gaps = np.argwhere(np.isnan(rows))
         if len(gaps):
             record, column = gaps[0]

@@ -18,7 +18,8 @@ from bigmodels.augmentation import Augmentation
 from bigmodels.data import images, text, tokenizers
 from bigmodels.data.sources.caption_sources import check_prompts
 from bigmodels.scores import retrieval
-from bigmodels.tasks.base import Examples, checked_labels, field_of
+from bigmodels.tasks.base import Examples, array_of, checked_labels
+from bigmodels.tasks.classes import check_targets
 from bigmodels.tasks.classification import AUGMENTATION
 from bigmodels.tasks.tokens import Tokenized
 
@@ -111,7 +112,7 @@ class ImageText(Tokenized):
         Raises:
           UserError: for a record without an image, an empty text, or a label without a name.
         """
-        image = np.asarray(field_of(raw, self.image_key, 'task.image_key'))
+        image = array_of(raw, self.image_key, 'task.image_key')
         if self.image_size:
             image = images.with_channels(image, 3)  # refuses what is no image
             image = images.resize_shorter_side(image, self.image_size)
@@ -182,6 +183,7 @@ class ImageText(Tokenized):
             'scale': metrics.pair(jnp.full(len(weights), scale), weights),
         }
         if not train and 'labels' in batch:
+            check_targets(batch['labels'], weights.shape)
             right = self._logits(params, batch).argmax(-1) == batch['labels']
             pairs['zero_shot_accuracy'] = metrics.pair(right, weights)
         return metrics.mean(pairs['loss']), (pairs, model_state)

@@ -12,6 +12,7 @@ import numpy as np
 
 from bigmodels import losses, metrics
 from bigmodels.data import tokenizers
+from bigmodels.data.text import text_of
 from bigmodels.deploy.sampling import Sampling
 from bigmodels.deploy.text import generate_text
 from bigmodels.tasks import tokens
@@ -51,7 +52,7 @@ class LanguageModeling(tokens.TokenSequences):
 
     def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A record with text -> {'inputs': token ids}."""
-        return {'inputs': tokenizers.document(self.vocabulary, raw[self.text_field])}
+        return {'inputs': tokenizers.document(self.vocabulary, text_of(raw, self.text_field))}
 
     def postprocess(self, prediction: Sequence[int]) -> str:
         """Token ids -> text."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from bigmodels import errors, losses, metrics
 from bigmodels.augmentation import token_noise
-from bigmodels.data import tokenizers
+from bigmodels.data import text, tokenizers
 from bigmodels.tasks import tokens
 
 MASK = '[MASK]'  # in texts that are to be filled in
@@ -87,7 +87,7 @@ class MaskedLanguageModeling(tokens.TokenSequences):
         Raises:
           UserError: for an empty text, and one of more than L tokens.
         """
-        ids = self._with_masks(raw[self.text_field])
+        ids = self._with_masks(text.text_of(raw, self.text_field))
         if not 0 < len(ids) <= self.sequence_length:
             raise errors.UserError(
                 f'The text has {len(ids)} tokens: from 1 to task.sequence_length = '

@@ -10,6 +10,7 @@ import numpy as np
 
 from bigmodels import errors, losses, metrics
 from bigmodels.scores import classification as scores_lib
+from bigmodels.tasks.classes import check_targets
 from bigmodels.tasks.classification import Classification
 
 THRESHOLD = 0.5  # the probability from which on a class is told
@@ -53,7 +54,11 @@ class MultiLabel(Classification):
         Args:
           logits, targets: [B, classes].
           weights: [B].
+
+        Raises:
+          UserError: for targets of another shape.
         """
+        check_targets(targets, logits.shape)
         if train:
             loss = self.training_loss(logits, targets, weights)
         else:

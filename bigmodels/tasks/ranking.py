@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from bigmodels.data import table_encoding
 from bigmodels.data.ids import Ids
 from bigmodels.data.table_encoding import Scale, scale_of
 from bigmodels.scores.classification import roc_auc
-from bigmodels.tasks.base import Defaults, Examples, columns_of, field_of, told_of
+from bigmodels.tasks.base import Defaults, Examples, array_of, columns_of, field_of, told_of
 
 NUMBERS = 'numbers.json'
 
@@ -119,6 +120,9 @@ class Ranking(Defaults):
         rows = [self.encoding.ids[name].rows(np.atleast_1d(field_of(raw, name)))
                 for name in self.categories]  # fmt: skip
         numbers = self.encoding.scale.standardised(self._values(raw))
+        if {row.size for row in rows} != {math.prod(numbers.shape[:-1])}:
+            names = ', '.join((*self.categories, *self.counts, *self.numbers))
+            raise errors.UserError(f'The fields {names} must have one value each.')
         categories = np.stack(rows, -1).reshape(*numbers.shape[:-1], -1)
         example = {'inputs': numbers, 'categories': categories}
         if self.rating in raw:
@@ -133,16 +137,19 @@ class Ranking(Defaults):
         """Counts, as logarithms, and numbers, float64 [..., N]."""
 
         def numbers(name: str) -> np.ndarray:
-            value = field_of(raw, name)
-            try:
-                return np.asarray(value, np.float64)
-            except ValueError as error:
-                raise errors.UserError(f'The field {name} has {value!r}: no number.') from error
-
-        columns = [*map(np.log1p, map(numbers, self.counts)), *map(numbers, self.numbers)]
-        for name, column in zip((*self.counts, *self.numbers), columns, strict=True):
-            if not np.isfinite(column).all():
+            value = array_of(raw, name, dtype=np.float64)
+            if not np.isfinite(value).all():
                 raise errors.UserError(f'The field {name} has a value that is not finite.')
+            return value
+
+        counts = [*map(numbers, self.counts)]
+        for name, values in zip(self.counts, counts, strict=True):
+            if (values < 0).any():
+                raise errors.UserError(f'The field {name} has a negative value, and counts.')
+        columns = [*map(np.log1p, counts), *map(numbers, self.numbers)]
+        if len({column.shape for column in columns}) > 1:
+            names = ', '.join((*self.counts, *self.numbers))
+            raise errors.UserError(f'The fields {names} must have one value each.')
         return np.stack(columns, -1)
 
     def postprocess(self, prediction: np.ndarray) -> dict[str, float]:

@@ -15,7 +15,7 @@ from bigmodels import config, errors, losses, metrics
 from bigmodels.augmentation import Augmentation
 from bigmodels.data import images
 from bigmodels.scores import segmentation as scores_lib
-from bigmodels.tasks.base import Defaults, Examples, field_of
+from bigmodels.tasks.base import Defaults, Examples, array_of
 from bigmodels.tasks.classification import AUGMENTATION
 
 MOST_DRAWN = 16  # images in a picture
@@ -108,8 +108,8 @@ class Segmentation(Defaults):
         Raises:
           UserError: for a record without an image, or a mask of another size or out of range.
         """
-        image = field_of(raw, self.input_key, 'task.input_key')
-        image = images.with_channels(np.asarray(image), self.channels)
+        image = array_of(raw, self.input_key, 'task.input_key')
+        image = images.with_channels(image, self.channels)
         inputs = ((image.astype(np.float32) - self.mean) / self.std).astype(np.float32)
         example = {'inputs': inputs, 'weights': np.ones(image.shape[:2], np.float32)}
         if self.mask_key in raw:

@@ -14,7 +14,7 @@ import numpy as np
 from bigmodels import config, errors
 from bigmodels.augmentation.sound import SoundAugmentation
 from bigmodels.models.parts import log_mel, pooling
-from bigmodels.tasks.base import Defaults, Examples, field_of
+from bigmodels.tasks.base import Defaults, Examples, array_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Waveforms:
           UserError: naming the record, for one of another sample rate, shorter than `least`, or
             too long.
         """
-        samples = np.asarray(field_of(raw, key, 'task.input_key'), np.float32)
+        samples = array_of(raw, key, 'task.input_key', np.float32)
         where = name_of(raw)
         rate = raw.get('sample_rate', self.sample_rate)
         if rate != self.sample_rate:

@@ -33,6 +33,8 @@ class SoundGeneration(Defaults):
         the recording begins there.
       seconds: of a recording that is made.
       temperature: of its samples, see `Sampling`.
+      label_dropout: the share of training examples whose class is not told.
+      guidance: how far samples follow the class, see `deploy.sound.generate`.
       input_key, label_key, speaker_key: of the source's records.
     """
 
@@ -41,6 +43,8 @@ class SoundGeneration(Defaults):
     crop_samples: int
     seconds: float
     temperature: float = 1.0
+    label_dropout: float = 0.0
+    guidance: float = 1.0
     input_key: str = 'audio'
     label_key: str = 'label'
     speaker_key: str = 'speaker'
@@ -58,6 +62,15 @@ class SoundGeneration(Defaults):
             )
         if self.num_made < 1:
             raise errors.UserError(f'config.task.seconds = {self.seconds} has no sample.')
+        if not 0 <= self.label_dropout <= 1:
+            raise errors.UserError(
+                f'config.task.label_dropout = {self.label_dropout} must be from 0 to 1.'
+            )
+        if self.guidance != 1 and not self.label_dropout:
+            raise errors.UserError(
+                f'config.task.guidance = {self.guidance} needs task.label_dropout: recordings of '
+                'no class, which the model learns by it.'
+            )
         _ = self.sampling  # making it checks it
 
     @property
@@ -126,9 +139,12 @@ class SoundGeneration(Defaults):
 
     def loss_fn(self, params, model_state, batch, rng, train: bool):
         """The cross-entropy of samples, in nats."""
-        waveforms, lengths = batch['inputs'], batch['lengths']
+        waveforms, lengths, labels = batch['inputs'], batch['lengths'], batch['targets']
         if train:
-            waveforms, starts, counts = self._stretches(rng, waveforms, lengths)
+            stretch_key, label_key = jax.random.split(rng)
+            waveforms, starts, counts = self._stretches(stretch_key, waveforms, lengths)
+            dropped = jax.random.bernoulli(label_key, self.label_dropout, labels.shape)
+            labels = jnp.where(dropped, self.model.num_classes, labels)
         else:
             starts, counts = jnp.zeros_like(lengths), pooling.within(lengths, waveforms.shape[1])
         codes = mu_law.encode(waveforms, self.model.num_levels)
@@ -138,7 +154,7 @@ class SoundGeneration(Defaults):
         logits = self.model.apply(
             {'params': params},
             before,
-            batch['targets'],
+            labels,
             batch['speakers'],
             places / lengths[:, None],
             train=train,
@@ -168,6 +184,7 @@ class SoundGeneration(Defaults):
             batch['seeds'],
             self.num_made,
             self.sampling,
+            self.guidance,
         )
 
     def summary(self, values: Mapping[str, float]) -> dict[str, float]:

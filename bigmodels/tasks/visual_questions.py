@@ -16,7 +16,7 @@ from bigmodels import errors, losses, metrics
 from bigmodels.data import images, text, tokenizers
 from bigmodels.deploy import beam_search
 from bigmodels.models.vision_language import VisionLanguage
-from bigmodels.tasks.base import Examples, checked_labels, field_of
+from bigmodels.tasks.base import Examples, array_of, checked_labels, field_of
 from bigmodels.tasks.tokens import Tokenized
 
 
@@ -99,7 +99,7 @@ class VisualQuestions(Tokenized):
           UserError: for a record without image or question, or with a text that is empty or too
             long.
         """
-        image = np.asarray(field_of(raw, self.image_key, 'task.image_key'))
+        image = array_of(raw, self.image_key, 'task.image_key')
         image = images.with_channels(image, self.channels)
         if image.shape[:2] != (self.image_size, self.image_size):
             image = images.resize_shorter_side(image, self.image_size)

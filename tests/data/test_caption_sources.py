@@ -104,9 +104,10 @@ def test_a_folder_of_images_and_texts(folder):
 
 
 def test_what_is_wrong_in_a_folder_is_named(folder, tmp_path):
-    (folder / 'b.txt').write_text(' \n')
-    with pytest.raises(errors.UserError, match=r'b\.txt \(record 0\) is empty'):
-        ImageTextFolder(str(folder))[0]
+    for blank in (' \n', '\ufeff\n'):  # the latter a byte order mark
+        (folder / 'b.txt').write_text(blank)
+        with pytest.raises(errors.UserError, match=r'b\.txt \(record 0\) is empty'):
+            ImageTextFolder(str(folder))[0]
     (folder / 'b.txt').write_bytes(b'\xff')
     with pytest.raises(errors.UserError, match=r'b\.txt \(record 0\) is not UTF-8'):
         ImageTextFolder(str(folder))[0]

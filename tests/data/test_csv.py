@@ -67,6 +67,13 @@ def test_broken_records_are_named(tmp_path, text, message):
         Csv(write(tmp_path, text), numeric=('b',))
 
 
+def test_a_number_has_no_underscores(tmp_path):
+    path = tmp_path / 'a.csv'
+    path.write_text('a\n1_0\n')
+    with pytest.raises(errors.UserError, match="'1_0' in the column 'a', which is no finite"):
+        Csv(str(path), numeric=('a',))
+
+
 def test_a_byte_order_mark_is_not_in_a_name(tmp_path):
     source = Csv(write(tmp_path, '\ufeffa,b\n1,2\n'))
     assert source[0] == {'a': 1, 'b': 2}

@@ -63,6 +63,18 @@ def test_a_graph_is_one_record(tmp_path, changes):
             | {'feature_col': np.array([1, 0, 0])},
             r'graph\.npz: feature_row and feature_col name an entry twice',
         ),
+        ({'edges': np.array([[0, 1], [2, 1], [0, 1]])}, r'The edge 0 to 1 of .* is there 2 times'),
+        ({'features': np.array([['a'], ['b'], ['c']])}, r'features must be numbers \[N, F\]'),
+        ({'features': np.float32([1, 2, 3])}, r'features must be numbers \[N, F\], got float32'),
+        *(
+            (SPARSE | {'features': None} | change, 'must be as many numbers each')
+            for change in (
+                {'feature_row': np.float32([0, 1, 1])},
+                {'feature_value': np.float32([2, 1])},
+                {'feature_value': np.array(['a', 'b', 'c'])},
+                {'num_nodes': np.array([3, 3])},
+            )
+        ),
         (
             {'features': np.float32([[1, 0], [np.nan, 1], [0, 1]])},
             r'graph\.npz: features has a value that is not finite',
@@ -72,6 +84,16 @@ def test_a_graph_is_one_record(tmp_path, changes):
 def test_what_no_graph_may_have_is_named(tmp_path, changes, message):
     with pytest.raises(errors.UserError, match=message):
         read_graph(write(tmp_path, **changes))
+
+
+def test_an_edge_from_a_node_to_itself_is_left_out(tmp_path):
+    edges = read_graph(write(tmp_path, edges=np.array([[0, 1], [2, 2], [1, 0]])))['edges']
+    np.testing.assert_array_equal(edges, [[0, 1], [1, 0]])
+
+
+def test_a_split_has_nodes(tmp_path):
+    with pytest.raises(errors.UserError, match='is_test has no node'):
+        GraphNpz(write(tmp_path, is_test=np.zeros(3, bool)), split='test')
 
 
 def test_an_unknown_split_names_those_there_are(tmp_path):

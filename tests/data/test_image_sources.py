@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bigmodels import errors
-from bigmodels.data.sources import image_sources, table_sources
+from bigmodels.data.sources import class_folders, image_sources, table_sources
 from tests.data.image_files import encoded, idx, smooth, write_folder, write_mnist, write_npz
 
 
@@ -37,6 +37,19 @@ def test_classes_keep_their_labels_where_a_folder_lacks_some(tmp_path):
         image_sources.ImageFolder(str(tmp_path), ('ant', 'cat'))
 
 
+def test_a_held_out_folder_has_the_classes_of_training(tmp_path):
+    write_folder(tmp_path / 'train', {'cat': 1, 'dog': 1, 'fox': 1})
+    write_folder(tmp_path / 'valid', {'cat': 1, 'fox': 1})
+    train = image_sources.ImageFolder(str(tmp_path / 'train'))
+    valid = image_sources.ImageFolder(str(tmp_path / 'valid'))
+    message = r'data\.evals\.valid has the classes cat, fox, and .* cat, dog, fox: labels would'
+    with pytest.raises(errors.UserError, match=message):
+        class_folders.check_same_classes(valid, 'config.data.evals.valid', [train])
+    valid = image_sources.ImageFolder(str(tmp_path / 'valid'), classes=('cat', 'dog', 'fox'))
+    class_folders.check_same_classes(valid, 'config.data.evals.valid', [train])
+    class_folders.check_same_classes([], 'config.data.evals.valid', [train])  # has no names
+
+
 def test_folder_errors(tmp_path):
     with pytest.raises(errors.UserError, match='no folder'):
         image_sources.ImageFolder(str(tmp_path / 'absent'))
@@ -55,6 +68,10 @@ def test_folder_errors(tmp_path):
     path.write_bytes(data[:50])
     with pytest.raises(errors.UserError, match=r'cat/0\.png changed during the run'):
         source[0]
+    (tmp_path / 'empty').rmdir()
+    (tmp_path / 'cat' / '9.png').symlink_to(tmp_path / 'nowhere.png')
+    with pytest.raises(errors.UserError, match=r'cat/9\.png cannot be read: No such file'):
+        image_sources.ImageFolder(str(tmp_path))
 
 
 def test_fingerprint_of_a_folder_is_of_its_content(tmp_path):

@@ -1,7 +1,12 @@
 """Decoding, resizing and cropping against Pillow's own files and plain numpy."""
 
+import io
+import struct
+import zlib
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from bigmodels import errors
 from bigmodels.data import images
@@ -41,10 +46,33 @@ def test_damaged_files_are_named():
         (encoded(image)[:-60], r'^x\.jpg \(record 3\) is not a whole'),
         (b'', r'^x\.jpg \(record 3\) is no JPEG or PNG image'),
         (b'GIF89a and more', 'is no JPEG'),
-        (encoded(image.astype(np.uint16)[..., 0] * 200), 'over 8 bits per channel'),
+        (encoded(image.astype(np.uint16)[..., 0] * 200), 'has 16 bits per channel'),
+        (png_of_16_bits(), 'has 16 bits per channel'),
     ):
         with pytest.raises(errors.UserError, match=message):
             images.decode(data, 'x.jpg (record 3)')
+
+
+def png_of_16_bits():
+    """A file with one pixel of three channels, which Pillow reads but does not write."""
+
+    def chunk(kind, data):
+        checksum = struct.pack('>I', zlib.crc32(kind + data))
+        return struct.pack('>I', len(data)) + kind + data + checksum
+
+    header = chunk(b'IHDR', struct.pack('>IIBBBBB', 1, 1, 16, 2, 0, 0, 0))
+    pixels = chunk(b'IDAT', zlib.compress(bytes(7)))
+    return b'\x89PNG\r\n\x1a\n' + header + pixels + chunk(b'IEND', b'')
+
+
+@pytest.mark.parametrize('bits', [1, 2, 4, 8])
+def test_grey_masks_are_the_numbers_stored(bits):
+    numbers = np.arange(4).reshape(2, 2) % 2**bits
+    picture = Image.fromarray(numbers.astype(np.uint8) * (255 // (2**bits - 1)))
+    file = io.BytesIO()
+    picture.convert('1' if bits == 1 else 'L').save(file, 'PNG', bits=bits)
+    assert file.getvalue()[24] == bits
+    np.testing.assert_array_equal(images.decode_mask(file.getvalue(), 'a'), numbers)
 
 
 def test_what_would_be_large_is_refused_before_it_is_decoded():

@@ -99,7 +99,8 @@ def test_recordings_are_resampled_to_the_rate_of_the_run(tmp_path):
     with pytest.warns(UserWarning, match='has sound of 16,000 Hz: it is resampled to 8,000 Hz'):
         (_, told), (_, silent) = read(tmp_path / 'a.jsonl', {'audio': 'audio'}, sample_rate=8000)
     assert (told['sample_rate'], len(told['audio'])) == (8000, 2)
-    for samples, rate in (('[0.5]', '"fast"'), ('[0.5]', 'null'), ('[0.5]', '0'), ('["a"]', '9')):
+    for samples, rate in (('[0.5]', '"fast"'), ('[0.5]', 'null'), ('[0.5]', '0'), ('["a"]', '9'),
+                          ('[[0.5]]', '9'), ('1', '9')):  # fmt: skip
         (tmp_path / 'b.jsonl').write_text(f'{{"audio": {samples}, "sample_rate": {rate}}}\n')
         with pytest.raises(errors.UserError, match=r'b\.jsonl, record 0: audio or sample_rate'):
             read(tmp_path / 'b.jsonl', {'audio': 'audio'}, sample_rate=8000)
@@ -114,6 +115,25 @@ def test_lines_of_text(tmp_path):
         (f'{tmp_path}/a.txt:{line}', record) for line, record in zip((1, 3), expected, strict=True)
     ]
     assert [record for _, record in read('-', TEXT, 'one\n\nzwei äöü\n')] == expected
+
+
+def test_lines_end_at_line_ends_alone_and_begin_behind_a_byte_order_mark(tmp_path):
+    text = '\ufeffone\u2028still\x0cone\r\ntwo\n'
+    (tmp_path / 'a.txt').write_text(text, newline='')
+    lines = ['one\u2028still\x0cone', 'two']
+    for records in (read(tmp_path / 'a.txt', TEXT), read('-', TEXT, text)):
+        assert [record['sentence'] for _, record in records] == lines
+        assert [int(where.rpartition(':')[2]) for where, _ in records] == [1, 2]
+
+
+def test_standard_input_that_cannot_be_read_is_named():
+    binary = io.TextIOWrapper(io.BytesIO(b'\xff\n'), encoding='utf-8')
+    for stdin, fields, message in (
+        (binary, TEXT, 'standard input:1 is not UTF-8'),
+        (io.StringIO('[' * 100_000), TABLE, 'standard input:1 is not a JSON object'),
+    ):
+        with pytest.raises(errors.UserError, match=message):
+            list(inputs.read_inputs('-', fields, stdin=stdin))
 
 
 def test_tables_give_their_rows(tmp_path):

@@ -35,6 +35,13 @@ def test_line_by_line(suffix, tmp_path):
         source[3]
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    source = ParallelText(*write(tmp_path, b'\xef\xbb\xbfone\ntwo\n', b'eins\nzwei\n'))
+    assert [source[i]['source'] for i in range(2)] == ['one', 'two']
+    with pytest.raises(errors.UserError, match='a:1 is blank'):
+        ParallelText(*write(tmp_path, b'\xef\xbb\xbf\ntwo\n', b'eins\nzwei\n'))
+
+
 def test_different_numbers_of_lines(tmp_path):
     with pytest.raises(errors.UserError, match=r'a has 2 lines and .*b 3'):
         ParallelText(*write(tmp_path, b'1\n2\n', b'1\n2\n3\n'))

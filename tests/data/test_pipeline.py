@@ -264,6 +264,11 @@ def test_weights_of_the_examples_are_kept():
     np.testing.assert_array_equal(batches[1]['weights'], [[1, 1, 0], [0, 0, 0]])
 
 
+def test_examples_of_several_shapes_are_named():
+    with pytest.raises(errors.UserError, match=r"examples' inputs .* \(2, 3\) and \(2, 4\)"):
+        pipeline.stacked([{'inputs': np.zeros((2, 3))}, {'inputs': np.zeros((2, 4))}])
+
+
 def test_mistakes():
     for build, message in (
         (lambda: training(count=0), 'no training examples'),

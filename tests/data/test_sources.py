@@ -245,6 +245,13 @@ def test_json_lines(tmp_path, suffix):
         assert {**record, 'v': record['v'].tolist()} == records[i]
 
 
+@pytest.mark.parametrize('text', ['16777217.0', '[16777217.0, 0.5]', '[16777217, 0.5]'])
+def test_whole_numbers_in_json_are_not_rounded_to_others(text):
+    found = sources.parse_json_line(f'{{"id": {text}}}'.encode(), 'a')['id']
+    assert found.dtype == np.float64
+    assert np.ravel(found)[0] == 16777217
+
+
 @pytest.mark.parametrize('line', ['{"a": 1', '[1]', '{"a": 99999999999999999999}', ''])
 def test_json_errors_name_the_line(tmp_path, line):
     path = tmp_path / 'a.jsonl'

@@ -96,3 +96,7 @@ def test_figures_have_the_names_that_are_told_before():
     assert figures['f1_micro'] == pytest.approx((probabilities.argmax(1) == targets).mean())
     assert figures['f1'] == pytest.approx(np.mean([figures[f'f1_of_class_{c}'] for c in range(4)]))
     assert all(isinstance(value, float) for value in figures.values())
+    unknown = np.where(np.arange(len(targets))[:, None] == 3, np.nan, probabilities)
+    figures_of_nan = scores.figures(unknown, targets, list(scores.SCORES))
+    assert figures_of_nan.keys() == figures.keys()
+    assert np.isnan([*figures_of_nan.values()]).all()

@@ -51,3 +51,7 @@ def test_losses_are_their_definitions(name, expected):
 
 def test_equal_targets_have_no_r2():
     assert math.isnan(scores.r2(0.5, 2.0, 4.0))
+    for centre, spread in ((0.1, 0), (100, 0.1)):  # what float32 sums do not tell apart
+        targets = (centre + spread * TARGETS).astype(np.float32)
+        pairs = regression.pairs('squared', targets + 0.01, targets, jnp.ones(40), train=False)
+        assert math.isnan(regression.with_r2(metrics.means_of_all([pairs]))['r2'])

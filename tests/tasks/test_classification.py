@@ -64,6 +64,28 @@ def test_a_record_without_its_label_is_no_example(source, stacked, image_size, t
     assert task.preprocess(source[5]).keys() == {'inputs'}  # to be answered
 
 
+@pytest.mark.parametrize(
+    ('image', 'message'),
+    [
+        ([0.5, None], 'not finite'),
+        ([1e39, 0.0], 'not finite'),
+        (['a', 'b'], 'not an array of numbers'),
+        ({'a': 1}, 'not an array of numbers'),
+        ([[1, 2], [3]], "'image' is not an array of numbers"),
+        (5, 'a single number'),
+    ],
+)
+def test_what_is_no_array_of_numbers_is_named(image, message):
+    with pytest.raises(errors.UserError, match=message):
+        Classification(MLP(num_classes=3)).preprocess({'image': image})
+
+
+@pytest.mark.parametrize('image', [None, 5, 'a', [[1, 2], [3]]])
+def test_what_is_no_image_is_named(image):
+    with pytest.raises(errors.UserError, match='An image is uint8|not an array of numbers'):
+        Classification(MLP(num_classes=3), image_size=4).preprocess({'image': image})
+
+
 @pytest.mark.parametrize('label', [1.5, 'cat'])
 def test_a_label_that_is_no_integer_is_refused(label):
     with pytest.raises(errors.UserError, match=r"task.label_key = 'label' is of .*integers"):
@@ -215,6 +237,16 @@ def test_top_k_accuracy():
     np.testing.assert_array_equal(pairs['top1_accuracy'], pairs['accuracy'])
     equal = classification.ranks(jnp.zeros((3, CLASSES)), jnp.array([0, 2, 5]))
     np.testing.assert_array_equal(equal, [0, 2, 5])
+    unknown = classification.ranks(jnp.full((3, CLASSES), jnp.nan), jnp.array([0, 2, 5]))
+    np.testing.assert_array_equal(unknown, [CLASSES] * 3)  # among no first k
+
+
+@pytest.mark.parametrize('train', [True, False])
+def test_labels_of_another_shape_are_named(train):
+    given = batch()
+    for targets in (given['targets'][:, None], np.eye(CLASSES, dtype=np.int32)[given['targets']]):
+        with pytest.raises(errors.UserError, match=r'A label is \[\d\], .*task.label_key'):
+            pairs_and_logits(Classification(MODEL), given | {'targets': targets}, train=train)
 
 
 @pytest.mark.parametrize('devices', [1, 8])

@@ -85,6 +85,11 @@ def test_too_short_and_missing_series_are_named():
         fitted.preprocess({'load': [1.0] * 7, 'heat': [1.0] * 7})
     with pytest.raises(errors.UserError, match="'heat'"):
         fitted.preprocess({'load': [1.0] * 8})
+    with pytest.raises(errors.UserError, match=r"one length, got \{'load': 9, 'heat': 8\}"):
+        fitted.preprocess({'load': [1.0] * 9, 'heat': [1.0] * 8})
+    for value in ('12345678', 1.0, None, {'a': 1}):
+        with pytest.raises(errors.UserError, match="column 'load' is .*, wanted several numbers"):
+            fitted.preprocess({'load': value, 'heat': [1.0] * 8})
     with pytest.raises(errors.UserError, match='of 10 rows is too short for windows of 8'):
         Windows(np.zeros((10, 1)), 8, 3)
 

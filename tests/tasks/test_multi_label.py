@@ -69,6 +69,13 @@ def test_accuracies_are_of_classes_and_of_all_of_an_example():
         np.testing.assert_allclose(pairs[name], ((value * given['weights']).sum(), total))
 
 
+def test_labels_of_another_shape_are_named():
+    given = batch()
+    wrong = given | {'targets': given['targets'][:, None]}
+    with pytest.raises(errors.UserError, match=r'A label is \[1, \d\], .*task.label_key'):
+        pairs_of(MultiLabel(MODEL), wrong, train=False)
+
+
 def test_figures_are_scikit_learns():
     sklearn_metrics = pytest.importorskip('sklearn.metrics')
     targets = rng.integers(0, 2, (200, CLASSES))

@@ -57,6 +57,14 @@ def test_bad_records_and_sizes(source):
         task.preprocess({key: value for key, value in record.items() if key != 'item_mean'})
     with pytest.raises(errors.UserError, match='user_mean has a value that is not finite'):
         task.preprocess(record | {'user_mean': np.float32('nan')})
+    for changes, message in (
+        ({'item_count': -0.5}, 'item_count has a negative value'),
+        ({'user_mean': {'a': 1}}, "'user_mean' is not an array of numbers"),
+        ({'user_mean': [1.0, 2.0]}, 'must have one value each'),
+        ({'user': [1, 2]}, 'must have one value each'),
+    ):
+        with pytest.raises(errors.UserError, match=message):
+            task.preprocess(record | changes)
     for missing in (np.float32('nan'), '', None):
         with pytest.raises(errors.UserError, match='The field rating has no value'):
             task.preprocess(record | {'rating': missing})

@@ -67,7 +67,9 @@ def test_a_stretch_has_the_losses_that_the_whole_recording_has_there(whole, size
     assert (lengths < 1450).any()
     assert (lengths > 1450).any()
     loss_fn = jax.jit(lambda rng: task.loss_fn(params, {}, batch, rng, train=True)[1][0]['loss'])
-    stretches = jax.jit(lambda rng: task._stretches(rng, batch['inputs'], batch['lengths']))
+    stretches = jax.jit(
+        lambda rng: task._stretches(jax.random.split(rng)[0], batch['inputs'], batch['lengths'])
+    )
     seen = np.zeros_like(of_samples, bool)
     for seed in range(12):
         rng = jax.random.key(seed)
@@ -86,6 +88,23 @@ def test_a_stretch_has_the_losses_that_the_whole_recording_has_there(whole, size
     assert len({float(loss_fn(jax.random.key(seed))[0]) for seed in (0, 1, 0)}) == 2
     if size == 1450:  # nearly whole ones
         assert seen.sum() > 0.99 * lengths.sum()
+
+
+def test_a_class_that_is_not_told_is_that_of_none(whole):
+    batch, params, _ = whole
+    rng = jax.random.key(0)
+    losses_of = [
+        make_task(label_dropout=share).loss_fn(params, {}, given, rng, train=train)[0]
+        for share, given, train in (
+            (1.0, batch, True),
+            (0.0, batch | {'targets': jnp.full(6, 10)}, True),
+            (0.0, batch, True),
+            (1.0, batch, False),
+            (0.0, batch, False),
+        )
+    ]
+    assert losses_of[0] == losses_of[1] != losses_of[2]
+    assert losses_of[3] == losses_of[4]  # held-out classes are told
 
 
 def test_records_that_cannot_be_are_named():
@@ -115,6 +134,8 @@ def test_records_that_cannot_be_are_named():
         (dict(crop_samples=2000), r'at most the 1680 of task\.sound\.max_seconds'),
         (dict(seconds=1e-5), r'seconds = 1e-05 has no sample'),
         (dict(temperature=-1.0), r'temperature = -1\.0 must be 0 or more'),
+        (dict(label_dropout=1.5), r'label_dropout = 1\.5 must be from 0 to 1'),
+        (dict(guidance=2.0), r'guidance = 2\.0 needs task\.label_dropout'),
         (dict(max_seconds=0.0), r'max_seconds = 0\.0 .* no sample'),
     ],
 )

@@ -4,6 +4,7 @@ The contract is in `bigmodels.data`. Everything that can be wrong with a file is
 source is built, and told as a UserError that names the file and the line or byte.
 """
 
+import contextlib
 import glob
 import gzip
 import hashlib
@@ -50,7 +51,7 @@ class FileSpans:
     def __init__(self, paths: Sequence[str], file: Sequence[int], start, stop):
         """Span i is bytes [start[i], stop[i]) of the decompressed `paths[file[i]]`."""
         self._paths = tuple(paths)
-        self._sizes = tuple(os.path.getsize(path) for path in paths)
+        self._sizes = tuple(map(size_of, paths))
         self._file = np.asarray(file, np.int32)
         self._start = np.asarray(start, np.int64)
         self._stop = np.asarray(stop, np.int64)
@@ -230,9 +231,10 @@ def read_bytes(path: str) -> bytes:
     """The content of a file, decompressed if its name ends in `.gz`.
 
     Raises:
-      UserError: if there is no such file, or it is not a whole gzip file.
+      UserError: if there is no such file, it may not be read, or it is not a whole gzip file.
     """
-    data = pathlib.Path(one_file(path)).read_bytes()
+    with _reading(path):
+        data = pathlib.Path(one_file(path)).read_bytes()
     if not path.endswith('.gz'):
         return data
     try:
@@ -241,10 +243,24 @@ def read_bytes(path: str) -> bytes:
         raise errors.UserError(f'{path} is not a whole gzip file: {error}.') from error
 
 
+def size_of(path: str) -> int:
+    """Bytes of a file; UserError if there is none, or what a link names is not there."""
+    with _reading(path):
+        return os.path.getsize(path)
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise errors.UserError(f'{path} cannot be read: {error.strerror}.') from error
+
+
 def digest_of_files(kind: str, names: Sequence[str], files: Sequence[Sequence[str]]) -> str:
     """Over names, the sizes of each one's files, and the content of 64 of them, evenly spaced."""
     sample = np.linspace(0, len(names) - 1, min(64, len(names))).astype(int)
-    sizes = ([os.path.getsize(path) for path in group] for group in files)
+    sizes = ([size_of(path) for path in group] for group in files)
     return digest(
         kind,
         *(f'{name} {size}' for name, size in zip(names, sizes, strict=True)),
@@ -332,7 +348,7 @@ def lines_of(path: str) -> Iterator[bytes]:
     if path.endswith('.gz'):
         yield from io.BytesIO(read_bytes(path))
     else:
-        with open(one_file(path), 'rb') as stream:
+        with _reading(path), open(one_file(path), 'rb') as stream:
             yield from stream
 
 
@@ -343,7 +359,7 @@ def parse_json_line(line: bytes, where: str) -> dict[str, Any]:
         if not isinstance(record, dict):
             raise ValueError(f'it is a {type(record).__name__}')
         return {key: _as_numpy(value) for key, value in record.items()}
-    except (ValueError, OverflowError) as error:
+    except (ValueError, OverflowError, RecursionError) as error:
         raise errors.UserError(f'{where} is not a JSON object on one line: {error}.') from error
 
 
@@ -355,7 +371,15 @@ def _as_numpy(value: Any) -> Any:
     elif kinds == {int}:
         dtype = np.int64
     elif kinds and kinds <= {int, float}:
-        dtype = np.float32
+        return narrowed(np.asarray(value, np.float64))[()]
     else:
         return value
     return np.asarray(value, dtype) if isinstance(value, list) else dtype(value)
+
+
+def narrowed(wide: np.ndarray) -> np.ndarray:
+    """float64 as float32, unless that rounds whole ones, which may be identifiers."""
+    with np.errstate(over='ignore'):
+        narrow = wide.astype(np.float32)
+    rounded = (wide == np.rint(wide)) & (wide != narrow)
+    return wide if (rounded & (np.abs(wide) < 2**53)).any() else narrow

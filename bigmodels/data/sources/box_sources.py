@@ -214,7 +214,7 @@ class Coco(BoxSource):
                     raise errors.UserError(f'{where}: its bbox must be four numbers.')
                 known[one['image_id']].append(one)
             return [self._of_image(image, known, categories) for image in content['images']]
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise errors.UserError(
                 f'{self._file} is not a JSON file of instances in the format of COCO: {error!r}.'
             ) from error
@@ -222,7 +222,8 @@ class Coco(BoxSource):
     def _of_image(self, image: Mapping, known: Mapping, categories: Mapping) -> Annotated:
         size = int(image['width']), int(image['height'])
         given = known[image['id']]
-        boxes = [(x, y, x + w, y + h) for x, y, w, h in (one['bbox'] for one in given)]
+        sizes = (map(float, one['bbox']) for one in given)
+        boxes = [(x, y, x + w, y + h) for x, y, w, h in sizes]
         names = [categories[one['category_id']] for one in given]
         where = f'{self._file}, image {image["id"]} ({image["file_name"]})'
         crowds = [bool(one.get('iscrowd')) for one in given]

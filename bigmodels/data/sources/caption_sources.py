@@ -149,7 +149,7 @@ class ImageTextFolder:
         i = checked_index(index, len(self))
         image, text = self._files[i]
         try:
-            caption = read_bytes(text).decode().strip()
+            caption = read_bytes(text).decode('utf-8-sig').strip()
         except UnicodeDecodeError as error:
             raise errors.UserError(f'{text} (record {i}) is not UTF-8 text.') from error
         if not caption:

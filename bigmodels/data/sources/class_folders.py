@@ -3,12 +3,13 @@
 import abc
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from bigmodels import errors
-from bigmodels.data.sources import FileSpans, checked_index, digest, visible_files
+from bigmodels.data.sources import FileSpans, checked_index, digest, size_of, visible_files
 
 
 class ClassFolders(abc.ABC):
@@ -16,7 +17,7 @@ class ClassFolders(abc.ABC):
 
     Record: what `_decode` gives, {'label': int64, 'path': str}, the path relative to the folder.
     The label is the place of the class in `classes`: by default the names of the sub-folders,
-    sorted. Give them where another split's folder may lack one.
+    sorted. Give them where another split's folder may lack one: a run refuses sets of others.
     """
 
     suffixes: ClassVar[tuple[str, ...]]  # of the files that are read, in lower case
@@ -24,10 +25,10 @@ class ClassFolders(abc.ABC):
     def __init__(self, path: str, classes: tuple[str, ...] = ()):
         self._path = path
         found = _class_folders(path)
-        self._classes = classes or found
-        unknown = [name for name in found if name not in self._classes]
+        self.classes = tuple(classes or found)
+        unknown = [name for name in found if name not in self.classes]
         if unknown:
-            raise errors.unknown(f'class folder in {path}', unknown[0], self._classes)
+            raise errors.unknown(f'class folder in {path}', unknown[0], self.classes)
         names, labels, self._left_out = [], [], 0
         for name in found:
             files = [f'{name}/{file}' for file in visible_files(os.path.join(path, name))]
@@ -39,11 +40,11 @@ class ClassFolders(abc.ABC):
                     'Remove the folder, or fill it.'
                 )
             names += kept
-            labels += [self._classes.index(name)] * len(kept)
+            labels += [self.classes.index(name)] * len(kept)
         self._names = tuple(names)
         self._labels = np.array(labels, np.int64)
         paths = [os.path.join(path, name) for name in names]
-        self._sizes = [os.path.getsize(path) for path in paths]
+        self._sizes = [size_of(path) for path in paths]
         self._spans = FileSpans(paths, range(len(paths)), np.zeros(len(paths)), self._sizes)
 
     @abc.abstractmethod
@@ -74,7 +75,7 @@ class ClassFolders(abc.ABC):
     def describe(self) -> str:
         left_out = f', {self._left_out:,} other files left out' if self._left_out else ''
         return (
-            f'folder {self._path}: {len(self):,} files in {len(self._classes):,} classes, '
+            f'folder {self._path}: {len(self):,} files in {len(self.classes):,} classes, '
             f'{self._spans.num_bytes / 1e6:.1f} MB{left_out}'
         )
 
@@ -88,3 +89,19 @@ def _class_folders(path: str) -> tuple[str, ...]:
     if not found:
         raise errors.UserError(f'{path} holds no folder: one for each class is needed.')
     return tuple(found)
+
+
+def check_same_classes(source: Sequence, path: str, trained_on: Sequence[Sequence]) -> None:
+    """Raises UserError where a label is another class in `source` than in the training sources.
+
+    Args:
+      path: of the config's section of `source`, for the error.
+    """
+    classes = getattr(source, 'classes', None)
+    for other in trained_on:
+        known = getattr(other, 'classes', None)
+        if classes and known and classes != known:
+            raise errors.UserError(
+                f'{path} has the classes {", ".join(classes)}, and config.data.train '
+                f'{", ".join(known)}: labels would differ. Set {path}.classes to those of training.'
+            )

@@ -66,6 +66,7 @@ class Cleaned:
     ):
         self._source = config.choose(SOURCES, source, 'data (cleaned).source')
         self._fields, self._settings = tuple(fields), (broken, duplicates, tuple(fields))
+        self.classes = getattr(self._source, 'classes', None)  # of a source that has names of them
         first = self._first_equals()
         own = np.arange(len(first))
         self._broken, self._repeated = (

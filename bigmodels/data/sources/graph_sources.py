@@ -27,6 +27,8 @@ class GraphNpz:
         }
         if split and split not in masks:
             raise errors.unknown(f'split of {path}', split, masks)
+        if split and not masks[split].any():
+            raise errors.UserError(f'{path}: is_{split} has no node.')
         if split:
             graph['weights'] = masks[split].astype(np.float32)
         for array in graph.values():
@@ -63,10 +65,12 @@ def read_graph(path: str) -> dict[str, np.ndarray]:
         entry that is there twice, and a feature that is not finite.
     """
     arrays = read_npz(path)
-    if 'features' in arrays:
-        features = arrays['features'].astype(np.float32)
-    else:
-        features = _dense(arrays, path)
+    features = arrays['features'] if 'features' in arrays else _dense(arrays, path)
+    if features.ndim != 2 or features.dtype.kind not in 'iufb':
+        raise errors.UserError(
+            f'{path}: features must be numbers [N, F], got {features.dtype} {features.shape}.'
+        )
+    features = features.astype(np.float32)
     if not np.isfinite(features).all():
         raise errors.UserError(f'{path}: features has a value that is not finite.')
     if 'edges' not in arrays:
@@ -84,11 +88,14 @@ def read_graph(path: str) -> dict[str, np.ndarray]:
 def checked_edges(edges: np.ndarray, num_nodes: int, where: str) -> np.ndarray:
     """Edges as int32 [E, 2], of nodes that are there.
 
+    Those from a node to itself are left out: models have one of every node.
+
     Args:
       where: what has them, for errors.
 
     Raises:
-      UserError: for another shape, or an edge to a node that is not among `num_nodes`.
+      UserError: for another shape, an edge to a node that is not among `num_nodes`, or one that is
+        there twice.
     """
     edges = np.asarray(edges)
     if edges.ndim != 2 or edges.shape[1] != 2 or edges.dtype.kind not in 'iu':
@@ -102,7 +109,14 @@ def checked_edges(edges: np.ndarray, num_nodes: int, where: str) -> np.ndarray:
             f'Edge {edge} of {where}, {edges[edge, 0]} to {edges[edge, 1]}, is out of range: there '
             f'are nodes 0 to {num_nodes - 1}.'
         )
-    return edges.astype(np.int32)
+    distinct, counts = np.unique(edges, axis=0, return_counts=True)
+    if len(distinct) < len(edges):
+        sender, receiver = distinct[counts.argmax()]
+        raise errors.UserError(
+            f'The edge {sender} to {receiver} of {where} is there {counts.max()} times: give each '
+            f'one once.'
+        )
+    return edges[edges[:, 0] != edges[:, 1]].astype(np.int32)
 
 
 def _dense(arrays: dict[str, np.ndarray], path: str) -> np.ndarray:
@@ -111,6 +125,19 @@ def _dense(arrays: dict[str, np.ndarray], path: str) -> np.ndarray:
         if name not in arrays:
             raise errors.unknown(f'array in {path}', name, arrays)
     rows, columns, values, *shape = (arrays[name] for name in SPARSE)
+    kinds = (rows.dtype.kind, columns.dtype.kind, *(size.dtype.kind for size in shape))
+    if (
+        not set(kinds) <= {'i', 'u'}
+        or values.dtype.kind not in 'iufb'
+        or not rows.shape == columns.shape == values.shape == (rows.size,)
+        or any(size.ndim for size in shape)
+    ):
+        described = [f'{name} {arrays[name].dtype} {arrays[name].shape}' for name in SPARSE]
+        raise errors.UserError(
+            f'{path}: {", ".join(SPARSE[:3])} must be as many numbers each, the first two '
+            f'integers, and {SPARSE[3]} and {SPARSE[4]} one integer each; got '
+            f'{", ".join(described)}.'
+        )
     shape = tuple(int(size) for size in shape)
     for name, indices, size in zip(SPARSE, (rows, columns), shape, strict=False):
         if len(indices) and not 0 <= indices.min() <= indices.max() < size:

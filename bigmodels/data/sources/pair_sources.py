@@ -1,5 +1,6 @@
 """Sources of texts that belong together: lines that correspond, questions and answers."""
 
+import codecs
 import hashlib
 import json
 from collections.abc import Iterator
@@ -71,9 +72,15 @@ def _is_blank(pair) -> bool:
 
 
 def _line_spans(path: str, contents) -> list[tuple[int, int, bool]]:
-    """(first byte, last byte + 1, whether it is blank) of each line without its end."""
+    """(first byte, last byte + 1, whether it is blank) of each line without its end.
+
+    A byte order mark before the first one is not in it.
+    """
     spans, start = [], 0
     for number, line in enumerate(sources.lines_of(path), 1):
+        if number == 1 and line.startswith(codecs.BOM_UTF8):
+            start = len(codecs.BOM_UTF8)
+            line = line[start:]
         try:
             text = line.decode()
         except UnicodeDecodeError as error:

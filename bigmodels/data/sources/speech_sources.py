@@ -1,7 +1,5 @@
 """Random-access sources of speech with its text: tables of transcripts, and strings of digits."""
 
-import csv
-import io
 import pathlib
 from typing import Any, Literal
 
@@ -11,6 +9,7 @@ from bigmodels import errors
 from bigmodels.data import audio
 from bigmodels.data.sources import checked_index, digest, read_below, sizes_below
 from bigmodels.data.sources.audio_sources import AudioNpz
+from bigmodels.data.sources.table_sources import csv_rows
 
 
 class Transcribed:
@@ -41,26 +40,26 @@ class Transcribed:
         self._path, self._sample_rate, self._keep = path, sample_rate, keep
         content = self._read(table)
         names, texts = [], []
-        reader = csv.DictReader(io.StringIO(_utf8(content, f'{path}: {table}'), newline=''))
+        where = f'{path}: {table}'
+        header, lines = csv_rows(where, _utf8(content, where))
         for name in (file_column, text_column):
-            if name not in (reader.fieldnames or ()):
-                raise errors.unknown(f'column of {path}: {table}', name, reader.fieldnames or ())
-        for row in reader:
-            file, text = row[file_column], (row[text_column] or '').strip()
-            if None in row:  # where DictReader puts what has no column
+            if name not in header:
+                raise errors.unknown(f'column of {where}', name, header)
+        for line, row in lines:
+            if len(row) != len(header):
                 raise errors.UserError(
-                    f'{path}: {table}:{reader.line_num} has more values than the header has '
-                    'columns. Quote a text that holds a comma.'
+                    f'{where}:{line} has {len(row)} values, the header has {len(header)} columns. '
+                    'Quote a text that holds a comma.'
                 )
+            record = dict(zip(header, row, strict=True))
+            file, text = record[file_column], record[text_column].strip()
             if not text:
                 raise errors.UserError(
-                    f'{path}: {table}:{reader.line_num}: the text of {file} is empty. Write what '
-                    'is said in it, or remove the line.'
+                    f'{where}:{line}: the text of {file} is empty. Write what is said in it, or '
+                    'remove the line.'
                 )
             names.append(f'{audio_folder}/{file}' if audio_folder else file)
             texts.append(text)
-        if not names:
-            raise errors.UserError(f'{path}: {table} has no line below its header.')
         sizes = self._sizes(names, table)
         lines = [
             f'{size} {name} {text}' for size, name, text in zip(sizes, names, texts, strict=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bigmodels import errors
-from bigmodels.data.sources import checked_index, digest, one_file, read_text
+from bigmodels.data.sources import checked_index, digest, narrowed, one_file, read_text
 
 # Plain numbers that lose nothing as int64 or float32 columns. Not among them: 007 and integers
 # of 19 digits or more, which are identifiers; one such value makes its column text.
@@ -23,7 +23,7 @@ _REAL = re.compile(
 MISSING = ('', '?', 'na', 'nan', 'none', 'null')
 BOM = '\ufeff'  # with which some programs begin a file
 
-_Line = tuple[int, list[str]]  # of a CSV file: the number of its last line, and its values
+Line = tuple[int, list[str]]  # of a CSV file: the number of its last line, and its values
 
 
 class Columns:
@@ -80,7 +80,7 @@ class Csv(Columns):
     ):
         self._path, self._broken, self._duplicates = path, broken, duplicates
         text = read_text(path)
-        header, lines = _csv_rows(path, text)
+        header, lines = csv_rows(path, text)
         if len(set(header)) < len(header):
             raise errors.UserError(f'{path}:1 names a column twice: {", ".join(header)}.')
         for name in numeric:
@@ -101,7 +101,7 @@ class Csv(Columns):
         settings = (rows, tuple(without), tuple(numeric), broken, duplicates)
         self._fingerprint = digest('csv', text, repr(settings))
 
-    def _whole(self, lines: Sequence[_Line], header, numeric) -> tuple[list[_Line], int]:
+    def _whole(self, lines: Sequence[Line], header, numeric) -> tuple[list[Line], int]:
         """The lines that are not broken, and how many are."""
         places = [(name, header.index(name)) for name in numeric]
         kept = []
@@ -113,7 +113,7 @@ class Csv(Columns):
                 raise errors.UserError(f'{self._path}:{line} {problem}')
         return kept, len(lines) - len(kept)
 
-    def _distinct(self, lines: Sequence[_Line]) -> tuple[list[_Line], int]:
+    def _distinct(self, lines: Sequence[Line]) -> tuple[list[Line], int]:
         """The lines as `duplicates` says, and how many repeat an earlier one."""
         first = {}
         for line, row in lines:
@@ -247,7 +247,7 @@ def read_npz(path: str, arrays: Sequence[str] = ()) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _csv_rows(path: str, text: str) -> tuple[list[str], list[_Line]]:
+def csv_rows(path: str, text: str) -> tuple[list[str], list[Line]]:
     """The header of a CSV file, and the lines below it that are not blank."""
     reader = csv.reader(io.StringIO(text.removeprefix(BOM), newline=''), strict=True)
     try:
@@ -260,7 +260,7 @@ def _csv_rows(path: str, text: str) -> tuple[list[str], list[_Line]]:
     return header, lines
 
 
-def _selected(lines: list[_Line], rows: str, without: Sequence[str], path: str) -> list[_Line]:
+def _selected(lines: list[Line], rows: str, without: Sequence[str], path: str) -> list[Line]:
     kept = np.zeros(len(lines), bool)
     kept[_indices(rows, len(lines), path)] = True
     for left_out in without:
@@ -298,7 +298,11 @@ def is_missing(value: Any) -> bool:
     """Whether a value of a record stands for none: None, NaN, or a text in MISSING."""
     if isinstance(value, str):
         return value.strip().lower() in MISSING
-    return value is None or bool(value != value)
+    return value is None or (not _is_several(value) and bool(value != value))
+
+
+def _is_several(value: Any) -> bool:
+    return isinstance(value, list | tuple | dict) or (isinstance(value, np.ndarray) and value.ndim)
 
 
 def number(value: Any) -> float:
@@ -309,6 +313,8 @@ def number(value: Any) -> float:
     """
     if is_missing(value):
         return float('nan')
+    if _is_several(value) or (isinstance(value, str) and '_' in value):  # 1_000 is Python's
+        raise ValueError('it is not a number')
     try:
         found = float(value)
     except TypeError as error:
@@ -323,9 +329,14 @@ def text_of(value: Any) -> str:
 
     A number is the same text whatever type its column was read as: 5 is '5' as an integer, as 5.0
     and as '5.0'; others are rounded to float32. Text with an exponent stays as it is.
+
+    Raises:
+      UserError: for several values in one.
     """
     if is_missing(value):
         return ''
+    if _is_several(value):
+        raise errors.UserError(f'{value!r} are several values: a category or an id is one.')
     if isinstance(value, str):
         value = value.strip()
         if _INTEGER.fullmatch(value):
@@ -348,10 +359,7 @@ def _typed(values: Sequence[str]) -> np.ndarray:
     if all(_INTEGER.fullmatch(value) for value in values):
         return np.array([int(value) for value in values], np.int64)
     if all(_REAL.fullmatch(value) for value in values):
-        wide = np.array([float(value) for value in values])
-        narrow = wide.astype(np.float32)
-        merged = (wide == np.rint(wide)) & (wide != narrow)  # whole numbers, which may be ids
-        return wide if (merged & (np.abs(wide) < 2**53)).any() else narrow
+        return narrowed(np.array([float(value) for value in values]))
     return np.array(values, object)
 
 
