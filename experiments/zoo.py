@@ -7,8 +7,9 @@ held-out set at the last step, or, where the config names what is best, at the b
 `bigmodels.evaluate --step=best`. A row's result takes the place of its last one in
 experiments/results/zoo.json and in the table beside it, which hold the rows measured so far.
 `sst2_bert` begins with the run of `bert`: keep that in `runs`.
-Graphs, tables, recommendation, transfer and diffusion have scripts of their own, which compare; of
-what a WaveNet says, sample_speech.py tells how much is understood.
+Where a bar is another method's figure, or a mean over seeds, it is not here: benchmark_graph.py,
+benchmark_tables.py, recommend.py and transfer_study.py compare. Of what is made, sample_digits.py
+and sample_speech.py tell how much is as asked.
 """
 
 import argparse
@@ -51,6 +52,7 @@ ROWS = {
     'clip': Row('test/zero_shot_accuracy', None, 60),
     'clip:sigmoid': Row('test/zero_shot_accuracy', None, 60),
     'vision_language': Row('test/exact', 0.95, 40),
+    'diffusion': Row('test/loss', None, 30, lowest=True),
     'segment': Row('test/dice', 0.88, 30),
     'detect': Row('test/map50', 0.70, 90),
     'sst2_lstm': Row('test/accuracy', 0.80, 10),
@@ -64,6 +66,16 @@ ROWS = {
     'speech_to_text': Row('test/wer', None, 60, lowest=True),
     'speech_sentences': Row('learnt/cer', 0.05, 60, lowest=True),
     'wavenet': Row('test/bits', None, 40, lowest=True),
+    'recommend_sequence': Row('test/ndcg@10', None, 30),
+    'recommend_retrieval': Row('test/ndcg@10', None, 30),
+    'recommend_ranking': Row('test/auc', None, 30),
+    'recommend_ranking:dcn': Row('test/auc', None, 30),
+    'adult': Row('test/roc_auc', None, 30),
+    'adult:ft_transformer': Row('test/roc_auc', None, 30),
+    'credit_default': Row('test/roc_auc', None, 30),
+    'credit_default:ft_transformer': Row('test/roc_auc', None, 30),
+    'graph': Row('test/accuracy', None, 30),
+    'graph:gat': Row('test/accuracy', None, 30),
     'forecast:dlinear': Row('test/mse', 0.39, 30, lowest=True),
     'forecast': Row('test/mse', 0.39, 30, lowest=True),
 }
