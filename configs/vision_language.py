@@ -7,14 +7,15 @@
 Data: the four files of MNIST in `mnist/`; scenes of one to four digits are made as they are read,
 those of training of its training digits, those of the test of its test digits: see `DigitScenes`,
 and its QUESTIONS for what is asked. `test/exact` is the share of answers that are right to the
-letter, `test/exact_count`, `_largest` and `_sum` that of each question.
+letter, `test/exact_count`, `_largest`, `_sum` and `_read` that of each question.
 
 For images of your own, write a source whose records have `image`, `question` and `answer`, name it
 by its dotted path, and set task.kinds=(), task.channels=3 and the lengths of its texts.
 
-Cost: two CPU cores, 35 min, 1.5 GB.
-Result: 79.0 % of the answers about the test's digits are right (counts 100 %, largest digits
-93.1 %, sums 43.8 %), after 192,000 questions of training.
+Cost: two CPU cores, 40 min, some of them beside other work, 1.5 GB.
+Result: 96.6 % of 3,000 answers about the test's digits are right (counts 100 %, largest digits
+98.2 %, sums 89.7 %, all digits read 98.1 %), after 704,000 questions of training. Without the last
+question, patches of 8 pixels and 35 min gave 79.0 % of the others (sums 43.8 %).
 """
 
 from configs import common

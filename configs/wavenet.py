@@ -9,7 +9,9 @@ Recordings and split are those of configs/speech_digits.py; `speaker` is from 0 
 jackson, lucas, nicolas, theo, yweweler. An answer is a WAV file in the folder `said`, of 0.45 s,
 near what the speakers take. `test/bits` is of whole recordings, in bits per sample.
 
-Cost and result: not measured at full length yet.
+Cost and result: not measured at full length yet. Without `label_dropout` and `guidance`, 10,000
+steps of 62 min beside other work gave 3.66 bits a sample, and configs/speech_digits.py hears 75.5 %
+of 200 digits as those asked for; lower temperatures gave less (69 % at 0.9, 62 % at 0.8).
 """
 
 from configs import common

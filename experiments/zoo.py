@@ -36,6 +36,11 @@ class Row:
     minutes: float
     lowest: bool = False
 
+    def reached(self, value: float, minutes: float) -> bool:
+        """Whether a run with this value of the figure is good enough, and in time."""
+        good = self.bar is None or (value <= self.bar if self.lowest else value >= self.bar)
+        return good and minutes <= self.minutes
+
 
 ROWS = {
     'mnist_mlp': Row('test/accuracy', 0.983, 1),
@@ -51,7 +56,7 @@ ROWS = {
     'video': Row('test/accuracy', 0.95, 15),
     'clip': Row('test/zero_shot_accuracy', None, 60),
     'clip:sigmoid': Row('test/zero_shot_accuracy', None, 60),
-    'vision_language': Row('test/exact', 0.95, 40),
+    'vision_language': Row('test/exact', 0.95, 60),
     'diffusion': Row('test/loss', None, 30, lowest=True),
     'segment': Row('test/dice', 0.88, 30),
     'detect': Row('test/map50', 0.70, 90),
@@ -65,7 +70,7 @@ ROWS = {
     'speech_ctc': Row('test/wer', 0.05, 10, lowest=True),
     'speech_to_text': Row('test/wer', None, 60, lowest=True),
     'speech_sentences': Row('learnt/cer', 0.05, 60, lowest=True),
-    'wavenet': Row('test/bits', None, 40, lowest=True),
+    'wavenet': Row('test/bits', None, 90, lowest=True),
     'recommend_sequence': Row('test/ndcg@10', None, 30),
     'recommend_retrieval': Row('test/ndcg@10', None, 30),
     'recommend_ranking': Row('test/auc', None, 30),
@@ -81,8 +86,8 @@ ROWS = {
 }
 
 
-def reached(name: str, workdir: pathlib.Path) -> dict:
-    """Trains a row; its figure, its cost, and whether it reaches its bar in time."""
+def measured(name: str, workdir: pathlib.Path) -> dict:
+    """Trains a row; its figure and its cost."""
     row = ROWS[name]
     if workdir.exists():
         raise SystemExit(f'{workdir} is there already: a row is measured from its beginning on')
@@ -94,17 +99,12 @@ def reached(name: str, workdir: pathlib.Path) -> dict:
     kept = json.loads((workdir / 'config.json').read_text())
     best = bool(kept['checkpoint']['best_metric'])
     value = best_figures(workdir)[row.figure] if best else run['final'][row.figure]
-    minutes = run['wall_clock_seconds'] / 60
-    good = row.bar is None or (value <= row.bar if row.lowest else value >= row.bar)
     return {
         'row': name,
         'figure': row.figure,
         'value': round(value, 4),
         'of': 'best step' if best else 'last step',
-        'bar': row.bar,
-        'minutes': round(minutes, 1),
-        'minutes_allowed': row.minutes,
-        'reached': good and minutes <= row.minutes,
+        'minutes': round(run['wall_clock_seconds'] / 60, 1),
         'peak_memory_mb': run['peak_memory_mb'],
         **{key: run[key] for key in ('flops', 'kilowatt_hours', 'energy_source')},
     }
@@ -125,14 +125,16 @@ def table(results: list[dict]) -> str:
         *('config', 'figure', 'value', 'of', 'bar', 'minutes', 'allowed', 'reached'),
         *('peak MB', 'PFLOP', 'kWh'),
     )
-    lines = [
-        (r['row'], r['figure'], f'{r["value"]:.4g}', r['of'],
-         '' if r['bar'] is None else f'{r["bar"]:g}', f'{r["minutes"]:.1f}',
-         f'{r["minutes_allowed"]:g}', 'yes' if r['reached'] else 'no', f'{r["peak_memory_mb"]:,}',
-         f'{r["flops"] / 1e15:.3g}' if r.get('flops') else '',
-         f'{r["kilowatt_hours"]:.2g}' if r.get('kilowatt_hours') else '')
-        for r in results
-    ]  # fmt: skip
+    lines = []
+    for r in results:
+        row = ROWS[r['row']]
+        lines.append((
+            r['row'], r['figure'], f'{r["value"]:.4g}', r['of'],
+            '' if row.bar is None else f'{row.bar:g}', f'{r["minutes"]:.1f}', f'{row.minutes:g}',
+            'yes' if row.reached(r['value'], r['minutes']) else 'no', f'{r["peak_memory_mb"]:,}',
+            f'{r["flops"] / 1e15:.3g}' if r.get('flops') else '',
+            f'{r["kilowatt_hours"]:.2g}' if r.get('kilowatt_hours') else '',
+        ))  # fmt: skip
     return measure.markdown([header, *lines])
 
 
@@ -147,6 +149,6 @@ if __name__ == '__main__':
     for name in names:
         with tempfile.TemporaryDirectory() as directory:
             folder = (options.keep or pathlib.Path(directory)).resolve() / name
-            result = reached(name, folder)
+            result = measured(name, folder)
         measure.keep('zoo', result, lambda r: (list(ROWS).index(r['row']),), table)
         print(json.dumps(result), flush=True)

@@ -1,6 +1,7 @@
 """A checkpoint restores bitwise, to any placement, or says that it is damaged."""
 
 import json
+import math
 
 import jax
 import numpy as np
@@ -121,9 +122,12 @@ def test_keeps_the_last_ones_and_the_best(tmp_path):
     assert checkpoint.steps(tmp_path / 'min') == [2, 4, 5]
     save(tmp_path / 'max', losses, keep_last=2, best_metric='valid/loss', best_mode='max')
     assert checkpoint.steps(tmp_path / 'max') == [1, 4, 5]
-    assert (
-        checkpoint.best_step(tmp_path / 'max', checkpoint.Settings(best_metric='valid/loss')) == 5
-    )
+    settings = checkpoint.Settings(best_metric='valid/loss')
+    assert checkpoint.best_step(tmp_path / 'max', settings) == 5
+    save(tmp_path / 'nan', {1: math.nan, 2: 3.0, 3: math.nan, 4: 2.0}, keep_last=4)
+    assert checkpoint.best_step(tmp_path / 'nan', settings) == 4
+    save(tmp_path / 'none', {1: math.nan})
+    assert checkpoint.best_step(tmp_path / 'none', settings) is None
 
 
 def test_a_part_alone_is_restored_without_reading_the_rest(tmp_path):

@@ -8,6 +8,7 @@ final name: a step that has its name is complete, and one whose sums agree is as
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 import shutil
 import time
@@ -117,13 +118,14 @@ def newest_good(
 
 
 def best_step(directory: pathlib.Path, settings: Settings) -> int | None:
-    """The saved step with the best value of the metric, or None if none has it."""
+    """The saved step with the best value of the metric, or None if none has one; NaN is none."""
     values = {}
     for step in steps(directory):
         try:
             values[step] = _manifest(directory, step)['metrics'][settings.best_metric]
         except (OSError, ValueError, KeyError):
             continue  # damaged, or saved without an evaluation: not the best
+    values = {step: value for step, value in values.items() if not math.isnan(value)}
     return (min if settings.best_mode == 'min' else max)(values, key=values.get, default=None)
 
 
