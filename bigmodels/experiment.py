@@ -306,10 +306,13 @@ def training_sources(settings: Experiment) -> list[tuple[Sequence, float]]:
             f'config.{path}: sources ({", ".join(sources)}) and weights '
             f'({", ".join(weights)}) must name the same.'
         )
-    return [
-        (config_lib.choose(SOURCES, sources[name], f'{path}.sources.{name}'), float(weights[name]))
-        for name in sorted(sources)
-    ]
+    found = []
+    for name in sorted(sources):
+        source = config_lib.choose(SOURCES, sources[name], f'{path}.sources.{name}')
+        class_folders.check_same_classes(source, f'config.{path}.sources.{name}', found)
+        found.append(source)
+    shares = [float(weights[name]) for name in sorted(sources)]
+    return list(zip(found, shares, strict=True))
 
 
 def part_names(settings: Experiment) -> list[str]:

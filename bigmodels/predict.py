@@ -190,10 +190,12 @@ def as_json(where: str, answer: Any, pictures: pathlib.Path, number: int) -> dic
     return {'input': where, **as_plain(answer, write)}
 
 
-def _json_line(where: str, answer: Any, pictures: pathlib.Path, number: int) -> str:
+def _json_line(answer: Mapping[str, Any]) -> str:
+    """That of `as_json`; UserError for a number that JSON has none of."""
     try:
-        return json.dumps(as_json(where, answer, pictures, number), allow_nan=False)
+        return json.dumps(answer, allow_nan=False)
     except ValueError as error:
+        where = answer['input']
         raise errors.UserError(f'{where}: the answer has a number that is not finite.') from error
 
 
@@ -233,7 +235,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(open(a.output, 'w')) if a.output else sys.stdout
         for number, (where, answer) in enumerate(predict(run, records, a.batch_size)):
-            print(_json_line(where, answer, a.pictures, number), file=out, flush=True)
+            print(_json_line(as_json(where, answer, a.pictures, number)), file=out, flush=True)
 
 
 if __name__ == '__main__':

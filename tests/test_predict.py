@@ -179,6 +179,12 @@ def test_lines_of_text_are_answered_with_pictures(tmp_path, capsys, monkeypatch)
     assert [a['probability'] for a in piped] == [a['probability'] for a in found]
 
 
+def test_an_answer_that_json_cannot_hold_is_named():
+    assert json.loads(predict._json_line({'input': 'a', 'x': 0.5})) == {'input': 'a', 'x': 0.5}
+    with pytest.raises(errors.UserError, match='a: the answer has a number that is not finite'):
+        predict._json_line({'input': 'a', 'x': [float('nan')]})
+
+
 def test_what_answers_no_records_says_where_to_go(tmp_path, capsys):
     path, overrides = commands.tiny_text(tmp_path)
     overrides += ['total_steps=2', 'checkpoint.every=2', 'optimizer.schedule.warmup_steps=0']

@@ -138,10 +138,12 @@ def normalized(
         numbers, or not finite.
     """
     whole = inputs.dtype.kind in 'iub'
+    if not whole and inputs.dtype.kind not in 'fO':
+        raise errors.UserError(f'The input is not an array of numbers: it is {inputs.dtype}.')
     try:
         with np.errstate(over='ignore'):  # what is not finite then is refused
             inputs = inputs.astype(np.float32)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise errors.UserError(f'The input is not an array of numbers: {error}.') from error
     if not whole and not np.isfinite(inputs).all():
         raise errors.UserError('The input has a value that is not finite.')

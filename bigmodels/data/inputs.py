@@ -23,7 +23,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -55,7 +55,7 @@ def read_inputs(
     path: str,
     fields: Mapping[str, str],
     sample_rate: int | None = None,
-    stdin: TextIO | None = None,
+    stdin: BinaryIO | None = None,
 ) -> Iterator[Record]:
     """The records of a file, of all files of a folder that are of use, or of '-'.
 
@@ -72,7 +72,7 @@ def read_inputs(
       UserError: naming file and record, for what cannot be read or lacks a field.
     """
     if path == '-':
-        yield from _lines(stdin or sys.stdin, fields, sample_rate)
+        yield from _lines(stdin or sys.stdin.buffer, fields, sample_rate)
     elif os.path.isdir(path):
         found = _videos(path) if only_kind(fields) == 'video' else _files(path, fields)
         for file in found:
@@ -116,25 +116,20 @@ def _table(path: str, fields: Mapping[str, str], sample_rate: int | None) -> Ite
         yield where, _filled(source[i], fields, where, folder, sample_rate)
 
 
-def _lines(stdin: TextIO, fields: Mapping[str, str], sample_rate: int | None) -> Iterator[Record]:
-    number = 0
-    while True:
-        number += 1
+def _lines(stdin: BinaryIO, fields: Mapping[str, str], sample_rate: int | None) -> Iterator[Record]:
+    for number, data in enumerate(stdin, 1):
         where = f'standard input:{number}'
         try:
-            line = stdin.readline()
+            line = data.decode('utf-8-sig' if number == 1 else 'utf-8')
         except UnicodeDecodeError as error:
             raise errors.UserError(f'{where} is not UTF-8 text: {error}.') from error
-        if not line:
-            return
-        line = line.removeprefix(BOM) if number == 1 else line
         if not line.strip():
             continue
         if tuple(fields.values()) == ('text',):
             [name] = fields
             yield where, {name: line.rstrip('\r\n')}
         else:
-            record = parse_json_line(line.encode(), where)
+            record = parse_json_line(data, where)
             yield where, _filled(record, fields, where, '', sample_rate)
 
 

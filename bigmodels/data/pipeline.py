@@ -52,16 +52,21 @@ def stacked(examples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarra
     """Equally shaped examples as one dict of arrays with a leading axis.
 
     Raises:
-      UserError: for others.
+      UserError: for arrays of several shapes.
     """
-    for key, first in examples[0].items():
-        for example in examples:
-            if np.shape(example[key]) != np.shape(first):
-                raise errors.UserError(
-                    f"The examples' {key} are of several shapes, such as {np.shape(first)} and "
-                    f'{np.shape(example[key])}: a batch has one. Images get one by task.image_size.'
-                )
-    return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+
+    def stack(key: str) -> np.ndarray:
+        values = [example[key] for example in examples]
+        try:
+            return np.stack(values)
+        except ValueError as error:
+            shapes = errors.some(sorted({str(np.shape(value)) for value in values}))
+            raise errors.UserError(
+                f"The examples' {key} are of several shapes: {shapes}. Where they are images, "
+                'task.image_size gives them one.'
+            ) from error
+
+    return {key: stack(key) for key in examples[0]}
 
 
 def training_batches(

@@ -177,7 +177,7 @@ def numbers(values: Sequence, name: str) -> np.ndarray:
     Raises:
       UserError: for a value that is no finite number, and for what is no column.
     """
-    if isinstance(values, str | Mapping) or not hasattr(values, '__len__'):
+    if not isinstance(values, Sequence | np.ndarray) or isinstance(values, str | bytes):
         raise errors.UserError(f'The column {name!r} is {values!r}, wanted several numbers.')
     if isinstance(values, np.ndarray) and values.dtype.kind in 'iuf':
         found = values.astype(np.float64)

@@ -51,7 +51,8 @@ def averaged(
 def roc_auc(positive: np.ndarray, scores: np.ndarray) -> float:
     """The area under the receiver's curve: how often a positive example's score is the higher.
 
-    Of equal scores half count (Mann and Whitney 1947). NaN unless there are both kinds.
+    Of equal scores half count (Mann and Whitney 1947). NaN unless there are both kinds, and where a
+    score is NaN.
 
     Args:
       positive: bool [N].
@@ -60,7 +61,7 @@ def roc_auc(positive: np.ndarray, scores: np.ndarray) -> float:
     positive = np.asarray(positive, bool)
     of_positive = positive.sum()
     of_negative = len(positive) - of_positive
-    if not of_positive or not of_negative:
+    if not of_positive or not of_negative or np.isnan(scores).any():
         return float('nan')
     _, group, sizes = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = np.cumsum(sizes) - (sizes - 1) / 2  # from 1, the mean over equal scores
@@ -71,14 +72,14 @@ def roc_auc(positive: np.ndarray, scores: np.ndarray) -> float:
 def average_precision(positive: np.ndarray, scores: np.ndarray) -> float:
     """The mean precision over positive examples, each at the threshold of its own score.
 
-    NaN without any. (Manning et al. 2008, section 8.4)
+    NaN without any, and where a score is. (Manning et al. 2008, section 8.4)
 
     Args:
       positive: bool [N].
       scores: [N].
     """
     positive = np.asarray(positive, bool)
-    if not positive.any():
+    if not positive.any() or np.isnan(scores).any():
         return float('nan')
     order = np.argsort(-scores, kind='stable')
     found = np.cumsum(positive[order])
@@ -156,11 +157,11 @@ def figures(
 ) -> dict[str, float]:
     """The figures of SCORES, or OF_LABELS, by name; one for each class as name_0, name_1, ...
 
+    All are NaN if a probability is.
+
     Args:
       probabilities: [N, C].
       targets: int [N], or of OF_LABELS [N, C].
-
-    All are NaN if a probability is.
     """
     if np.isnan(probabilities).any():
         return dict.fromkeys(figure_names(names, probabilities.shape[1]), float('nan'))

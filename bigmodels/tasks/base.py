@@ -135,7 +135,7 @@ def array_of(record: Mapping[str, Any], name: str, key: str = '', dtype: Any = N
     value = field_of(record, name, key)
     try:
         return np.asarray(value, dtype)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise errors.UserError(
             f'The field {name!r} is not an array of numbers: {error}.'
         ) from error

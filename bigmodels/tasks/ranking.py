@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,15 +119,14 @@ class Ranking(Defaults):
         rows = [self.encoding.ids[name].rows(np.atleast_1d(field_of(raw, name)))
                 for name in self.categories]  # fmt: skip
         numbers = self.encoding.scale.standardised(self._values(raw))
-        if {row.size for row in rows} != {math.prod(numbers.shape[:-1])}:
-            names = ', '.join((*self.categories, *self.counts, *self.numbers))
-            raise errors.UserError(f'The fields {names} must have one value each.')
+        self._check_sizes([*rows, numbers[..., 0]])
         categories = np.stack(rows, -1).reshape(*numbers.shape[:-1], -1)
         example = {'inputs': numbers, 'categories': categories}
         if self.rating in raw:
             ratings = table_encoding.numbers(np.atleast_1d(raw[self.rating]), self.rating)
             if np.isnan(ratings).any():
                 raise errors.UserError(f'The field {self.rating} has no value.')
+            self._check_sizes([ratings, numbers[..., 0]])
             liked = (ratings >= self.threshold).reshape(numbers.shape[:-1])
             example['targets'] = np.float32(liked)
         return example
@@ -145,12 +143,15 @@ class Ranking(Defaults):
         counts = [*map(numbers, self.counts)]
         for name, values in zip(self.counts, counts, strict=True):
             if (values < 0).any():
-                raise errors.UserError(f'The field {name} has a negative value, and counts.')
+                raise errors.UserError(f'The field {name}, a count, has a negative value.')
         columns = [*map(np.log1p, counts), *map(numbers, self.numbers)]
-        if len({column.shape for column in columns}) > 1:
-            names = ', '.join((*self.counts, *self.numbers))
-            raise errors.UserError(f'The fields {names} must have one value each.')
+        self._check_sizes(columns)
         return np.stack(columns, -1)
+
+    def _check_sizes(self, columns: Sequence[np.ndarray]) -> None:
+        if len({column.size for column in columns}) > 1:
+            names = ', '.join((*self.categories, *self.counts, *self.numbers, self.rating))
+            raise errors.UserError(f'The fields {names} must have one value each.')
 
     def postprocess(self, prediction: np.ndarray) -> dict[str, float]:
         """A probability -> {'probability'}."""

@@ -110,7 +110,7 @@ class Segmentation(Defaults):
         """
         image = array_of(raw, self.input_key, 'task.input_key')
         image = images.with_channels(image, self.channels)
-        inputs = ((image.astype(np.float32) - self.mean) / self.std).astype(np.float32)
+        inputs = images.normalized(image, self.mean, self.std)
         example = {'inputs': inputs, 'weights': np.ones(image.shape[:2], np.float32)}
         if self.mask_key in raw:
             example['targets'] = self._classes(np.asarray(raw[self.mask_key]), image.shape[:2])

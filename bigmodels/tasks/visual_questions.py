@@ -106,7 +106,7 @@ class VisualQuestions(Tokenized):
             image = images.centre_crop(image, self.image_size, self.image_size)
         ids = self._encoded(raw, 'question')
         example = {
-            'inputs': ((image.astype(np.float32) - self.mean) / self.std).astype(np.float32),
+            'inputs': images.normalized(image, self.mean, self.std),
             'lengths': np.int32(len(ids) - 1),
         }
         if self.answer_key in raw:

@@ -67,7 +67,7 @@ def test_a_graph_is_one_record(tmp_path, changes):
         ({'features': np.array([['a'], ['b'], ['c']])}, r'features must be numbers \[N, F\]'),
         ({'features': np.float32([1, 2, 3])}, r'features must be numbers \[N, F\], got float32'),
         *(
-            (SPARSE | {'features': None} | change, 'must be as many numbers each')
+            (SPARSE | {'features': None} | change, 'must have equally many numbers')
             for change in (
                 {'feature_row': np.float32([0, 1, 1])},
                 {'feature_value': np.float32([2, 1])},

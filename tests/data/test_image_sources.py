@@ -2,11 +2,12 @@
 
 import gzip
 import hashlib
+import types
 
 import numpy as np
 import pytest
 
-from bigmodels import errors
+from bigmodels import errors, experiment
 from bigmodels.data.sources import class_folders, image_sources, table_sources
 from tests.data.image_files import encoded, idx, smooth, write_folder, write_mnist, write_npz
 
@@ -42,12 +43,22 @@ def test_a_held_out_folder_has_the_classes_of_training(tmp_path):
     write_folder(tmp_path / 'valid', {'cat': 1, 'fox': 1})
     train = image_sources.ImageFolder(str(tmp_path / 'train'))
     valid = image_sources.ImageFolder(str(tmp_path / 'valid'))
-    message = r'data\.evals\.valid has the classes cat, fox, and .* cat, dog, fox: labels would'
+    message = r'data\.evals\.valid has the classes cat, fox, where .* cat, dog, fox: labels would'
     with pytest.raises(errors.UserError, match=message):
         class_folders.check_same_classes(valid, 'config.data.evals.valid', [train])
     valid = image_sources.ImageFolder(str(tmp_path / 'valid'), classes=('cat', 'dog', 'fox'))
     class_folders.check_same_classes(valid, 'config.data.evals.valid', [train])
     class_folders.check_same_classes([], 'config.data.evals.valid', [train])  # has no names
+    sections = {
+        name: dict(name='image_folder', path=str(tmp_path / name)) for name in ('train', 'valid')
+    }
+    mixture = dict(name='mixture', sources=sections, weights=dict(train=1.0, valid=1.0))
+    data = types.SimpleNamespace(train=mixture, evals={'valid': sections['valid']})
+    settings = types.SimpleNamespace(data=data)
+    with pytest.raises(errors.UserError, match=r'train\.sources\.valid has the classes cat, fox'):
+        experiment.training_sources(settings)
+    with pytest.raises(errors.UserError, match=r'data\.evals\.valid has the classes cat, fox'):
+        experiment.evaluation_sets(settings, None, trained_on=[train])
 
 
 def test_folder_errors(tmp_path):

@@ -16,7 +16,7 @@ TABLE = {'age': 'value', 'town': 'value'}
 
 
 def read(path, fields, stdin='', **options):
-    found = inputs.read_inputs(str(path), fields, stdin=io.StringIO(stdin), **options)
+    found = inputs.read_inputs(str(path), fields, stdin=io.BytesIO(stdin.encode()), **options)
     return list(found)
 
 
@@ -127,13 +127,13 @@ def test_lines_end_at_line_ends_alone_and_begin_behind_a_byte_order_mark(tmp_pat
 
 
 def test_standard_input_that_cannot_be_read_is_named():
-    binary = io.TextIOWrapper(io.BytesIO(b'\xff\n'), encoding='utf-8')
-    for stdin, fields, message in (
-        (binary, TEXT, 'standard input:1 is not UTF-8'),
-        (io.StringIO('[' * 100_000), TABLE, 'standard input:1 is not a JSON object'),
+    for data, fields, message in (
+        (b'one\n\xff\n', TEXT, 'standard input:2 is not UTF-8'),
+        (b'{"age": 1, "town": "A"}\n{"age": "\xff"}', TABLE, 'standard input:2 is not UTF-8'),
+        (b'[' * 100_000, TABLE, 'standard input:1 is not a JSON object'),
     ):
         with pytest.raises(errors.UserError, match=message):
-            list(inputs.read_inputs('-', fields, stdin=stdin))
+            list(inputs.read_inputs('-', fields, stdin=io.BytesIO(data)))
 
 
 def test_tables_give_their_rows(tmp_path):

@@ -265,7 +265,7 @@ def test_weights_of_the_examples_are_kept():
 
 
 def test_examples_of_several_shapes_are_named():
-    with pytest.raises(errors.UserError, match=r"examples' inputs .* \(2, 3\) and \(2, 4\)"):
+    with pytest.raises(errors.UserError, match=r"examples' inputs .*: \(2, 3\), \(2, 4\)"):
         pipeline.stacked([{'inputs': np.zeros((2, 3))}, {'inputs': np.zeros((2, 4))}])
 
 

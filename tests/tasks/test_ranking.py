@@ -58,7 +58,7 @@ def test_bad_records_and_sizes(source):
     with pytest.raises(errors.UserError, match='user_mean has a value that is not finite'):
         task.preprocess(record | {'user_mean': np.float32('nan')})
     for changes, message in (
-        ({'item_count': -0.5}, 'item_count has a negative value'),
+        ({'item_count': -0.5}, 'item_count, a count, has a negative value'),
         ({'user_mean': {'a': 1}}, "'user_mean' is not an array of numbers"),
         ({'user_mean': [1.0, 2.0]}, 'must have one value each'),
         ({'user': [1, 2]}, 'must have one value each'),

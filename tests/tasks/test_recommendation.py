@@ -252,7 +252,8 @@ def test_a_row_learns_what_comes_next_and_serves_it(name, tmp_path):
     assert answer[0]['title'] == 'Film 6'
     # The command for raw input gives the same, from a record as a user may write it.
     record = {'items': '003,never seen 004,005', 'user': 'u1', 'age': 30}
-    given = inputs.read_inputs('-', run.task.record_fields, stdin=io.StringIO(json.dumps(record)))
+    stdin = io.BytesIO(json.dumps(record).encode())
+    given = inputs.read_inputs('-', run.task.record_fields, stdin=stdin)
     [(_, predicted)] = predict.predict(run, given)
     expected = recommend.make_recommender(run)(['003', '004', '005'], 'u1')
     assert [found['item'] for found in predicted] == [found['item'] for found in expected]

@@ -96,6 +96,8 @@ class FileSpans:
             raise errors.UserError(
                 f'{path} vanished during the run. Put it back, or start a new run without it.'
             ) from error
+        except OSError as error:
+            raise errors.UserError(f'{path} cannot be read: {error.strerror}.') from error
 
 
 class TextFiles:
@@ -378,8 +380,11 @@ def _as_numpy(value: Any) -> Any:
 
 
 def narrowed(wide: np.ndarray) -> np.ndarray:
-    """float64 as float32, unless that rounds whole ones, which may be identifiers."""
+    """float64 as float32, unless that rounds whole ones below 2**53, which may be identifiers.
+
+    What is too large for float32 stays float64 too.
+    """
     with np.errstate(over='ignore'):
         narrow = wide.astype(np.float32)
-    rounded = (wide == np.rint(wide)) & (wide != narrow)
-    return wide if (rounded & (np.abs(wide) < 2**53)).any() else narrow
+    rounded = (wide == np.rint(wide)) & (wide != narrow) & (np.abs(wide) < 2**53)
+    return wide if (rounded | (np.isinf(narrow) & np.isfinite(wide))).any() else narrow

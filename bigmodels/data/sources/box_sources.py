@@ -210,7 +210,8 @@ class Coco(BoxSource):
                     raise errors.UserError(
                         f'{where}: there is no image {image} or no category {category}.'
                     )
-                if len(one.get('bbox', ())) != 4:
+                box = one.get('bbox', ())
+                if len(box) != 4 or not all(isinstance(side, int | float) for side in box):
                     raise errors.UserError(f'{where}: its bbox must be four numbers.')
                 known[one['image_id']].append(one)
             return [self._of_image(image, known, categories) for image in content['images']]
@@ -222,8 +223,7 @@ class Coco(BoxSource):
     def _of_image(self, image: Mapping, known: Mapping, categories: Mapping) -> Annotated:
         size = int(image['width']), int(image['height'])
         given = known[image['id']]
-        sizes = (map(float, one['bbox']) for one in given)
-        boxes = [(x, y, x + w, y + h) for x, y, w, h in sizes]
+        boxes = [(x, y, x + w, y + h) for x, y, w, h in (one['bbox'] for one in given)]
         names = [categories[one['category_id']] for one in given]
         where = f'{self._file}, image {image["id"]} ({image["file_name"]})'
         crowds = [bool(one.get('iscrowd')) for one in given]

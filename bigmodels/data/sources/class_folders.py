@@ -17,7 +17,7 @@ class ClassFolders(abc.ABC):
 
     Record: what `_decode` gives, {'label': int64, 'path': str}, the path relative to the folder.
     The label is the place of the class in `classes`: by default the names of the sub-folders,
-    sorted. Give them where another split's folder may lack one: a run refuses sets of others.
+    sorted. Give them where another split's folder may lack one: training refuses sets of others.
     """
 
     suffixes: ClassVar[tuple[str, ...]]  # of the files that are read, in lower case
@@ -102,6 +102,6 @@ def check_same_classes(source: Sequence, path: str, trained_on: Sequence[Sequenc
         known = getattr(other, 'classes', None)
         if classes and known and classes != known:
             raise errors.UserError(
-                f'{path} has the classes {", ".join(classes)}, and config.data.train '
-                f'{", ".join(known)}: labels would differ. Set {path}.classes to those of training.'
+                f'{path} has the classes {", ".join(classes)}, where the training data has '
+                f'{", ".join(known)}: labels would differ. Set classes to the same in both.'
             )

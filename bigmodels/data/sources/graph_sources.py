@@ -109,9 +109,10 @@ def checked_edges(edges: np.ndarray, num_nodes: int, where: str) -> np.ndarray:
             f'Edge {edge} of {where}, {edges[edge, 0]} to {edges[edge, 1]}, is out of range: there '
             f'are nodes 0 to {num_nodes - 1}.'
         )
-    distinct, counts = np.unique(edges, axis=0, return_counts=True)
+    numbered = edges[:, 0].astype(np.int64) * num_nodes + edges[:, 1]  # as rows of two: slow
+    distinct, counts = np.unique(numbered, return_counts=True)
     if len(distinct) < len(edges):
-        sender, receiver = distinct[counts.argmax()]
+        sender, receiver = divmod(distinct[counts.argmax()], num_nodes)
         raise errors.UserError(
             f'The edge {sender} to {receiver} of {where} is there {counts.max()} times: give each '
             f'one once.'
@@ -134,8 +135,8 @@ def _dense(arrays: dict[str, np.ndarray], path: str) -> np.ndarray:
     ):
         described = [f'{name} {arrays[name].dtype} {arrays[name].shape}' for name in SPARSE]
         raise errors.UserError(
-            f'{path}: {", ".join(SPARSE[:3])} must be as many numbers each, the first two '
-            f'integers, and {SPARSE[3]} and {SPARSE[4]} one integer each; got '
+            f'{path}: {", ".join(SPARSE[:3])} must have equally many numbers, the first two '
+            f'integers, and {SPARSE[3]} and {SPARSE[4]} must be one integer each; got '
             f'{", ".join(described)}.'
         )
     shape = tuple(int(size) for size in shape)

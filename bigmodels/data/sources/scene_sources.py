@@ -56,7 +56,9 @@ class DigitScenes:
             raise errors.UserError(f'count = {count} must be at least 1.')
         self._count, self._size, self._seed = count, size, seed
         self._described = digits.describe()
-        self._fingerprint = digest('digit_scenes', digits.fingerprint(), f'{count} {size} {seed}')
+        asked = [(kind, question) for kind, (question, _) in QUESTIONS.items()]
+        settings = f'{count} {size} {seed} {asked}'
+        self._fingerprint = digest('digit_scenes', digits.fingerprint(), settings)
 
     def __len__(self) -> int:
         return self._count

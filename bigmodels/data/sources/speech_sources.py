@@ -61,7 +61,7 @@ class Transcribed:
             names.append(f'{audio_folder}/{file}' if audio_folder else file)
             texts.append(text)
         sizes = self._sizes(names, table)
-        lines = [
+        listed = [
             f'{size} {name} {text}' for size, name, text in zip(sizes, names, texts, strict=True)
         ]
         self._names, self._texts, self._decoded = tuple(names), tuple(texts), {}
@@ -69,7 +69,7 @@ class Transcribed:
         self._fingerprint = digest(
             'transcribed',
             str(sample_rate),
-            *lines,
+            *listed,
             *(self._read(names[i]) for i in sample),
         )
 

@@ -302,7 +302,9 @@ def is_missing(value: Any) -> bool:
 
 
 def _is_several(value: Any) -> bool:
-    return isinstance(value, list | tuple | dict) or (isinstance(value, np.ndarray) and value.ndim)
+    return isinstance(value, list | tuple | dict) or (
+        isinstance(value, np.ndarray) and value.ndim > 0
+    )
 
 
 def number(value: Any) -> float:
