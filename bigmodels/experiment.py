@@ -381,25 +381,3 @@ def evaluation_sets(
         examples = task.examples(source, pipeline.cache_dir(), train=False)
         sets[name] = pipeline.evaluation_batches(examples, settings.batch_size, shard)
     return sets
-
-
-class _Concatenated(Sequence):
-    """Several sources as one sequence of records."""
-
-    def __init__(self, sources: Sequence[Sequence]):
-        self._sources = sources
-
-    def __len__(self) -> int:
-        return sum(map(len, self._sources))
-
-    def __getitem__(self, index: int) -> Mapping:
-        for source in self._sources:
-            if index < len(source):
-                return source[index]
-            index -= len(source)
-        raise IndexError(index)
-
-
-def concatenated(sources: Sequence[Sequence]) -> Sequence:
-    """The records of all sources, one source after the other."""
-    return sources[0] if len(sources) == 1 else _Concatenated(sources)

@@ -13,6 +13,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from bigmodels import errors, experiment, program, sharding, tables, trees
+from bigmodels.data import pipeline
 from bigmodels.experiment import Experiment
 
 
@@ -71,7 +72,7 @@ def _batch_shapes(settings: Experiment, task: Any) -> program.Shapes:
             for key, shape in task.example_shapes().items()
         }
     sources = experiment.training_sources(settings)
-    task = task.fit(experiment.concatenated([source for source, _ in sources]))
+    task = task.fit(pipeline.concatenated([source for source, _ in sources]))
     batches, _ = experiment.training_batches(settings, task, sources)
     return program.shapes_of_batch(batches[0], settings.batch_size)
 

@@ -135,7 +135,7 @@ def _open_data(settings, task, workdir: pathlib.Path, start, resume, shard) -> _
     fingerprints = [source.fingerprint() for source, _ in sources]
     directory = workdir / rundir.PREPROCESSING
     if start is None:
-        task = task.fit(experiment.concatenated([source for source, _ in sources]))
+        task = task.fit(pipeline.concatenated([source for source, _ in sources]))
         if jax.process_index() == 0:
             directory.mkdir(exist_ok=True)
             task.save(directory)

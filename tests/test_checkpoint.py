@@ -128,6 +128,8 @@ def test_keeps_the_last_ones_and_the_best(tmp_path):
     assert checkpoint.best_step(tmp_path / 'nan', settings) == 4
     save(tmp_path / 'none', {1: math.nan})
     assert checkpoint.best_step(tmp_path / 'none', settings) is None
+    with pytest.raises(errors.UserError, match='none has a value of config.checkpoint.best_metric'):
+        checkpoint.good_step(tmp_path / 'none', 'best', settings)
 
 
 def test_a_part_alone_is_restored_without_reading_the_rest(tmp_path):

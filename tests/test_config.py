@@ -13,6 +13,7 @@ import ml_collections
 import pytest
 
 from bigmodels import config, errors, experiment, optimizers
+from bigmodels.data import pipeline
 from bigmodels.models import MODELS
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
@@ -259,7 +260,7 @@ def test_a_mixture_names_each_source_and_its_weight():
         sources({'b': 1.0})
     (one, first), (other, second) = sources({'a': 2, 'b': 1.0})
     assert (first, second) == (2.0, 1.0)
-    assert len(experiment.concatenated([one, other])) == 2 * len(one)
+    assert len(pipeline.concatenated([one, other])) == 2 * len(one)
     kept = experiment.resolved(given)
     assert kept['data']['train']['sources']['a'] == digits
     assert experiment.resolved(kept) == kept

@@ -157,6 +157,11 @@ def good_step(
         step, _ = newest_good(directory, EVALUATION_PARTS)
     elif step == 'best':
         step = best_step(directory, settings)
+        if step is None:
+            raise errors.UserError(
+                f'No checkpoint in {directory} has a value of config.checkpoint.best_metric = '
+                f'{settings.best_metric!r}, by which one would be best.'
+            )
     saved = steps(directory)
     if step not in saved:
         raise errors.UserError(

@@ -13,7 +13,7 @@ import numpy as np
 
 from bigmodels import config as config_lib
 from bigmodels import errors, experiment, runs, tables, writers
-from bigmodels.data import pictures
+from bigmodels.data import pictures, pipeline
 
 # The fields that hold token ids, where a task has a vocabulary and no `token_fields`.
 TOKENS = ('inputs', 'targets')
@@ -138,7 +138,7 @@ def main() -> None:
         settings = experiment.from_config(config_lib.load(options.config, overrides))
         sources = experiment.training_sources(settings)
         task = experiment.make_task(settings)
-        task = task.fit(experiment.concatenated([source for source, _ in sources]))
+        task = task.fit(pipeline.concatenated([source for source, _ in sources]))
     parts = experiment.training_parts(task, sources)
     batches, _ = experiment.training_batches(settings, task, sources)
     for step in options.steps:

@@ -69,6 +69,28 @@ def stacked(examples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarra
     return {key: stack(key) for key in examples[0]}
 
 
+class _Concatenated(Sequence):
+    """Several sources as one sequence of records."""
+
+    def __init__(self, sources: Sequence[Sequence]):
+        self._sources = sources
+
+    def __len__(self) -> int:
+        return sum(map(len, self._sources))
+
+    def __getitem__(self, index: int) -> Mapping:
+        for source in self._sources:
+            if index < len(source):
+                return source[index]
+            index -= len(source)
+        raise IndexError(index)
+
+
+def concatenated(sources: Sequence[Sequence]) -> Sequence:
+    """The records of all sources, one source after the other."""
+    return sources[0] if len(sources) == 1 else _Concatenated(sources)
+
+
 def training_batches(
     parts: Sequence[tuple[Sequence, float]],
     batch_size: int,

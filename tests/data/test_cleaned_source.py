@@ -41,6 +41,7 @@ def test_what_is_broken_or_repeated_is_left_out_and_counted(folder, monkeypatch)
         '1 duplicates left out (the first is record 2)'
     )
     test_sources.test_contract(source)
+    assert source.classes == ('cat', 'dog')
     same = cleaned(folder, fields=('image',))
     assert paths(same) == ['cat/0.png', 'dog/0.png']
     kept = cleaned(folder, duplicates='keep')

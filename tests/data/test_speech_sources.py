@@ -52,6 +52,7 @@ def test_another_rate_is_resampled_and_said_once(folder):
         ('file,words\n0.wav,one', r"column of .*transcripts\.csv 'text'.* words"),
         ('file,text\n0.wav,one, two', r'csv:2 has 3 values, .*Quote a text'),
         ('file,text\n0.wav,"one\n1.wav,two', r'transcripts\.csv:3 is not CSV: unexpected end'),
+        ('file,text,text\n0.wav,one,two', 'transcripts.csv:1 names a column twice'),
         ('file,text', 'needs a header row and at least one row'),
         ('file,text\n0.wav,one\n7.wav,two', r'lacks 1 of the 2 files in .*: wav/7\.wav'),
         ('file,text\n0.wav,\xe9', 'is not UTF-8 at byte 16'),

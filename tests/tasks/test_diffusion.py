@@ -122,6 +122,7 @@ def test_records_and_answers(tmp_path):
         ({'label': 'three', 'seed': 1}, r'labels are integers'),
         ({'label': 1, 'seed': -1}, r'seed -1 must be an integer from 0'),
         ({'label': 1, 'seed': 0.5}, r'seed 0.5 must be an integer'),
+        ({'label': 1, 'image': [[0, 1], [2, np.nan]]}, 'not finite'),
         ({'label': 1, 'image': np.zeros((2, 3))}, r'image is \[2, 3\], .*image_shape \[2, 2\]'),
         ({'label': 1, 'image': np.zeros((5, 2, 2))}, r'image is \[5, 2, 2\]'),
     ],

@@ -134,6 +134,10 @@ def test_a_class_is_the_mean_of_its_prompts_and_an_image_of_the_nearest(whole):
     _, (pairs, _) = loss_fn(params, {}, batch, jax.random.key(0), False)
     right = (logits.argmax(1) == batch['labels']).mean()
     assert metrics.mean(pairs['zero_shot_accuracy']) == pytest.approx(right)
+    with pytest.raises(errors.UserError, match=r'A label is \[1\], and the model answers \[\]'):
+        task.loss_fn(
+            params, {}, batch | {'labels': batch['labels'][:, None]}, jax.random.key(0), False
+        )
     answer = task.postprocess(np.asarray(predicted[0]))
     assert answer['label'] == CLASSES[logits[0].argmax()]
     assert list(answer['probabilities']) == list(CLASSES)

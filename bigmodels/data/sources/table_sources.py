@@ -81,8 +81,6 @@ class Csv(Columns):
         self._path, self._broken, self._duplicates = path, broken, duplicates
         text = read_text(path)
         header, lines = csv_rows(path, text)
-        if len(set(header)) < len(header):
-            raise errors.UserError(f'{path}:1 names a column twice: {", ".join(header)}.')
         for name in numeric:
             if name not in header:
                 raise errors.unknown(f'column of {path}', name, header)
@@ -248,7 +246,14 @@ def read_npz(path: str, arrays: Sequence[str] = ()) -> dict[str, np.ndarray]:
 
 
 def csv_rows(path: str, text: str) -> tuple[list[str], list[Line]]:
-    """The header of a CSV file, and the lines below it that are not blank."""
+    """The header of a CSV file, and the lines below it that are not blank.
+
+    Args:
+      path: for errors.
+
+    Raises:
+      UserError: naming the line, for what is no CSV, no row of values, or a column there twice.
+    """
     reader = csv.reader(io.StringIO(text.removeprefix(BOM), newline=''), strict=True)
     try:
         lines = [(reader.line_num, row) for row in reader if row]
@@ -257,6 +262,8 @@ def csv_rows(path: str, text: str) -> tuple[list[str], list[Line]]:
     if len(lines) < 2:
         raise errors.UserError(f'{path} needs a header row and at least one row of values.')
     (_, header), *lines = lines
+    if len(set(header)) < len(header):
+        raise errors.UserError(f'{path}:1 names a column twice: {", ".join(header)}.')
     return header, lines
 
 
