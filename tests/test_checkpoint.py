@@ -128,7 +128,9 @@ def test_keeps_the_last_ones_and_the_best(tmp_path):
     assert checkpoint.best_step(tmp_path / 'nan', settings) == 4
     save(tmp_path / 'none', {1: math.nan})
     assert checkpoint.best_step(tmp_path / 'none', settings) is None
-    with pytest.raises(errors.UserError, match='none has a value of config.checkpoint.best_metric'):
+    with pytest.raises(
+        errors.UserError, match='no such checkpoint with a value of config.checkpoint.best_metric'
+    ):
         checkpoint.good_step(tmp_path / 'none', 'best', settings)
 
 

@@ -93,7 +93,10 @@ def test_a_step_that_is_not_there(finished, tmp_path, step):
         workdir = tmp_path
     else:
         workdir = finished
-    with pytest.raises(errors.UserError, match='no such checkpoint; it has steps: 5, 10, 15, 20'):
+    by = (
+        " with a value of config.checkpoint.best_metric = 'valid/nothing'" if step == 'best' else ''
+    )
+    with pytest.raises(errors.UserError, match=f'such checkpoint{by}; it has steps: 5, 10, 15, 20'):
         runs.open_run(workdir, step)
 
 

@@ -152,23 +152,23 @@ def good_step(
     Raises:
       UserError: if there is no such step, or it is damaged.
     """
-    last = step == 'last'
-    if last:
+    asked = step
+    if asked == 'last':
         step, _ = newest_good(directory, EVALUATION_PARTS)
-    elif step == 'best':
+    elif asked == 'best':
         step = best_step(directory, settings)
-        if step is None:
-            raise errors.UserError(
-                f'No checkpoint in {directory} has a value of config.checkpoint.best_metric = '
-                f'{settings.best_metric!r}, by which one would be best.'
-            )
     saved = steps(directory)
     if step not in saved:
+        by = (
+            f' with a value of config.checkpoint.best_metric = {settings.best_metric!r}'
+            if asked == 'best'
+            else ''
+        )
         raise errors.UserError(
-            f'{directory} has no such checkpoint; it has steps: '
+            f'{directory} has no such checkpoint{by}; it has steps: '
             f'{", ".join(map(str, saved)) or "none"}.'
         )
-    problem = None if last else damage(directory, step, EVALUATION_PARTS)
+    problem = None if asked == 'last' else damage(directory, step, EVALUATION_PARTS)
     if problem is not None:
         raise errors.UserError(
             f'Checkpoint {step} in {directory} is damaged: {problem}. Choose another step; there '
