@@ -147,6 +147,54 @@ def giou(one: Array, other: Array) -> Array:
     return 1 - both / jnp.maximum(either, 1e-9) + (around - either) / around
 
 
+def best_matching(cost: Array) -> Array:
+    """The column of each row, all different, with which the costs' sum is least: int [M].
+
+    Args:
+      cost: [M, N], N at least M; what is not finite counts as more than anything else there is.
+    """
+    # The algorithm's search would not end.
+    cost = jnp.nan_to_num(jax.lax.stop_gradient(cost), nan=1e9, posinf=1e9, neginf=1e9)
+    rows, columns = optax.assignment.hungarian_algorithm(cost)
+    return jnp.zeros(len(cost), int).at[rows].set(columns)
+
+
+def box_set(
+    logits: Array, found: Array, boxes: Array, labels: Array, size: Array, box_weight: float = 1.0
+) -> tuple[Array, Array]:
+    """The losses of a set of boxes, each object matched with one of them at the least cost of all.
+
+    (DETR, Carion et al. 2020, section 3.1, with the focal loss and weights of Deformable DETR, Zhu
+    et al. 2021, halved) What no object is matched with is to be background: so no object is found
+    twice, and nothing has to be suppressed.
+
+    Args:
+      logits: [N, C] of one image; an object's class has its sigmoid's probability.
+      found: [N, 4], N at least M.
+      boxes: [M, 4].
+      labels: int [M] from 0; -1 for padding.
+      size: [2], width and height of the image, in which distances of edges are measured.
+      box_weight: of the loss of boxes beside that of classes, for the cost of a match.
+
+    Returns:
+      The loss of classes and that of boxes, 2.5 |distances| + `giou`, float32, sums over the image.
+    """
+    logits, real = logits.astype(jnp.float32), labels >= 0
+    label = jnp.where(real, labels, 0)
+    as_object = 0.25 * focal(jax.nn.softplus(-logits), 2.0)
+    as_background = 0.75 * focal(jax.nn.softplus(logits), 2.0)
+
+    def apart(one, other):
+        distances = jnp.abs(one - other) / jnp.tile(size, 2)
+        return 2.5 * distances.sum(-1) + giou(one, other)
+
+    cost = (as_object - as_background).T[label] + box_weight * apart(found, boxes[:, None])
+    matched = best_matching(jnp.where(real[:, None], cost, 0))
+    is_object = jnp.zeros(logits.shape, bool).at[matched, label].max(real)
+    of_classes = jnp.where(is_object, as_object, as_background).sum()
+    return of_classes, jnp.where(real, apart(found[matched], boxes), 0).sum()
+
+
 def dice(probabilities: Array, targets: Array, weights: Array, smooth: float = 1.0) -> Array:
     """1 - (2 |p t| + smooth) / (|p| + |t| + smooth) of each class but 0, the background; the mean.
 

@@ -16,11 +16,11 @@ Result: mAP 0.886 at an overlap of half, 0.600 over all overlaps, on the 72 test
 
 from configs import common
 
-VARIANTS = ('tiny',)
+VARIANTS = ('set', 'tiny')
 
 
 def get_config(variant: str = ''):
-    """The default, or `tiny` for tests."""
+    """The default, `set` without suppression of overlaps, or `tiny` for tests."""
     common.check_variant(variant, VARIANTS)
     config = common.get_config()
     config.model = dict(
@@ -59,6 +59,8 @@ def get_config(variant: str = ''):
     config.optimizer.learning_rate = 5e-3
     config.optimizer.algorithm = dict(name='muon', ns_steps=3)
     config.optimizer.schedule = dict(name='linear', warmup_steps=100)
+    if variant == 'set':
+        config.task.update(assignment='set', box_weight=1.0, max_overlap=1.0)
     if variant == 'tiny':
         config = common.tiny(config)
         config.model.width = 8

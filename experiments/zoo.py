@@ -60,6 +60,7 @@ ROWS = {
     'diffusion': Row('test/loss', None, 30, lowest=True),
     'segment': Row('test/dice', 0.88, 30),
     'detect': Row('test/map50', 0.70, 90),
+    'detect:set': Row('test/map50', 0.70, 90),
     'sst2_lstm': Row('test/accuracy', 0.80, 10),
     'bert': Row('valid/loss', None, 30, lowest=True),
     'sst2_bert': Row('test/accuracy', None, 30),

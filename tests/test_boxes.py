@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 
 from bigmodels import boxes as boxes_lib
 from bigmodels import losses
@@ -130,3 +131,67 @@ def test_the_focal_loss_of_centres_is_as_published():
     for target in (0.0, 1.0):
         grad = jax.grad(lambda x, t=target: losses.centre_focal(x, jnp.full(2, t)).sum())(extreme)
         assert np.isfinite(grad).all()
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (4, 9), (7, 7), (20, 300)])
+def test_the_best_matching_is_that_of_scipy(shape):
+    cost = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    matched = jax.jit(losses.best_matching)(cost)
+    assert matched.tolist() == scipy.optimize.linear_sum_assignment(cost)[1].tolist()
+    broken = jax.jit(losses.best_matching)(np.where(cost > 1, np.nan, cost))
+    assert len(set(broken.tolist())) == shape[0]
+
+
+def reference_box_set(logits, found, boxes, labels, size, box_weight):
+    """Of one image without padding, written out in float64."""
+    p = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    as_object, as_background = -0.25 * (1 - p) ** 2 * np.log(p), -0.75 * p**2 * np.log(1 - p)
+    apart = np.zeros((len(boxes), len(found)))
+    for i, true in enumerate(boxes.astype(np.float64)):
+        for j, box in enumerate(found.astype(np.float64)):
+            iou, union = reference_iou(box, true)
+            around = np.prod(np.maximum(box[2:], true[2:]) - np.minimum(box[:2], true[:2]))
+            apart[i, j] = 2.5 * (np.abs(box - true) / np.tile(size, 2)).sum()
+            apart[i, j] += 1 - iou + (around - union) / around
+    cost = (as_object - as_background)[:, labels].T + box_weight * apart
+    rows, columns = scipy.optimize.linear_sum_assignment(cost)
+    of_classes = as_background.sum() + (as_object - as_background)[columns, labels].sum()
+    return of_classes, apart[rows, columns].sum()
+
+
+@pytest.mark.parametrize('box_weight', [0.5, 1.0, 3.0])
+def test_the_set_loss_is_as_published_and_padding_changes_nothing(box_weight):
+    rng, size = np.random.default_rng(4), np.float32([80, 60])
+    logits = rng.normal(size=(30, 3)).astype(np.float32)
+    found, boxes = random_boxes(30), random_boxes(6, seed=1)
+    labels = rng.integers(0, 3, 6)
+    of_set = jax.jit(losses.box_set)
+    expected = reference_box_set(logits, found, boxes, labels, size, box_weight)
+    given = of_set(logits, found, boxes, labels, size, box_weight)
+    np.testing.assert_allclose(given, expected, rtol=1e-5)
+    wide, longer = np.pad(boxes, ((5, 3), (0, 0))), np.pad(labels, (5, 3), constant_values=-1)
+    padded = of_set(logits, found, wide, longer, size, box_weight)
+    np.testing.assert_allclose(padded, given, rtol=1e-6)
+
+    def total(logits, found, boxes, labels):
+        of_classes, of_boxes = losses.box_set(logits, found, boxes, labels, size, box_weight)
+        return of_classes + box_weight * of_boxes
+
+    grads = jax.jit(jax.grad(total, argnums=(0, 1)))(logits, found, wide, longer)
+    assert all(np.isfinite(grad).all() for grad in grads)
+    assert (np.abs(grads[1]).sum(-1) > 0).sum() == 6  # the matched boxes alone are drawn
+
+
+def test_a_set_that_is_the_truth_has_hardly_a_loss_and_a_second_time_costs():
+    boxes, labels = random_boxes(4), np.int32([0, 1, 2, 1])
+    sure = np.where(np.eye(3, dtype=bool)[labels], 9.0, -9.0).astype(np.float32)
+    none = np.full((5, 3), -9.0, np.float32)
+    found = np.concatenate([random_boxes(5, seed=9), boxes[::-1]])
+    size = np.float32([80, 60])
+    logits = np.concatenate([none, sure[::-1]])
+    right = losses.box_set(logits, found, boxes, labels, size)
+    np.testing.assert_allclose(right, 0, atol=1e-5)
+    twice = losses.box_set(
+        np.concatenate([logits, sure[:1]]), np.concatenate([found, boxes[:1]]), boxes, labels, size
+    )
+    assert twice[0] > 5

@@ -65,6 +65,20 @@ def test_boxes_of_raw_images_of_any_size_are_told_and_drawn(run, tmp_path, capsy
             assert 0 <= top < bottom <= height + 0.1
 
 
+def test_a_set_is_learnt_without_suppression(run, monkeypatch, tmp_path):
+    monkeypatch.setenv('BIGMODELS_DATA', str(run[0]))
+    spec = str(commands.ROOT / 'configs/detect.py')
+    task = config_lib.load(f'{spec}:set', []).task
+    own = ['assignment', 'box_weight', 'max_overlap']
+    overrides = ['log_every=1', *(f'task.{name}={task[name]}' for name in own)]
+    assert overrides[1:] == ['task.assignment=set', 'task.box_weight=1.0', 'task.max_overlap=1.0']
+    figures = train_lib.train(config_lib.load(f'{spec}:tiny', overrides), tmp_path / 'set')
+    assert 'test/map50' in figures
+    rows = writers.read_metrics(tmp_path / 'set' / 'metrics.jsonl')
+    losses = [row['train/loss'] for row in rows if 'train/loss' in row]
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+
+
 def test_a_resumed_run_ends_as_one_that_was_not_stopped(run, monkeypatch, tmp_path):
     folder, whole = run
     monkeypatch.setenv('BIGMODELS_DATA', str(folder))

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -38,7 +38,10 @@ class Detection(Defaults):
         not learnt either. Records may lack it.
       mean, std: inputs are normalised to (x - mean) / std.
       augment: changes of training images, see `augmentation.with_boxes.BoxAugmentation`.
-      box_weight: of the loss of boxes beside that of centres (5 in TTFNet).
+      assignment: which cell is to answer for an object: that of its 'centre', with those around it;
+        or one of a 'set', matched at the least cost of all, with max_overlap = 1 (OneNet, Sun et
+        al. 2021; see `losses.box_set`).
+      box_weight: of the loss of boxes beside that of classes (TTFNet has 5; 1 suits a set).
       max_found: peaks that are taken for objects.
       min_score: answers and pictures have none below this; figures of whole sets count all.
       max_overlap: see `boxes.suppressed`; 1 keeps all.
@@ -57,6 +60,7 @@ class Detection(Defaults):
     mean: float = 0.0
     std: float = 1.0
     augment: Mapping[str, Any] | None = None
+    assignment: Literal['centre', 'set'] = 'centre'
     box_weight: float = 5.0
     max_found: int = 100
     min_score: float = 0.3
@@ -84,11 +88,12 @@ class Detection(Defaults):
                 f'config.task.classes = {tuple(self.classes)} must be '
                 f'{self.model.num_classes} different names, as many as config.model.num_classes.'
             )
-        cells = np.prod(size) // stride**2 * len(self.classes)
-        if not 1 <= self.max_found <= cells or self.max_boxes < 1:
+        cells = int(np.prod(size)) // stride**2
+        most_found = cells * len(self.classes)
+        if not 1 <= self.max_found <= most_found or not 1 <= self.max_boxes <= cells:
             raise errors.UserError(
-                f'config.task.max_found = {self.max_found} must be from 1 to the {cells} cells '
-                f'there are, and max_boxes = {self.max_boxes} at least 1.'
+                f'config.task.max_found = {self.max_found} must be from 1 to the {most_found} '
+                f'cells of all classes, and max_boxes = {self.max_boxes} from 1 to {cells}.'
             )
         if self.box_weight < 0 or not 0 <= self.min_score <= 1 or not 0 <= self.max_overlap <= 1:
             raise errors.UserError(
@@ -212,7 +217,7 @@ class Detection(Defaults):
         return self.model.init(rng, batch['inputs'])
 
     def loss_fn(self, params, model_state, batch, rng, train: bool):
-        """The focal loss of centres and the GIoU loss of boxes, each per object of an image."""
+        """The focal loss of classes and the loss of boxes, each per object of an image."""
         if train and self.augment:
             augment_rng = jax.random.fold_in(rng, AUGMENTATION)
             batch = self._augmentation()(augment_rng, batch, self.mean, self.std)
@@ -223,24 +228,34 @@ class Detection(Defaults):
             rngs={'dropout': rng},
             mutable=list(model_state) if train else [],
         )
-        stride, size = self.model.stride, heat.shape[1:3]
-
-        def wanted(boxes, labels):
-            return boxes_lib.targets(boxes, labels, len(self.classes), size, stride)
-
         labels = jnp.where(batch['ignored'], -1, batch['labels'])
-        peaks, boxes, shares = jax.vmap(wanted)(batch['boxes'], labels)
+        of_image = self._centre_losses if self.assignment == 'centre' else self._set_losses
+        sums = jax.vmap(of_image)(heat, codes, batch['boxes'], labels)
         count = jnp.maximum((labels >= 0).sum(1), 1)
-        found = boxes_lib.decode(codes, boxes_lib.centres(*size, stride), stride)
-        centre = losses.centre_focal(heat, peaks).sum((1, 2, 3)) / count
-        away = (jnp.where(shares > 0, losses.giou(found, boxes), 0) * shares).sum((1, 2)) / count
+        of_classes, of_boxes = (total / count for total in sums)
         weights = batch['weights']
         pairs = {
-            'loss': metrics.pair(centre + self.box_weight * away, weights),
-            'centre_loss': metrics.pair(centre, weights),
-            'box_loss': metrics.pair(away, weights),
+            'loss': metrics.pair(of_classes + self.box_weight * of_boxes, weights),
+            'class_loss': metrics.pair(of_classes, weights),
+            'box_loss': metrics.pair(of_boxes, weights),
         }
         return metrics.mean(pairs['loss']), (pairs, model_state)
+
+    def _centre_losses(self, heat, codes, boxes, labels) -> tuple[jax.Array, jax.Array]:
+        """The focal loss of centres and the GIoU loss of boxes, summed over an image."""
+        stride, size = self.model.stride, heat.shape[:2]
+        peaks, boxes, shares = boxes_lib.targets(boxes, labels, len(self.classes), size, stride)
+        found = boxes_lib.decode(codes, boxes_lib.centres(*size, stride), stride)
+        away = jnp.where(shares > 0, losses.giou(found, boxes), 0) * shares
+        return losses.centre_focal(heat, peaks).sum(), away.sum()
+
+    def _set_losses(self, heat, codes, boxes, labels) -> tuple[jax.Array, jax.Array]:
+        """Those of `losses.box_set`, of an image's cells."""
+        stride = self.model.stride
+        found = boxes_lib.decode(codes, boxes_lib.centres(*heat.shape[:2], stride), stride)
+        logits, found = heat.reshape(-1, heat.shape[-1]), found.reshape(-1, 4)
+        size = jnp.asarray(self.image_size[::-1], jnp.float32)
+        return losses.box_set(logits, found, boxes, labels, size, self.box_weight)
 
     def predict(self, params, model_state, batch) -> dict[str, jax.Array]:
         """'boxes' [B, max_found, 4], 'labels' and 'scores' [B, max_found], the best first; a score

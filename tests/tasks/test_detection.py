@@ -98,8 +98,9 @@ def test_outcomes_and_answers_are_in_original_pixels(batch, variables):
     assert make_task().pictures(outcomes) == {}
 
 
-def test_padding_and_images_without_objects_count_as_they_should(batch, variables):
-    task = make_task()
+@pytest.mark.parametrize('assignment', ['centre', 'set'])
+def test_padding_and_images_without_objects_count_as_they_should(batch, variables, assignment):
+    task = make_task(assignment=assignment)
     loss_fn = jax.jit(task.loss_fn, static_argnums=4)
 
     def sums(rows, **changes):
@@ -152,6 +153,7 @@ def test_what_is_wrong_with_a_record_is_said(change, message, tmp_path):
         (dict(classes=('a', 'b')), r'classes = .* must be 3 different names'),
         (dict(classes=('a', 'b', 'b')), r'classes = .* must be 3 different names'),
         (dict(max_found=901), r'max_found = 901 must be from 1 to the 900 cells'),
+        (dict(max_boxes=301), r'max_boxes = 301 from 1 to 300'),
         (dict(max_overlap=1.5), r'max_overlap = 1\.5 must be from 0 to 1'),
         (dict(augment=dict(rotate=9.0)), r"Unknown key in config\.task\.augment 'rotate'"),
     ],
