@@ -12,7 +12,7 @@ import json
 import pathlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.errors
@@ -22,8 +22,10 @@ from PIL import Image
 
 from bigmodels import config, errors, rundir, runs
 from bigmodels.data import audio, images, inputs, pipeline
+from bigmodels.deploy.continuations import Continuations
 from bigmodels.tasks.language_modeling import LanguageModeling
 
+MOST_CONTINUED = 8  # texts at once, unless more are asked for: each has a cache of the context
 MOST_PROGRAMS = 32  # that are kept of one function
 
 
@@ -90,9 +92,28 @@ class Predictor:
             fitting = np.stack([_as_trained(frame, trained[1:]) for frame in frames])
         return task.preprocess({**record, name: fitting})
 
+    def kind(self, example: Mapping[str, np.ndarray]) -> Hashable:
+        """Examples of the same go together."""
+        return shapes_of(example)
+
     def answers(self, examples: Sequence[Mapping[str, np.ndarray]], size: int) -> list:
         """Those to at most `size` examples of equal shapes, see `Program`."""
         return [self._task.postprocess(found) for found in self._program(examples, size)]
+
+
+def record_fields(run: runs.Run) -> Mapping[str, str]:
+    """What a run needs of a record, see `data.inputs`: a prompt where it continues texts.
+
+    Raises:
+      UserError: for a run that answers no records.
+    """
+    if hasattr(run.task, 'record_fields'):
+        return run.task.record_fields
+    if isinstance(run.task, LanguageModeling):
+        return Continuations.record_fields
+    raise errors.UserError(
+        f'{run.workdir} holds a {type(run.task).__name__}, which answers no records.'
+    )
 
 
 def predict(
@@ -101,13 +122,18 @@ def predict(
     """The answer of a run's task to each record, in their order; see `inputs.read_inputs`.
 
     Args:
-      batch_size: records that are answered at once; 0 for as many as in training.
+      batch_size: records that are answered at once; 0 for as many as in training, or
+        MOST_CONTINUED where texts are continued.
 
     Raises:
       UserError: naming the record, for one that the task or the model cannot take.
     """
-    predictor = Predictor(run)
-    size = batch_size or run.experiment.batch_size
+    if hasattr(run.task, 'record_fields'):
+        size = batch_size or run.experiment.batch_size
+        predictor = Predictor(run)
+    else:
+        size = batch_size or MOST_CONTINUED
+        predictor = Continuations(run, size)
 
     @contextlib.contextmanager
     def told_of(where: str) -> Iterator[None]:
@@ -121,7 +147,7 @@ def predict(
             return where, predictor.example(record)
 
     examples = (named(where, record) for where, record in records)
-    for _, alike in itertools.groupby(examples, lambda pair: shapes_of(pair[1])):
+    for _, alike in itertools.groupby(examples, lambda pair: predictor.kind(pair[1])):
         while batch := list(itertools.islice(alike, size)):
             names, rows = zip(*batch, strict=True)
             with told_of(names[0]):
@@ -216,22 +242,17 @@ def main() -> None:
         default=pathlib.Path('predictions'),
         help='the folder for answers that are pictures or sound; default predictions',
     )
-    parser.add_argument('--batch_size', type=int, default=0, help="default: the training's")
+    parser.add_argument(
+        '--batch_size',
+        type=int,
+        default=0,
+        help="default: the training's; 8 texts that are continued",
+    )
     a, overrides = config.parse_arguments(parser, None)
     runs.configure_process()
     run = runs.open_run(a.workdir, a.step, trust=a.trust, overrides=overrides)
-    if not hasattr(run.task, 'record_fields'):
-        generates = (
-            f'; it goes on with a text: python -m bigmodels.deploy.generate --workdir={a.workdir}.'
-            if isinstance(run.task, LanguageModeling)
-            else '.'
-        )
-        raise errors.UserError(
-            f'{a.workdir} holds a {type(run.task).__name__}, which answers no records{generates}'
-        )
-    records = inputs.read_inputs(
-        a.input, run.task.record_fields, getattr(run.task, 'sample_rate', None)
-    )
+    rate = getattr(run.task, 'sample_rate', None)
+    records = inputs.read_inputs(a.input, record_fields(run), rate)
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(open(a.output, 'w')) if a.output else sys.stdout
         for number, (where, answer) in enumerate(predict(run, records, a.batch_size)):

@@ -185,16 +185,22 @@ def test_an_answer_that_json_cannot_hold_is_named():
         predict._json_line({'input': 'a', 'x': [float('nan')]})
 
 
-def test_what_answers_no_records_says_where_to_go(tmp_path, capsys):
+def test_a_language_model_continues_lines(tmp_path, capsys):
     path, overrides = commands.tiny_text(tmp_path)
     overrides += ['total_steps=2', 'checkpoint.every=2', 'optimizer.schedule.warmup_steps=0']
     train.train(config.load(path, overrides), tmp_path / 'run')
-    with pytest.raises(errors.UserError, match=r'LanguageModeling.*bigmodels\.deploy\.generate'):
-        answers(capsys, tmp_path / 'run', '-')
+    (tmp_path / 'lines.txt').write_text('one\ntwo words\n')
+    given = tmp_path / 'run', tmp_path / 'lines.txt'
+    short = answers(capsys, *given, '--config.task.sample_tokens=3', '--batch_size=1')
+    assert [answer['input'] for answer in short] == [f'{given[1]}:1', f'{given[1]}:2']
+    longer = answers(capsys, *given, '--config.task.sample_tokens=5')
+    for one, more in zip(short, longer, strict=True):
+        assert more['text'].startswith(one['text'])
+        assert set(one) == {'input', 'text'}
 
 
-def test_what_answers_nothing_is_not_sent_elsewhere(capsys, monkeypatch):
-    task = SparseCoding(model=None)
-    monkeypatch.setattr(runs, 'open_run', lambda *_, **__: types.SimpleNamespace(task=task))
-    with pytest.raises(errors.UserError, match=r'a SparseCoding.* answers no records\.$'):
+def test_what_answers_nothing_says_so(capsys, monkeypatch):
+    run = types.SimpleNamespace(task=SparseCoding(model=None), workdir='a')
+    monkeypatch.setattr(runs, 'open_run', lambda *_, **__: run)
+    with pytest.raises(errors.UserError, match=r'a holds a SparseCoding, which answers no records'):
         answers(capsys, 'a', '-')

@@ -32,7 +32,8 @@ class LanguageModeling(tokens.TokenSequences):
       append_end_of_text: whether every document ends with the tokenizer's end-of-text token.
       label_smoothing, z_loss: see `losses.softmax_cross_entropy`; in training only.
       loss_chunk: logits are computed for this many tokens at a time; 0 for all at once.
-      sample_prompt, sample_tokens: of the continuation written at the end of a run.
+      sample_prompt: of the continuation written at the end of a run.
+      sample_tokens: the most tokens of it, and of an answer of `bigmodels.predict`.
     """
 
     model: nn.Module
@@ -49,6 +50,7 @@ class LanguageModeling(tokens.TokenSequences):
     vocabulary: tokenizers.Tokenizer | None = None
 
     alike_in_teacher: ClassVar = ()
+    answer_fields: ClassVar = ('sample_tokens',)
 
     def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A record with text -> {'inputs': token ids}."""
