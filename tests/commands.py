@@ -1,14 +1,17 @@
-"""Runs the project's commands as a user does, in a process of their own with one device."""
+"""Runs the project's commands as a user does, most in a process of their own with one device."""
 
+import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from typing import Any
 
 import pytest
 
-from bigmodels import config
+from bigmodels import checkpoint, config, predict, rundir, runs, trees
+from bigmodels import train as train_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -71,3 +74,27 @@ def printed(module: Any, capsys: Any, **options: Any) -> str:
         capsys.readouterr()
         module.main()
     return capsys.readouterr().out
+
+
+def answered(capsys: Any, workdir: pathlib.Path, given: Any, **options: Any) -> list[dict]:
+    """What a run answers to raw input: a file, or a folder."""
+    out = printed(predict, capsys, workdir=workdir, input=given, **options)
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def resumed(workdir: pathlib.Path, copy: pathlib.Path, given: Any = None) -> dict[str, float]:
+    """What a copy of a finished run reports that lost its last checkpoint, and went on to its end.
+
+    It must end with the run's own params, bit for bit. `given`: a config in place of its own.
+    """
+    shutil.copytree(workdir, copy)
+    (copy / rundir.SUMMARY).unlink()
+    directory = copy / rundir.CHECKPOINTS
+    steps = checkpoint.steps(directory)
+    assert len(steps) > 1
+    shutil.rmtree(directory / str(steps[-1]))
+    figures = train_lib.train(given or config.read(copy / rundir.CONFIG), copy)
+    assert checkpoint.steps(directory) == steps
+    ends = (runs.open_run(folder).params for folder in (workdir, copy))
+    assert trees.first_difference(*ends) is None
+    return figures

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from bigmodels import config as config_lib
 from bigmodels import experiment, trees, writers
@@ -17,6 +18,7 @@ ROWS = (
     'mnist_mlp', 'mnist_lenet', 'cifar10_cnn', 'cifar10_resnet', 'cifar10_vit', 'alexnet', 'vgg',
     'resnet50', 'efficientnet',
 )  # fmt: skip
+RESUMED = ('mnist_mlp', 'cifar10_resnet', 'cifar10_vit')  # the others take long to compile again
 IMAGENET = {
     'alexnet': 61_100_840,
     'vgg': 138_357_544,
@@ -55,13 +57,24 @@ def load(row: str, variant: str, *overrides: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('row', ROWS)
-def test_a_row_trains_and_learns(row, data, tmp_path):
+def test_a_row_trains_learns_answers_and_resumes(row, data, tmp_path, capsys):
     config = load(row, ':tiny', 'log_every=1')  # some have learnt all by the fifth step
     figures = train_lib.train(config, tmp_path / 'run')
     assert figures['test/accuracy'] > 0.4  # of ten classes, two that there are
     rows = writers.read_metrics(tmp_path / 'run' / 'metrics.jsonl')
     losses = [row['train/loss'] for row in rows if 'train/loss' in row]
     assert losses[-1] < losses[0]
+    (tmp_path / 'pictures').mkdir()
+    for i, brightness in enumerate((20, 230, 30)):
+        image = np.full((40, 32, 3), brightness, np.uint8)
+        Image.fromarray(image).save(tmp_path / 'pictures' / f'{i}.png')
+    answers = commands.answered(capsys, tmp_path / 'run', tmp_path / 'pictures')
+    assert len(answers) == 3
+    assert all(
+        0.1 <= answer['probability'] <= 1 for answer in answers
+    )  # of ten classes the likeliest
+    if row in RESUMED:
+        assert commands.resumed(tmp_path / 'run', tmp_path / 'resumed') == figures
 
 
 @pytest.mark.parametrize('row', IMAGENET)

@@ -10,8 +10,7 @@ from bigmodels import config, errors, rundir, runs, transfer, trees
 from bigmodels import train as train_lib
 from bigmodels.checkpoint import values
 from bigmodels.experiment import InitFrom
-from tests import reviews
-from tests.commands import ROOT
+from tests import commands, reviews
 
 SPLIT = ['mesh.data=1', 'mesh.fsdp=-1']
 QUICK = ['task.sequence_length=16', 'eval_every=0', 'xla.xla_backend_optimization_level=0']
@@ -22,14 +21,14 @@ def pretrained(tmp_path_factory):
     """A run of configs/bert.py:tiny on this project's own pages, with a moving average."""
     directory = tmp_path_factory.mktemp('bert')
     overrides = [
-        f'data.train.path={ROOT}/CONTRIBUTING.md',
-        f'data.evals.valid.path={ROOT}/README.md',
+        f'data.train.path={commands.ROOT}/CONTRIBUTING.md',
+        f'data.evals.valid.path={commands.ROOT}/README.md',
         'checkpoint.every=20',
         'model.num_layers=1',
         'ema_decay=0.9',
         *QUICK,
     ]
-    loaded = config.load(f'{ROOT}/configs/bert.py:tiny', overrides)
+    loaded = config.load(f'{commands.ROOT}/configs/bert.py:tiny', overrides)
     train_lib.train(loaded, directory / 'run')
     return directory / 'run'
 
@@ -44,7 +43,9 @@ def fine_tuning(pretrained, sentences, *overrides):
     """configs/sst2_bert.py:tiny on them."""
     paths = [f'init_from.workdir={pretrained}', f'task.tokenizer.path={pretrained}/preprocessing']
     paths += ['model.encoder.num_layers=1', *QUICK]
-    return config.load(f'{ROOT}/configs/sst2_bert.py:tiny', [*sentences, *paths, *overrides])
+    return config.load(
+        f'{commands.ROOT}/configs/sst2_bert.py:tiny', [*sentences, *paths, *overrides]
+    )
 
 
 def pretrained_params(pretrained):
@@ -59,6 +60,13 @@ def frozen(pretrained, sentences, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('frozen') / 'run'
     train_lib.train(fine_tuning(pretrained, sentences, *settings), workdir)
     return workdir
+
+
+def test_a_pretrained_run_fills_in_what_is_hidden(pretrained, tmp_path, capsys):
+    (tmp_path / 'hidden.txt').write_text('the [MASK] of the model\n')
+    [answer] = commands.answered(capsys, pretrained, tmp_path / 'hidden.txt')
+    assert answer['text'].startswith('the ')
+    assert answer['text'].endswith(' of the model')
 
 
 def test_a_run_begins_with_the_others_arrays_bit_for_bit(pretrained, frozen):
@@ -84,23 +92,17 @@ def test_a_frozen_encoder_stays_bit_for_bit_and_has_no_state(pretrained, frozen)
     assert not any('encoder' in name for name in state)
 
 
-def test_a_resumed_run_reads_nothing_and_is_the_same(pretrained, sentences, tmp_path):
+def test_a_resumed_run_reads_nothing_and_is_the_same(pretrained, sentences, tmp_path, capsys):
     other = tmp_path / 'other'
     shutil.copytree(pretrained, other)
     overrides = [f'init_from.workdir={other}', f'task.tokenizer.path={other}/preprocessing']
     loaded = fine_tuning(pretrained, sentences, *overrides)
-    train_lib.train(loaded, tmp_path / 'whole')
-    shutil.copytree(tmp_path / 'whole', tmp_path / 'resumed')
-    for name in ('checkpoints/20', 'summary.json'):
-        path = tmp_path / 'resumed' / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    figures = train_lib.train(loaded, tmp_path / 'whole')
     shutil.rmtree(other)
-    train_lib.train(loaded, tmp_path / 'resumed')
-    ends = [
-        values.read(tmp_path / name / rundir.CHECKPOINTS, 20, 'params')
-        for name in ('whole', 'resumed')
-    ]
-    assert trees.first_difference(*ends) is None
+    assert commands.resumed(tmp_path / 'whole', tmp_path / 'resumed') == figures
+    (tmp_path / 'films.txt').write_text('a charming film\n')
+    [answer] = commands.answered(capsys, tmp_path / 'whole', tmp_path / 'films.txt')
+    assert answer['label'] in ('positive', 'negative')
 
 
 @pytest.mark.parametrize(

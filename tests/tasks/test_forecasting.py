@@ -103,19 +103,30 @@ def write_hours(folder, count):
     table_files.write(path, records, ('date', *forecast_config.COLUMNS))
 
 
-def test_a_tiny_run_forecasts(tmp_path, monkeypatch):
+@pytest.mark.parametrize('model', ['patch_tst', 'dlinear'])
+def test_a_tiny_run_forecasts(model, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('BIGMODELS_DATA', str(tmp_path))
     write_hours(tmp_path, 20 * 40)
     loaded = config.load(str(commands.ROOT / 'configs/forecast.py:tiny'))
     with loaded.unlocked():
+        if model == 'dlinear':
+            loaded.model = dict(name='dlinear', horizon=loaded.model.horizon, window=25)
         loaded.data.train.rows = f'0:{12 * 40}'
         loaded.data.evals = dict(test=dict(loaded.data.train) | dict(rows=f'{12 * 40}:'))
         loaded.update(total_steps=200, batch_size=32)
         loaded.optimizer.learning_rate = 5e-3
-        loaded.checkpoint.update(best_metric='test/mse', every=200)
+        loaded.checkpoint.update(best_metric='test/mse', every=100)
     figures = train.train(loaded, tmp_path / 'run')
     assert figures['test/mse'] < 0.5
     assert figures['test/r2'] == pytest.approx(1 - figures['test/mse'] / 0.97, abs=0.05)
+    assert commands.resumed(tmp_path / 'run', tmp_path / 'resumed') == figures
+    # A whole column of a table is one record: what follows it is told in the columns' own units.
+    [answer] = commands.answered(capsys, tmp_path / 'run', tmp_path / 'etth1' / 'ETTh1.csv.gz')
+    assert set(forecast_config.COLUMNS) <= set(answer)
+    forecast = np.array([answer[name] for name in forecast_config.COLUMNS])
+    assert forecast.shape == (7, loaded.model.horizon)
+    hours = np.arange(800, 800 + loaded.model.horizon)
+    assert np.square(forecast - np.sin(hours / np.arange(2, 9)[:, None])).mean() < 0.5
 
 
 def test_the_customary_test_set_of_etth1(shared_data, monkeypatch):

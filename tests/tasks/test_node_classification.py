@@ -98,15 +98,21 @@ def test_what_is_of_images_or_whole_examples_is_refused(field):
 
 
 @pytest.mark.parametrize('variant', ['tiny', 'gat'])
-def test_a_tiny_run_learns_from_a_few_nodes(variant, tmp_path, monkeypatch):
+def test_a_tiny_run_learns_from_a_few_nodes(variant, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('BIGMODELS_DATA', str(tmp_path))
     (tmp_path / 'cora').mkdir()
     few = np.arange(120) < 30
     masks = {'is_train': few, 'is_valid': ~few, 'is_test': ~few}
-    np.savez(tmp_path / 'cora' / 'cora.npz', **graph(120, share=0.8), **masks)
+    whole = graph(120, share=0.8)
+    np.savez(tmp_path / 'cora' / 'cora.npz', **whole, **masks)
     spec = str(commands.ROOT / f'configs/graph.py:{variant}')
-    overrides = ['total_steps=150', 'checkpoint.every=150', 'model.num_classes=2', 'batch_size=8']
+    overrides = ['total_steps=150', 'checkpoint.every=75', 'model.num_classes=2', 'batch_size=8']
     # Eight devices do not divide one graph: all but one of a batch are the same graph again.
     loaded = config.load(spec, overrides)
     figures = train.train(loaded, tmp_path / 'run')
     assert figures['test/accuracy'] > 0.9
+    assert commands.resumed(tmp_path / 'run', tmp_path / 'resumed') == figures
+    unlabelled = {name: whole[name] for name in ('features', 'edges')}
+    np.savez(tmp_path / 'new.npz', **unlabelled)
+    [answer] = commands.answered(capsys, tmp_path / 'run', tmp_path / 'new.npz')
+    assert np.mean(np.asarray(answer['labels']) == whole['label']) > 0.9

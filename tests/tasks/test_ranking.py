@@ -1,5 +1,7 @@
 """Ranking: features and what they are fitted on, bad records, and the row's tiny variant."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from bigmodels import errors
 from bigmodels.data.sources import interaction_sources
 from bigmodels.models.feature_crosses import DLRM
 from bigmodels.tasks.ranking import Ranking
+from tests import commands
 from tests.data import interaction_files
 from tests.tasks.test_recommendation import tiny_run
 
@@ -92,7 +95,7 @@ def test_fields_that_are_not_there_are_named_with_their_key_of_the_config(source
 
 
 @pytest.mark.parametrize('model', ['dlrm', 'dcn'])
-def test_the_row_learns_who_likes_what(model, tmp_path):
+def test_the_row_learns_who_likes_what(model, tmp_path, capsys):
     """Ratings depend on the item alone; its earlier ratings tell them."""
     overrides = [
         f'model.name={model}',
@@ -100,9 +103,19 @@ def test_the_row_learns_who_likes_what(model, tmp_path):
         'optimizer.learning_rate=0.02',
         'total_steps=60',
     ]
-    _, figures = tiny_run('recommend_ranking', tmp_path, *overrides)
+    workdir, figures = tiny_run('recommend_ranking', tmp_path, *overrides)
     assert figures['test/auc'] > 0.95
     assert figures['test/accuracy'] > 0.9
+    assert commands.resumed(workdir, tmp_path / 'resumed') == figures
+    path = str(tmp_path / 'ratings.csv')
+    rated = interaction_sources.Interactions(path, columns=interaction_files.COLUMNS)
+    records = [{name: np.asarray(rated[i][name]).item() for name in rated[i]} for i in range(40)]
+    lines = tmp_path / 'asked.jsonl'
+    lines.write_text('\n'.join(map(json.dumps, records)))
+    answers = commands.answered(capsys, workdir, lines)
+    liked = [record['rating'] >= 8 for record in records]
+    right = [(a['probability'] > 0.5) == yes for a, yes in zip(answers, liked, strict=True)]
+    assert np.mean(right) > 0.8
 
 
 def test_the_score_is_scikit_learn_s():

@@ -1,7 +1,6 @@
 """Tasks of sound: records to batches, what padding must not do, and whole runs."""
 
 import json
-import pathlib
 import warnings
 
 import jax
@@ -10,16 +9,16 @@ import numpy as np
 import pytest
 
 from bigmodels import config, errors, experiment, explain, sharding, train, writers
-from bigmodels.data import pipeline
+from bigmodels.data import audio, pipeline
 from bigmodels.data.sources.audio_sources import AudioNpz
 from bigmodels.data.sources.speech_sources import Transcribed
 from bigmodels.models.conformer import Conformer
 from bigmodels.tasks.sound import FrontEnd, normalize
 from bigmodels.tasks.sound_classification import SoundClassification
 from bigmodels.tasks.transcription import Transcription
-from tests import sound_files
+from tests import commands, sound_files
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
+ROOT = commands.ROOT
 SMALL = dict(num_layers=1, embed_dim=8, num_heads=2, taps=5, subsampling_channels=4)
 
 
@@ -211,20 +210,31 @@ def test_augmentation_is_for_training_only(tones):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['speech_digits', 'speaker', 'speech_ctc'])
-def test_a_tiny_run_is_saved_evaluated_and_complete(name, tones, tmp_path):
+def test_a_tiny_run_is_complete_answers_and_resumes(name, tones, tmp_path, capsys):
     spec = str(ROOT / 'configs' / f'{name}.py:tiny')
     loaded = config.load(spec, [
         f'data.train.path={tones}', f'data.evals.test.path={tones}', 'total_steps=60',
         'optimizer.learning_rate=0.01',
     ])  # fmt: skip
-    figures = train.train(loaded, tmp_path)
-    again = train.train(loaded, tmp_path)  # complete: its figures are read
+    figures = train.train(loaded, tmp_path / 'run')
+    again = train.train(loaded, tmp_path / 'run')  # complete: its figures are read
     assert again == figures
     assert np.isfinite(list(figures.values())).all()
     assert ('test/wer' if name == 'speech_ctc' else 'test/accuracy') in figures
-    rows = writers.read_metrics(tmp_path / 'metrics.jsonl')
+    rows = writers.read_metrics(tmp_path / 'run' / 'metrics.jsonl')
     losses = [row['train/loss'] for row in rows if 'train/loss' in row]
     assert losses[-1] < losses[0]
+    (tmp_path / 'wav').mkdir()
+    for i, rate in enumerate((8000, 16_000)):
+        samples = np.float32(0.3) * np.sin(np.arange(0, 700 * (i + 1)) / 5).astype(np.float32)
+        file = audio.encode_wav(audio.Sound(samples, rate))
+        (tmp_path / 'wav' / f'{i}.wav').write_bytes(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # that one is resampled
+        answers = commands.answered(capsys, tmp_path / 'run', tmp_path / 'wav')
+    assert len(answers) == 2
+    if name != 'speaker':  # whose model is that of speech_digits
+        assert commands.resumed(tmp_path / 'run', tmp_path / 'resumed') == figures
 
 
 @pytest.mark.slow

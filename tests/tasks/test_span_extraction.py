@@ -149,13 +149,18 @@ def numbers(path, count, seed):
 
 
 @pytest.mark.slow
-def test_the_tiny_variant_learns_to_find_the_number(tmp_path):
+def test_the_tiny_variant_learns_to_find_the_number(tmp_path, capsys):
     config = config_lib.load(f'{commands.ROOT}/configs/question_answering.py:tiny')
     with config.unlocked():
         config.data.train = numbers(tmp_path / 'train.json', 1000, seed=0)
         config.data.evals = dict(test=numbers(tmp_path / 'test.json', 40, seed=1))
         config.batch_size, config.total_steps = 32, 150
-        config.checkpoint.every = 150
+        config.checkpoint.every = 75
     figures = train_lib.train(config, tmp_path / 'run')
     assert figures['test/exact_match'] > 90
     assert figures['test/token_f1'] >= figures['test/exact_match']
+    assert commands.resumed(tmp_path / 'run', tmp_path / 'resumed') == figures
+    asked = {'question': 'How many?', 'context': 'abc dca 417 bab cda'}
+    (tmp_path / 'asked.jsonl').write_text(json.dumps(asked))
+    [answer] = commands.answered(capsys, tmp_path / 'run', tmp_path / 'asked.jsonl')
+    assert '417' in answer['answer']

@@ -149,20 +149,26 @@ FT_TRANSFORMER = (
 def test_a_tiny_run_learns_the_table(changes, tmp_path, monkeypatch):
     monkeypatch.setenv('BIGMODELS_DATA', str(tmp_path))
     table_files.write_adult(tmp_path)
-    overrides = ['total_steps=60', 'checkpoint.every=60', 'batch_size=64', *changes]
+    overrides = ['total_steps=60', 'checkpoint.every=30', 'batch_size=64', *changes]
     loaded = config.load(str(commands.ROOT / 'configs/adult.py:tiny'), overrides)
     figures = train.train(loaded, tmp_path / 'run')
     assert figures['test/roc_auc'] > 0.9
     assert figures == train.train(loaded, tmp_path / 'run')  # complete: told, not trained again
+    assert commands.resumed(tmp_path / 'run', tmp_path / 'resumed') == figures
 
 
-def test_a_tiny_run_finds_who_will_default(tmp_path, monkeypatch):
+def test_a_tiny_run_finds_who_will_default(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('BIGMODELS_DATA', str(tmp_path))
     table_files.write_credit_default(tmp_path)
-    overrides = ['total_steps=150', 'checkpoint.every=150', 'batch_size=64']
-    spec = str(commands.ROOT / 'configs/credit_default.py:tiny')
-    figures = train.train(config.load(spec, overrides), tmp_path / 'run')
+    overrides = ['total_steps=150', 'checkpoint.every=75', 'batch_size=64']
+    loaded = config.load(str(commands.ROOT / 'configs/credit_default.py:tiny'), overrides)
+    figures = train.train(loaded, tmp_path / 'run')
     assert figures['test/roc_auc'] > 0.9
+    assert commands.resumed(tmp_path / 'run', tmp_path / 'resumed') == figures
+    [path] = (tmp_path / 'credit_default').iterdir()
+    answers = commands.answered(capsys, tmp_path / 'run', path)
+    assert len(answers) > 50
+    assert all(answer['label'] in ('0', '1') for answer in answers)
 
 
 def test_a_regression_learns_the_table(tmp_path):

@@ -4,12 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from bigmodels import config, errors, runs, train
+from bigmodels import config, errors, train
 from bigmodels.data.sources import table_sources
 from bigmodels.models.recurrent import Recurrent
 from bigmodels.tasks.text_classification import TextClassification
-from tests import reviews
-from tests.commands import ROOT
+from tests import commands, reviews
 
 TEXTS = ['good film', 'bad', 'a film that is very good indeed', 'meh']
 LABELS = [1, 0, 1, 0]
@@ -125,16 +124,13 @@ def test_settings_that_cannot_be():
         TextClassification(small, {'name': 'bpe', 'vocab_size': 300}, 12, ('a', 'b')).fit(Source())
 
 
-def test_the_tiny_row_trains_resumes_evaluates_and_answers(tmp_path):
+def test_the_tiny_row_trains_resumes_and_answers(tmp_path, capsys):
     overrides = [*reviews.write(tmp_path), 'optimizer.learning_rate=2e-2', 'ema_decay=0.0']
     overrides += ['task.sequence_length=16', 'eval_every=0']
-    loaded = config.load(f'{ROOT}/configs/sst2_lstm.py:tiny', overrides)
+    loaded = config.load(f'{commands.ROOT}/configs/sst2_lstm.py:tiny', overrides)
     figures = train.train(loaded, tmp_path / 'run')
     assert figures['test/accuracy'] > 0.9
-    assert train.train(loaded, tmp_path / 'run') == figures
-    run = runs.open_run(tmp_path / 'run')
-    for text, label in (('a charming film', 'positive'), ('a tedious film', 'negative')):
-        example = run.task.preprocess({'text': text})
-        batch = {name: value[None] for name, value in example.items()}
-        [prediction] = np.asarray(run.task.predict(run.params, run.model_state, batch))
-        assert run.task.postprocess(prediction)['label'] == label
+    assert commands.resumed(tmp_path / 'run', tmp_path / 'resumed') == figures
+    (tmp_path / 'films.txt').write_text('a charming film\na tedious film\n')
+    answers = commands.answered(capsys, tmp_path / 'run', tmp_path / 'films.txt')
+    assert [answer['label'] for answer in answers] == ['positive', 'negative']

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from bigmodels import config as config_lib
-from bigmodels import errors, experiment, predict, program, runs, sharding
+from bigmodels import errors, predict, runs, writers
 from bigmodels import train as train_lib
 from bigmodels.data import pipeline, tokenizers
 from bigmodels.data.sources import pair_sources
 from bigmodels.models.encoder_decoder import EncoderDecoder
 from bigmodels.tasks.text_to_text import TextToText
 from tests import commands
+from tests.tasks.test_span_extraction import numbers
 
 # Compiles in half the time, and computes the same.
 jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
@@ -169,24 +170,6 @@ def test_only_held_out_examples_have_references(tmp_path):
     np.testing.assert_array_equal(without['targets'], training['targets'])
 
 
-@pytest.mark.parametrize('spec', ['summarize.py:tiny', 'question_answering.py:tiny_text'])
-def test_a_step_and_the_scores_of_other_rows_fit_together(spec):
-    """As far as shapes tell, for batches as their tasks declare them."""
-    settings = experiment.from_config(config_lib.load(f'{commands.ROOT}/configs/{spec}'))
-    task = experiment.make_task(settings)
-    task = dataclasses.replace(task, vocabulary=tokenizers.Bytes())
-    shapes = {
-        name: jax.ShapeDtypeStruct((settings.batch_size, *shape.shape), shape.dtype)
-        for name, shape in task.example_shapes().items()
-    }
-    mesh = sharding.make_mesh(settings.mesh, jax.devices()[:1])
-    run = program.make_program(settings, task, mesh, shapes)
-    state, _ = jax.eval_shape(run.train_step, run.state_shapes, run.batch_shapes)
-    pairs, outcomes = jax.eval_shape(run.eval_step, state.params, {}, run.batch_shapes)
-    assert pairs.keys() == {'loss', 'accuracy'}
-    assert outcomes['answers'].shape == (settings.batch_size, task.target_length)
-
-
 def reversals(path, count, seed):
     """JSONL of words of three to five letters, and the same backwards."""
     rng = np.random.default_rng(seed)
@@ -228,3 +211,49 @@ def test_the_tiny_variant_learns_to_turn_words_around_and_its_answers_are_a_data
     taught = pair_sources.ParallelText(str(tmp_path / 'sources'), str(tmp_path / 'answers'))
     right = [pair == record for pair, record in zip(taught, records, strict=True)]
     assert sum(right) == figures['test/exact_match'] / 2  # of 50
+
+
+def first_words(path, count, seed):
+    """JSONL of texts and their first two words, which summarise them."""
+    rng = np.random.default_rng(seed)
+    texts = [[''.join(rng.choice(list('abcd'), 4)) for _ in range(6)] for _ in range(count)]
+    records = ({'text': ' '.join(words), 'summary': ' '.join(words[:2])} for words in texts)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(''.join(json.dumps(record) + '\n' for record in records))
+
+
+@pytest.mark.slow
+def test_the_row_of_summaries_trains_resumes_and_answers(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('BIGMODELS_DATA', str(tmp_path))
+    for number, name in enumerate(('train', 'test')):
+        first_words(tmp_path / 'summaries' / f'{name}.jsonl', 100 - 60 * number, number)
+    config = config_lib.load(f'{commands.ROOT}/configs/summarize.py:tiny', ['log_every=1'])
+    figures = train_lib.train(config, tmp_path / 'run')
+    assert {'test/rouge1', 'test/rouge2', 'test/rouge_l'} < set(figures)
+    losses = losses_of(tmp_path / 'run')
+    assert losses[-1] < losses[0]
+    assert commands.resumed(tmp_path / 'run', tmp_path / 'resumed') == figures
+    test = tmp_path / 'summaries' / 'test.jsonl'
+    assert len(commands.answered(capsys, tmp_path / 'run', test)) == 40
+
+
+@pytest.mark.slow
+def test_questions_are_answered_by_texts_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('BIGMODELS_DATA', str(tmp_path))
+    (tmp_path / 'squad').mkdir()
+    for number, name in enumerate(('train', 'dev')):
+        numbers(tmp_path / 'squad' / f'{name}-v1.1.json', 200 - 160 * number, number)
+    spec = f'{commands.ROOT}/configs/question_answering.py:tiny_text'
+    figures = train_lib.train(config_lib.load(spec, ['log_every=1']), tmp_path / 'run')
+    assert figures['dev/token_f1'] >= figures['dev/exact_match'] >= 0
+    losses = losses_of(tmp_path / 'run')
+    assert losses[-1] < losses[0]
+    assert commands.resumed(tmp_path / 'run', tmp_path / 'resumed') == figures
+    asked = tmp_path / 'asked.jsonl'
+    asked.write_text(json.dumps({'source': 'question: How many? context: a 417 d'}))
+    assert len(commands.answered(capsys, tmp_path / 'run', asked)) == 1
+
+
+def losses_of(workdir):
+    rows = writers.read_metrics(workdir / 'metrics.jsonl')
+    return [row['train/loss'] for row in rows if 'train/loss' in row]
