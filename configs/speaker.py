@@ -5,7 +5,7 @@
 The split is the source's own: the test has the speakers and digits of training in repetitions 0 to
 4. Speed is not augmented, since a speaker's pitch is what tells.
 
-For more speakers: a folder of WAV files for each, by --config.data.train.name=wav_folder and
+For more speakers, such as VoxCeleb's: a folder of files for each, by data.train.name=wav_folder and
 --config.task.label_key=label.
 
 Cost: two CPU cores, 4.0 min.

@@ -5,7 +5,7 @@
 Recordings are filled up to 1.2 s; features, augmentation and model run on the device. The split is
 the source's own: repetitions 0 to 4 of each speaker and digit are the test.
 
-For 35 words in 100,000 recordings: Speech Commands, a folder of WAV files for each word, by
+For 35 words in 100,000 recordings: Speech Commands, a folder of files for each word, by
 --config.data.train.name=wav_folder (then path, sample_rate=16000), the same for the held-out
 folder, --config.task.sound.sample_rate=16000 and --config.model.num_classes=35.
 

@@ -69,6 +69,7 @@ SOURCES: dict[str, type] = {
     'wav_folder': audio_sources.WavFolder,
     'audio_npz': audio_sources.AudioNpz,
     'transcribed': speech_sources.Transcribed,
+    'librispeech': speech_sources.LibriSpeech,
     'digit_strings': speech_sources.DigitStrings,
     'sums': sum_sources.Sums,
     'graph_npz': graph_sources.GraphNpz,

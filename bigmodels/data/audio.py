@@ -1,6 +1,7 @@
-"""Sound on the host, as pure functions: from a WAV file's bytes to samples at one rate, and back.
+"""Sound on the host, as pure functions: from a file's bytes to samples at one rate, and back.
 
-Samples are float32 [T] from -1 to 1, of one channel.
+Samples are float32 [T] from -1 to 1, of one channel. PCM WAV files are read by Python itself, FLAC,
+MP3 and Ogg by soundfile, which `pip install -e '.[speech]'` brings.
 """
 
 import functools
@@ -14,6 +15,9 @@ import numpy as np
 
 from bigmodels import errors
 
+SUFFIXES = ('.wav', '.flac', '.mp3', '.ogg', '.opus')  # of the files that `decode` reads
+# What the others than WAV begin with: FLAC, Ogg, MP3 with a tag, or with a frame of layer III.
+_COMPRESSED = (b'fLaC', b'OggS', b'ID3', b'\xff\xfb', b'\xff\xf3', b'\xff\xf2')
 MAX_RATE = 1_000_000  # Hz: more is taken for a damaged header
 # The low-pass filter of `resample`: what is below 84 % of the lower Nyquist frequency passes, and
 # what is above all of it falls by 90 dB.
@@ -39,10 +43,11 @@ def encode_wav(sound: Sound) -> bytes:
     return buffer.getvalue()
 
 
-def decode_wav(data: bytes, where: str) -> tuple[np.ndarray, int]:
-    """The samples of a PCM WAV file of 8, 16, 24 or 32 bits, channels averaged, and their rate.
+def decode(data: bytes, where: str) -> tuple[np.ndarray, int]:
+    """The samples of a file of sound, channels averaged, and their rate.
 
     Args:
+      data: of a FLAC, MP3 or Ogg file, or of a PCM WAV file of 8, 16, 24 or 32 bits.
       where: file and record, for errors.
 
     Returns:
@@ -51,6 +56,42 @@ def decode_wav(data: bytes, where: str) -> tuple[np.ndarray, int]:
     Raises:
       UserError: if it is no such file, or holds fewer samples than its header says.
     """
+    samples, rate = (_decompressed if data.startswith(_COMPRESSED) else _of_wav)(data, where)
+    if not len(samples):
+        raise errors.UserError(f'{where} holds no sample.')
+    if not 1 <= rate <= MAX_RATE:
+        raise errors.UserError(f'{where} says that it has {rate:,} samples a second.')
+    return samples.mean(1), rate
+
+
+def _decompressed(data: bytes, where: str) -> tuple[np.ndarray, int]:
+    """float32 [T, channels] and the rate of a file that libsndfile reads."""
+    try:
+        import soundfile  # only those who have such files need it
+    except ImportError as error:
+        raise errors.UserError(
+            f"{where} is no WAV file: pip install -e '.[speech]' brings what reads FLAC, MP3 and "
+            'Ogg.'
+        ) from error
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            samples = file.read(dtype='float32', always_2d=True)
+            count, rate = file.frames, file.samplerate
+    except soundfile.LibsndfileError as error:
+        raise errors.UserError(f'{where} cannot be decoded: {error}') from error
+    _check_whole(len(samples), count, where)
+    return samples, rate
+
+
+def _check_whole(found: int, told: int, where: str) -> None:
+    if found != told:
+        raise errors.UserError(
+            f'{where} is cut short: it has {found:,} of the {told:,} samples that its header says.'
+        )
+
+
+def _of_wav(data: bytes, where: str) -> tuple[np.ndarray, int]:
+    """float32 [T, channels] and the rate of a PCM WAV file."""
     try:
         with wave.open(io.BytesIO(data)) as file:
             channels, width, rate, count, *_ = file.getparams()
@@ -62,21 +103,13 @@ def decode_wav(data: bytes, where: str) -> tuple[np.ndarray, int]:
             f'{where} is not a PCM WAV file: {str(error) or "it ends within its header"}. '
             'Convert it, for example to 16 bits per sample.'
         ) from error
-    if not count:
-        raise errors.UserError(f'{where} holds no sample.')
-    if not 1 <= rate <= MAX_RATE:
-        raise errors.UserError(f'{where} says that it has {rate:,} samples a second.')
-    if len(frames) != count * channels * width:
-        raise errors.UserError(
-            f'{where} is cut short: it has {len(frames) // (channels * width):,} of the '
-            f'{count:,} samples that its header says.'
-        )
-    return pcm_to_float(frames, width).reshape(-1, channels).mean(1), rate
+    _check_whole(len(frames) // (channels * width), count, where)
+    return pcm_to_float(frames, width).reshape(-1, channels), rate
 
 
-def read_wav(data: bytes, where: str, sample_rate: int, origin: str) -> np.ndarray:
-    """`decode_wav` at a sample rate in Hz; a warning says once of an `origin` what is resampled."""
-    return resampled(*decode_wav(data, where), sample_rate, origin)
+def read(data: bytes, where: str, sample_rate: int, origin: str) -> np.ndarray:
+    """`decode` at a sample rate in Hz; a warning says once of an `origin` what is resampled."""
+    return resampled(*decode(data, where), sample_rate, origin)
 
 
 def resampled(samples: np.ndarray, rate: int, wanted: int, origin: str) -> np.ndarray:

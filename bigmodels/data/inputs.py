@@ -4,7 +4,7 @@ A task's `record_fields` says what it needs: the name of each field, and its kin
 
     image     a JPEG or PNG file, uint8 [H, W, 3]
     video     a GIF file, or a folder of JPEG or PNG files, its frames; uint8 [T, H, W, 3]
-    audio     a WAV file, float32 [T]
+    audio     a WAV, FLAC, MP3 or Ogg file, float32 [T]
     text      a line of a text file, str
     value     a cell of a table
     ids       likewise, of several ids: a list, or a text with commas or blanks between them
@@ -43,7 +43,7 @@ from bigmodels.data.sources.table_sources import BOM, Csv
 SUFFIXES = {
     'image': ('.jpg', '.jpeg', '.png'),
     'video': ('.gif',),
-    'audio': ('.wav',),
+    'audio': audio.SUFFIXES,
     'text': ('.txt',),
     'array': ('.npz',),
 }
@@ -162,7 +162,7 @@ def _decoded(path: str, name: str, kind: str, where: str, sample_rate: int | Non
         if os.path.isdir(path):
             return {name: _frames(path), 'path': path}
         return {name: images.decode_gif(read_bytes(path), where), 'path': path}
-    samples, rate = audio.decode_wav(read_bytes(path), where)
+    samples, rate = audio.decode(read_bytes(path), where)
     wanted = sample_rate or rate
     samples = audio.resampled(samples, rate, wanted, os.path.dirname(path) or path)
     return {name: samples, 'sample_rate': wanted, 'path': path}

@@ -1,6 +1,8 @@
 """WAV files and resampling against what the samples are known to be."""
 
+import io
 import struct
+import sys
 import warnings
 
 import numpy as np
@@ -16,11 +18,11 @@ from tests.sound_files import wav
 def test_decode_wav(width):
     full = 2 ** (8 * width - 1)
     values = np.array([0, 1, -1, full // 2, full - 1, -full])
-    samples, rate = audio.decode_wav(wav(values, width, 11_025), 'a')
+    samples, rate = audio.decode(wav(values, width, 11_025), 'a')
     assert (samples.dtype, rate) == (np.float32, 11_025)
     np.testing.assert_allclose(samples, values / full, rtol=1e-7)
     stereo = np.stack([values, np.zeros_like(values)], 1)
-    np.testing.assert_allclose(audio.decode_wav(wav(stereo, width), 'a')[0], values / full / 2)
+    np.testing.assert_allclose(audio.decode(wav(stereo, width), 'a')[0], values / full / 2)
 
 
 def test_damaged_wav_is_named():
@@ -33,14 +35,14 @@ def test_damaged_wav_is_named():
         (data[:-50], r'^x\.wav \(record 3\) is cut short: it has 75 of the 100 samples'),
         (data[:20], r'^x\.wav \(record 3\) is not a PCM WAV file: it ends within its header'),
         (b'', 'ends within its header'),
-        (b'OggS' + data[4:], 'does not start with RIFF'),
+        (b'RIFX' + data[4:], 'does not start with RIFF'),
         (bytes(floats), 'unknown format: 3'),
         (bytes(wide), '128 bits per sample'),
         (wav(np.zeros(9), rate=2_000_000), 'says that it has 2,000,000 samples a second'),
         (wav(np.zeros((0, 1))), r'x\.wav \(record 3\) holds no sample'),
     ):
         with pytest.raises(errors.UserError, match=message):
-            audio.decode_wav(damaged, 'x.wav (record 3)')
+            audio.decode(damaged, 'x.wav (record 3)')
 
 
 @pytest.mark.parametrize(
@@ -154,3 +156,31 @@ def test_shared_recordings(shared_data):
     lengths = [len(source[i]['audio']) for source in (train, test) for i in range(len(source))]
     assert sum(lengths) == 10_498_424
     assert max(np.abs(test[i]['audio']).max() for i in range(300)) <= 1
+
+
+def compressed(samples, kind, rate=16_000):
+    buffer = io.BytesIO()
+    soundfile = pytest.importorskip('soundfile')
+    soundfile.write(buffer, samples, rate, format=kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(('kind', 'close'), [('FLAC', 1e-4), ('OGG', 0.05), ('MP3', 0.05)])
+def test_compressed_sound_is_decoded(kind, close):
+    time = np.arange(16_000) / 16_000
+    tone = 0.5 * np.sin(2 * np.pi * 440 * time)
+    samples, rate = audio.decode(compressed(tone, kind), 'a')
+    assert (samples.dtype, samples.shape, rate) == (np.float32, (16_000,), 16_000)
+    np.testing.assert_allclose(samples[1000:-1000], tone[1000:-1000], atol=close)
+    stereo = audio.decode(compressed(np.stack([tone, np.zeros_like(tone)], 1), kind), 'a')[0]
+    np.testing.assert_allclose(stereo[1000:-1000], tone[1000:-1000] / 2, atol=close)
+
+
+def test_damaged_compressed_sound_is_named(monkeypatch):
+    flac = compressed(np.random.default_rng(0).normal(size=16_000) / 9, 'FLAC')
+    for damaged in (flac[:-9000], flac[:40], b'OggS' + bytes(100), b'ID3' + bytes(50)):
+        with pytest.raises(errors.UserError, match=r'^a\.flac (is cut short|cannot be decoded)'):
+            audio.decode(damaged, 'a.flac')
+    monkeypatch.setitem(sys.modules, 'soundfile', None)
+    with pytest.raises(errors.UserError, match=r'a\.flac is no WAV file: pip install .*speech'):
+        audio.decode(flac, 'a.flac')

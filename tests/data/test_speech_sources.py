@@ -10,7 +10,7 @@ import pytest
 
 from bigmodels import errors
 from bigmodels.data.sources import audio_sources
-from bigmodels.data.sources.speech_sources import DigitStrings, Transcribed
+from bigmodels.data.sources.speech_sources import DigitStrings, LibriSpeech, Transcribed
 from tests import sound_files
 
 
@@ -137,3 +137,52 @@ def test_strings_end_within_their_seconds(tones):
 def test_strings_that_cannot_be(tones, fields, message):
     with pytest.raises(errors.UserError, match=message):
         DigitStrings(tones, 10, **(dict(max_seconds=2.0) | fields))
+
+
+def flac(path, seconds):
+    soundfile = pytest.importorskip('soundfile')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, 0.1 * np.ones(int(16_000 * seconds)), 16_000)
+
+
+def test_librispeech_is_read_as_it_is_unpacked(tmp_path):
+    folder = tmp_path / 'train-clean-100'
+    for speaker, chapter, texts in ((19, 198, ['ONE TWO', "IT'S"]), (7, 3, ['THREE'])):
+        name = f'{speaker}-{chapter}'
+        for i in range(len(texts)):
+            flac(folder / f'{speaker}' / f'{chapter}' / f'{name}-{i:04d}.flac', 0.1 + 0.1 * i)
+        lines = ''.join(f'{name}-{i:04d} {text}\n' for i, text in enumerate(texts))
+        (folder / f'{speaker}' / f'{chapter}' / f'{name}.trans.txt').write_text(lines)
+    source = LibriSpeech(str(folder))
+    assert [source[i]['text'] for i in range(3)] == ['ONE TWO', "IT'S", 'THREE']
+    assert [len(source[i]['audio']) for i in range(3)] == [1600, 3200, 1600]
+    assert source[1]['path'] == '19/198/19-198-0001.flac'
+    assert source.fingerprint() != LibriSpeech(str(folder), 8000).fingerprint()
+    assert len(pickle.loads(pickle.dumps(source))) == 3
+    table = folder / '7' / '3' / '7-3.trans.txt'
+    for content, message in [
+        ('7-3-0000 \n', r'7-3\.trans\.txt:1 has no text after .7-3-0000'),
+        ('7-3-0000 A\n7-3-0001 B\n', r'lacks 1 of the 4 files .* 7/3/7-3-0001\.flac'),
+    ]:
+        table.write_text(content)
+        with pytest.raises(errors.UserError, match=message):
+            LibriSpeech(str(folder))
+    with pytest.raises(errors.UserError, match=r'has no \.trans\.txt file'):
+        LibriSpeech(str(tmp_path / 'nowhere'))
+
+
+def test_common_voice_is_read_as_it_is_unpacked(tmp_path):
+    soundfile = pytest.importorskip('soundfile')
+    (tmp_path / 'clips').mkdir()
+    sentences = ['He said "no, thanks', 'Two\u2019s company']
+    rows = ['client_id\tpath\tsentence\tup_votes']
+    for i, sentence in enumerate(sentences):
+        soundfile.write(tmp_path / 'clips' / f'{i}.mp3', 0.1 * np.ones(4800 * (i + 1)), 48_000)
+        rows.append(f'a\t{i}.mp3\t{sentence}\t2')
+    (tmp_path / 'train.tsv').write_text('\n'.join(rows) + '\n')
+    columns = dict(file_column='path', text_column='sentence')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # that the files are resampled
+        source = Transcribed(str(tmp_path), 16_000, 'train.tsv', 'clips', **columns)
+        assert [source[i]['text'] for i in range(2)] == sentences
+        assert [len(source[i]['audio']) for i in range(2)] == [1600, 3200]

@@ -1,4 +1,4 @@
-"""Random-access sources of recordings: WAV files in folders, and one `.npz` archive of many."""
+"""Random-access sources of recordings: files in folders, and one `.npz` archive of many."""
 
 from typing import Any, Literal
 
@@ -12,14 +12,14 @@ from bigmodels.data.sources.table_sources import arrays_digest, read_npz
 
 
 class WavFolder(ClassFolders):
-    """PCM WAV files in one folder for each class, as Speech Commands has them.
+    """WAV files, or others of sound, in one folder for each class, as Speech Commands has them.
 
     Record: {'audio': float32 [T], 'sample_rate': int64, 'label': int64, 'path': str}, see
     `ClassFolders`; of `sample_rate` in Hz. Files of another rate are resampled, which a warning
     says once a rate.
     """
 
-    suffixes = ('.wav',)
+    suffixes = audio.SUFFIXES
 
     def __init__(self, path: str, sample_rate: int, classes: tuple[str, ...] = ()):
         super().__init__(path, classes)
@@ -27,7 +27,7 @@ class WavFolder(ClassFolders):
         self._sample_rate = sample_rate
 
     def _decode(self, data: bytes, where: str) -> dict[str, Any]:
-        samples = audio.read_wav(data, where, self._sample_rate, self._path)
+        samples = audio.read(data, where, self._sample_rate, self._path)
         return {'audio': samples, 'sample_rate': np.int64(self._sample_rate)}
 
     def fingerprint(self) -> str:

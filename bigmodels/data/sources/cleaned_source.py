@@ -32,6 +32,7 @@ SOURCES: dict[str, type] = {
     'wav_folder': audio_sources.WavFolder,
     'audio_npz': audio_sources.AudioNpz,
     'transcribed': speech_sources.Transcribed,
+    'librispeech': speech_sources.LibriSpeech,
     'npz': table_sources.Npz,
     'jsonl': sources.JsonLines,
     'tfds': tfds_source.Tfds,

@@ -7,17 +7,19 @@ import numpy as np
 
 from bigmodels import errors
 from bigmodels.data import audio
-from bigmodels.data.sources import checked_index, digest, read_below, sizes_below
+from bigmodels.data.sources import checked_index, digest, read_below, sizes_below, visible_files
 from bigmodels.data.sources.audio_sources import AudioNpz
 from bigmodels.data.sources.table_sources import csv_rows
 
 
 class Transcribed:
-    """PCM WAV files and a table of what is said in them, in a folder or a `.zip` of one.
+    """Files of sound and a table of what is said in them, in a folder or a `.zip` of one.
 
     Record: {'audio': float32 [T] of `sample_rate` in Hz, 'sample_rate': int64, 'text': str, 'path':
     str, relative to the folder}. Files of another rate are resampled, which a warning says once a
-    rate.
+    rate. The table is CSV, or has tabs where its name ends in `.tsv`: Common Voice, as it is
+    unpacked, has table='train.tsv', audio_folder='clips', file_column='path' and
+    text_column='sentence'.
     """
 
     def __init__(
@@ -36,12 +38,10 @@ class Transcribed:
           UserError: naming file and line, for a table that lacks a column or has an empty text,
             and for a file of it that is not there.
         """
-        audio.check_rate(sample_rate)
-        self._path, self._sample_rate, self._keep = path, sample_rate, keep
-        content = self._read(table)
         names, texts = [], []
         where = f'{path}: {table}'
-        header, lines = csv_rows(where, _utf8(content, where))
+        content = _utf8(read_below(path, table), where)
+        header, lines = csv_rows(where, content, tabs=table.endswith('.tsv'))
         for name in (file_column, text_column):
             if name not in header:
                 raise errors.unknown(f'column of {where}', name, header)
@@ -60,6 +60,12 @@ class Transcribed:
                 )
             names.append(f'{audio_folder}/{file}' if audio_folder else file)
             texts.append(text)
+        self._hold(path, sample_rate, names, texts, table, keep)
+
+    def _hold(self, path, sample_rate, names: list[str], texts: list[str], table: str, keep: bool):
+        """Takes the files of these names, as told by a table, with their texts."""
+        audio.check_rate(sample_rate)
+        self._path, self._sample_rate, self._keep = path, sample_rate, keep
         sizes = self._sizes(names, table)
         listed = [
             f'{size} {name} {text}' for size, name, text in zip(sizes, names, texts, strict=True)
@@ -96,7 +102,7 @@ class Transcribed:
         name, samples = self._names[i], self._decoded.get(i)
         if samples is None:
             where = f'{pathlib.Path(self._path, name)} (record {i})'
-            samples = audio.read_wav(self._read(name), where, self._sample_rate, self._path)
+            samples = audio.read(self._read(name), where, self._sample_rate, self._path)
             if self._keep:
                 self._decoded[i] = samples
         return {
@@ -116,6 +122,38 @@ class Transcribed:
             f'speech {self._path}: {len(self):,} recordings, {words:,} words, '
             f'{self._sample_rate:,} Hz'
         )
+
+
+class LibriSpeech(Transcribed):
+    """FLAC files and the `.trans.txt` beside them, as LibriSpeech is unpacked; see `Transcribed`.
+
+    Each line of a `.trans.txt` is the name of a file without its suffix, and what is said in it.
+    """
+
+    def __init__(self, path: str, sample_rate: int = 16_000, keep: bool = False):
+        """path: a folder with any of them below, such as `LibriSpeech/train-clean-100`.
+
+        Raises:
+          UserError: for a folder without transcripts, and, naming file and line, for one without
+            a text; for a recording that is not there.
+        """
+        names, texts = [], []
+        for table in visible_files(path):
+            if not table.endswith('.trans.txt'):
+                continue
+            where = f'{path}/{table}'
+            content = _utf8(read_below(path, table), where)
+            for line, row in enumerate(content.split('\n'), 1):
+                name, _, text = row.strip().partition(' ')
+                if name and not text:
+                    raise errors.UserError(f'{where}:{line} has no text after {name!r}.')
+                if not name:
+                    continue
+                names.append((pathlib.PurePosixPath(table).parent / f'{name}.flac').as_posix())
+                texts.append(text)
+        if not names:
+            raise errors.UserError(f'{path} has no .trans.txt file with a line in it.')
+        self._hold(path, sample_rate, names, texts, 'its .trans.txt files', keep)
 
 
 def _utf8(data: bytes, where: str) -> str:

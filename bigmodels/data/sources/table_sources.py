@@ -245,16 +245,18 @@ def read_npz(path: str, arrays: Sequence[str] = ()) -> dict[str, np.ndarray]:
         ) from error
 
 
-def csv_rows(path: str, text: str) -> tuple[list[str], list[Line]]:
+def csv_rows(path: str, text: str, tabs: bool = False) -> tuple[list[str], list[Line]]:
     """The header of a CSV file, and the lines below it that are not blank.
 
     Args:
       path: for errors.
+      tabs: whether values are all between two tabs, without quoting.
 
     Raises:
       UserError: naming the line, for what is no CSV, no row of values, or a column there twice.
     """
-    reader = csv.reader(io.StringIO(text.removeprefix(BOM), newline=''), strict=True)
+    form = dict(delimiter='\t', quoting=csv.QUOTE_NONE) if tabs else {}
+    reader = csv.reader(io.StringIO(text.removeprefix(BOM), newline=''), strict=True, **form)
     try:
         lines = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:

@@ -145,12 +145,12 @@ class Reader:
 
 
 def recording(data: bytes, where: str, sample_rate: int | None) -> np.ndarray:
-    """The samples of a WAV file at a sample rate, or its own.
+    """The samples of a file of sound at a sample rate, or its own.
 
     Raises:
-      UserError: if it is no WAV file, too long, or of a rate that is not customary.
+      UserError: if it is no such file, too long, or of a rate that is not customary.
     """
-    samples, rate = audio.decode_wav(data, where)
+    samples, rate = audio.decode(data, where)
     if rate not in (*RATES, sample_rate):
         raise errors.UserError(
             f'{where} has {rate:,} Hz: recordings of {", ".join(map(str, RATES))} Hz are taken.'
