@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+import soundfile
 
 from bigmodels import errors
 from bigmodels.data import audio
@@ -160,7 +161,6 @@ def test_shared_recordings(shared_data):
 
 def compressed(samples, kind, rate=16_000):
     buffer = io.BytesIO()
-    soundfile = pytest.importorskip('soundfile')
     soundfile.write(buffer, samples, rate, format=kind)
     return buffer.getvalue()
 

@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+import soundfile
 
 from bigmodels import errors
 from bigmodels.data.sources import audio_sources
@@ -140,7 +141,6 @@ def test_strings_that_cannot_be(tones, fields, message):
 
 
 def flac(path, seconds):
-    soundfile = pytest.importorskip('soundfile')
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, 0.1 * np.ones(int(16_000 * seconds)), 16_000)
 
@@ -172,7 +172,6 @@ def test_librispeech_is_read_as_it_is_unpacked(tmp_path):
 
 
 def test_common_voice_is_read_as_it_is_unpacked(tmp_path):
-    soundfile = pytest.importorskip('soundfile')
     (tmp_path / 'clips').mkdir()
     sentences = ['He said "no, thanks', 'Two\u2019s company']
     rows = ['client_id\tpath\tsentence\tup_votes']
