@@ -6,7 +6,7 @@
 Data: the four files of MNIST in `mnist/`; by TFDS: `name='tfds', dataset='mnist'` with
 `task.image_shape=(28, 28, 1)`.
 
-Cost: two CPU cores, 4 min 5 s, beside other work.
+Cost: two CPU cores, 4 to 8 min, beside other work.
 Result: configs/mnist_lenet.py reads 96.5 % of 1,000 digits as those asked for
 (experiments/results/diffusion.json, with a picture beside it).
 """

@@ -152,10 +152,27 @@ def machine() -> str:
     return ', '.join([*gpus, f'{os.cpu_count()} CPU cores', platform.machine()])
 
 
+@functools.cache
+def commit() -> str:
+    """The commit that is measured, with a '+' where the code differs from it; '' without git."""
+    if not (ROOT / '.git').exists():
+        return ''
+    git = ['git', '-C', str(ROOT)]
+    head, changes = (
+        subprocess.run([*git, *arguments], check=True, capture_output=True, text=True).stdout
+        for arguments in (
+            ('rev-parse', '--short', 'HEAD'),
+            ('status', '--porcelain', '--untracked-files=no', 'bigmodels', 'configs'),
+        )
+    )
+    return head.strip() + ('+' if changes else '')
+
+
 def stamp(libraries: Sequence[str]) -> dict:
-    """The date, the command, the machine and the versions of libraries."""
+    """The date, the commit, the command, the machine and the versions of libraries."""
     return {
         'date': datetime.date.today().isoformat(),
+        'commit': commit(),
         'command': shlex.join(['python', os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
         'machine': machine(),
         'versions': {name: importlib.metadata.version(name) for name in libraries},

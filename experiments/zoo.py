@@ -6,7 +6,7 @@ Each row is its config's own command, in a process of its own, as it is. The fig
 held-out set at the last step, or, where the config names what is best, at the best one by
 `bigmodels.evaluate --step=best`. A row's result takes the place of its last one in
 experiments/results/zoo.json and in the table beside it, which hold the rows measured so far.
-`sst2_bert` begins with the run of `bert`: keep that in `runs`.
+`sst2_bert` begins with the run of `bert` in the same folder, or else with that in `runs`.
 Where a bar is another method's figure, or a mean over seeds, it is not here: benchmark_graph.py,
 benchmark_tables.py, recommend.py and transfer_study.py compare. Of what is made, sample_digits.py
 and sample_speech.py tell how much is as asked.
@@ -36,10 +36,12 @@ class Row:
     minutes: float
     lowest: bool = False
 
-    def reached(self, value: float, minutes: float) -> bool:
-        """Whether a run with this value of the figure is good enough, and in time."""
-        good = self.bar is None or (value <= self.bar if self.lowest else value >= self.bar)
-        return good and minutes <= self.minutes
+    def reached(self, value: float, minutes: float) -> str:
+        """'yes' if a run with this value of the figure is good enough, and in time; '' without bar."""
+        if self.bar is None:
+            return ''
+        good = value <= self.bar if self.lowest else value >= self.bar
+        return 'yes' if good and minutes <= self.minutes else 'no'
 
 
 ROWS = {
@@ -85,16 +87,22 @@ ROWS = {
     'forecast:dlinear': Row('test/mse', 0.39, 30, lowest=True),
     'forecast': Row('test/mse', 0.39, 30, lowest=True),
 }
+# What a row is told of another one's run in the same folder.
+TOKENIZER = 'task.tokenizer.path={bert}/preprocessing'
+TOLD = {
+    'sst2_bert': ('init_from.workdir={bert}', TOKENIZER),
+    'sst2_bert:scratch': (TOKENIZER,),
+}
 
 
-def measured(name: str, workdir: pathlib.Path) -> dict:
-    """Trains a row; its figure and its cost."""
-    row = ROWS[name]
-    if workdir.exists():
-        raise SystemExit(f'{workdir} is there already: a row is measured from its beginning on')
+def measured(name: str, folder: pathlib.Path) -> dict:
+    """Trains a row in a folder of its name; its figure and its cost."""
+    row, workdir = ROWS[name], folder / name
     file, _, variant = name.partition(':')
+    bert = folder / 'bert'
+    told = [f'--config.{field.format(bert=bert)}' for field in TOLD.get(name, ()) if bert.exists()]
     with tempfile.TemporaryDirectory() as cache:
-        run = measure.train(f'configs/{file}.py:{variant}', workdir, pathlib.Path(cache))
+        run = measure.train(f'configs/{file}.py:{variant}', workdir, pathlib.Path(cache), *told)
     if row.figure not in run['final']:
         raise SystemExit(f'{name} has no figure {row.figure}; there are: {", ".join(run["final"])}')
     kept = json.loads((workdir / 'config.json').read_text())
@@ -132,7 +140,7 @@ def table(results: list[dict]) -> str:
         lines.append((
             r['row'], r['figure'], f'{r["value"]:.4g}', r['of'],
             '' if row.bar is None else f'{row.bar:g}', f'{r["minutes"]:.1f}', f'{row.minutes:g}',
-            'yes' if row.reached(r['value'], r['minutes']) else 'no', f'{r["peak_memory_mb"]:,}',
+            row.reached(r['value'], r['minutes']), f'{r["peak_memory_mb"]:,}',
             f'{r["flops"] / 1e15:.3g}' if r.get('flops') else '',
             f'{r["kilowatt_hours"]:.2g}' if r.get('kilowatt_hours') else '',
         ))  # fmt: skip
@@ -147,9 +155,11 @@ if __name__ == '__main__':
     names = options.rows.split(',')
     if unknown := set(names) - set(ROWS):
         parser.error(f'unknown {", ".join(sorted(unknown))}; there are: {", ".join(ROWS)}')
-    for name in names:
-        with tempfile.TemporaryDirectory() as directory:
-            folder = (options.keep or pathlib.Path(directory)).resolve() / name
+    with tempfile.TemporaryDirectory() as directory:
+        folder = (options.keep or pathlib.Path(directory)).resolve()
+        if there := [name for name in names if (folder / name).exists()]:
+            parser.error(f'{folder} has {", ".join(there)}: rows are measured from their beginning')
+        for name in names:
             result = measured(name, folder)
-        measure.keep('zoo', result, lambda r: (list(ROWS).index(r['row']),), table)
-        print(json.dumps(result), flush=True)
+            measure.keep('zoo', result, lambda r: (list(ROWS).index(r['row']),), table)
+            print(json.dumps(result), flush=True)
