@@ -37,7 +37,7 @@ class Row:
     lowest: bool = False
 
     def reached(self, value: float, minutes: float) -> str:
-        """'yes' if a run with this value of the figure is good enough, and in time; '' without bar."""
+        """'yes' if a run with this value is good enough, and in time, else 'no'; '' without bar."""
         if self.bar is None:
             return ''
         good = value <= self.bar if self.lowest else value >= self.bar
