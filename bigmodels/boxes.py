@@ -110,18 +110,19 @@ def targets(
     return jnp.moveaxis(jnp.maximum(heat, 0), 0, -1), boxes[owner], weight
 
 
-def peaks(heat: Array, most: int) -> tuple[Array, Array, Array]:
+def peaks(heat: Array, most: int, reach: int = 1) -> tuple[Array, Array, Array]:
     """The highest cells that no neighbour of their class exceeds (Zhou et al. 2019, section 4).
 
     Args:
       heat: [H, W, C].
       most: how many.
+      reach: how far neighbours are, along rows and columns; 0 for any cells, the highest.
 
     Returns:
       scores [most], descending, 0 where there are fewer; cells int [most] as row * W + column; and
       labels int [most].
     """
-    window, none = (3, 3, 1), -jnp.inf
+    window, none = (2 * reach + 1, 2 * reach + 1, 1), -jnp.inf
     highest = jax.lax.reduce_window(heat, none, jax.lax.max, window, (1, 1, 1), 'SAME')
     alone = jnp.where(heat == highest, heat, 0)
     scores, found = jax.lax.top_k(alone.ravel(), most)

@@ -170,7 +170,7 @@ def box_set(
 
     Args:
       logits: [N, C] of one image; an object's class has its sigmoid's probability.
-      found: [N, 4], N at least M.
+      found: [N, 4], N at least the number of objects.
       boxes: [M, 4].
       labels: int [M] from 0; -1 for padding.
       size: [2], width and height of the image, in which distances of edges are measured.
@@ -189,7 +189,10 @@ def box_set(
         return 2.5 * distances.sum(-1) + giou(one, other)
 
     cost = (as_object - as_background).T[label] + box_weight * apart(found, boxes[:, None])
-    matched = best_matching(jnp.where(real[:, None], cost, 0))
+    # Padding is matched with columns of its own, so that the search does not walk through it.
+    cost = jnp.where(real[:, None], cost, 1e6)
+    own = jnp.where(jnp.eye(len(boxes), dtype=bool) & ~real[:, None], 0, 1e6)
+    matched = best_matching(jnp.concatenate([cost, own], axis=1))
     is_object = jnp.zeros(logits.shape, bool).at[matched, label].max(real)
     of_classes = jnp.where(is_object, as_object, as_background).sum()
     return of_classes, jnp.where(real, apart(found[matched], boxes), 0).sum()

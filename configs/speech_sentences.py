@@ -11,7 +11,8 @@ For one, LibriSpeech as it is unpacked, or any set with a table of transcripts, 
     --config.data.train.name=librispeech --config.data.train.path=LibriSpeech/train-clean-100 \\
     --config.data.evals.learnt.name=librispeech \\
     --config.data.evals.learnt.path=LibriSpeech/dev-clean --config.model.num_classes=30 \\
-    --config.task.sound.max_seconds=36.0 --config.task.max_tokens=640
+    --config.task.sound.max_seconds=36.0 --config.task.max_tokens=640 \\
+    --config.model.dropout_rate=0.1 --config.total_steps=100000
 
 Cost: two CPU cores, 6.7 min beside other work.
 Result: no error in the 44 sentences (CER and WER 0).

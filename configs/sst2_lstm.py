@@ -10,9 +10,9 @@ one. No word vectors, and whole sentences only, no phrases.
 `--config.model.cell=gru` is the GRU. TFDS has the set with 67,349 phrases for training and a test
 set without labels: `--config.data.train.name=tfds --config.data.train.dataset=glue/sst2
 --config.data.train.split=train --config.task.text_field=sentence`, likewise both evaluation
-sets, of split=validation: the labels of TFDS's test set are not given. IMDB's reviews likewise:
-dataset=imdb_reviews, split='train[5000:]', for dev 'train[:5000]' (TFDS has shuffled them), and
---config.task.sequence_length=400.
+sets, of split=validation: the labels of TFDS's test set are not given. IMDB's reviews likewise, but
+with the field as it is: dataset=imdb_reviews, split='train[5000:]', for dev 'train[:5000]' (TFDS
+has shuffled them), for test 'test', and --config.task.sequence_length=400.
 """
 
 from configs import common

@@ -49,6 +49,7 @@ def train(
       peak_memory_mb of resident memory, and the run's summary; with `only_start`
       seconds_to_first_step and said, the line that tells of it.
     """
+    commit()  # before a long run rather than after it
     began = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, '-m', 'bigmodels.main', f'--config={config}', f'--workdir={workdir}',
@@ -154,7 +155,7 @@ def machine() -> str:
 
 @functools.cache
 def commit() -> str:
-    """The commit that is measured, with a '+' where the code differs from it; '' without git."""
+    """That of this checkout when first asked, '+' where the code differs; '' without git."""
     if not (ROOT / '.git').exists():
         return ''
     git = ['git', '-C', str(ROOT)]

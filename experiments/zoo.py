@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -163,3 +164,5 @@ if __name__ == '__main__':
             result = measured(name, folder)
             measure.keep('zoo', result, lambda r: (list(ROWS).index(r['row']),), table)
             print(json.dumps(result), flush=True)
+            if not options.keep and name != 'bert':
+                shutil.rmtree(folder / name)

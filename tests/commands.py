@@ -91,10 +91,12 @@ def resumed(workdir: pathlib.Path, copy: pathlib.Path, given: Any = None) -> dic
     (copy / rundir.SUMMARY).unlink()
     directory = copy / rundir.CHECKPOINTS
     steps = checkpoint.steps(directory)
-    assert len(steps) > 1
     shutil.rmtree(directory / str(steps[-1]))
+    kept = directory / str(steps[-2])  # which a run from the beginning would write again
+    written = kept.stat().st_mtime_ns
     figures = train_lib.train(given or config.read(copy / rundir.CONFIG), copy)
     assert checkpoint.steps(directory) == steps
+    assert kept.stat().st_mtime_ns == written
     ends = (runs.open_run(folder).params for folder in (workdir, copy))
     assert trees.first_difference(*ends) is None
     return figures

@@ -1,6 +1,7 @@
 """The configs of image classifiers, each run from end to end on images made here."""
 
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,10 @@ IMAGENET = {
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """Two classes of images, dark and bright, in the files that the rows read."""
+    """Two classes of images, dark and bright, in the files that the rows read.
+
+    Those of CIFAR-10 and MNIST are also in `pictures` of their folder, named by place and class.
+    """
     rng = np.random.default_rng(0)
     labels = np.arange(48) % 2
     monkeypatch.setenv('BIGMODELS_DATA', str(tmp_path))
@@ -45,6 +49,12 @@ def data(tmp_path, monkeypatch):
         'offsets': np.cumsum([0, *map(len, files)]),
         'label': labels.astype(np.uint8),
     }
+    for folder in ('mnist', 'cifar10'):
+        (tmp_path / folder / 'pictures').mkdir()
+    for i, label in enumerate(labels):
+        (tmp_path / 'cifar10' / 'pictures' / f'{i:02d}_{label}.jpg').write_bytes(files[i])
+        grey = Image.fromarray(images[i].astype(np.uint8))
+        grey.save(tmp_path / 'mnist' / 'pictures' / f'{i:02d}_{label}.png')
     np.savez(
         tmp_path / 'cifar10' / 'cifar10_jpeg.npz',
         **{f'{split}_{name}': x for split in ('train', 'test') for name, x in archive.items()},
@@ -64,15 +74,12 @@ def test_a_row_trains_learns_answers_and_resumes(row, data, tmp_path, capsys):
     rows = writers.read_metrics(tmp_path / 'run' / 'metrics.jsonl')
     losses = [row['train/loss'] for row in rows if 'train/loss' in row]
     assert losses[-1] < losses[0]
-    (tmp_path / 'pictures').mkdir()
-    for i, brightness in enumerate((20, 230, 30)):
-        image = np.full((40, 32, 3), brightness, np.uint8)
-        Image.fromarray(image).save(tmp_path / 'pictures' / f'{i}.png')
-    answers = commands.answered(capsys, tmp_path / 'run', tmp_path / 'pictures')
-    assert len(answers) == 3
-    assert all(
-        0.1 <= answer['probability'] <= 1 for answer in answers
-    )  # of ten classes the likeliest
+    pictures = tmp_path / ('mnist' if row.startswith('mnist') else 'cifar10') / 'pictures'
+    answers = commands.answered(capsys, tmp_path / 'run', pictures)
+    assert len(answers) == 48
+    stems = [pathlib.Path(answer['input']).stem for answer in answers]
+    right = [stem.endswith(f'_{a["label"]}') for stem, a in zip(stems, answers, strict=True)]
+    assert np.mean(right) == pytest.approx(figures['test/accuracy'], abs=0.03)  # one that is close
     if row in RESUMED:
         assert commands.resumed(tmp_path / 'run', tmp_path / 'resumed') == figures
 

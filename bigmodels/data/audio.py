@@ -16,8 +16,7 @@ import numpy as np
 from bigmodels import errors
 
 SUFFIXES = ('.wav', '.flac', '.mp3', '.ogg', '.opus')  # of the files that `decode` reads
-# What the others than WAV begin with: FLAC, Ogg, MP3 with a tag, or with a frame of layer III.
-_COMPRESSED = (b'fLaC', b'OggS', b'ID3', b'\xff\xfb', b'\xff\xf3', b'\xff\xf2')
+MOST_VALUES = 2**31  # of a file, 8 GB: more is taken for a damaged header
 MAX_RATE = 1_000_000  # Hz: more is taken for a damaged header
 # The low-pass filter of `resample`: what is below 84 % of the lower Nyquist frequency passes, and
 # what is above all of it falls by 90 dB.
@@ -43,20 +42,23 @@ def encode_wav(sound: Sound) -> bytes:
     return buffer.getvalue()
 
 
-def decode(data: bytes, where: str) -> tuple[np.ndarray, int]:
+def decode(data: bytes, where: str, most: int = MOST_VALUES) -> tuple[np.ndarray, int]:
     """The samples of a file of sound, channels averaged, and their rate.
 
     Args:
       data: of a FLAC, MP3 or Ogg file, or of a PCM WAV file of 8, 16, 24 or 32 bits.
       where: file and record, for errors.
+      most: values of all channels; sound of more is refused, before it is held in memory.
 
     Returns:
       float32 [T], full scale 1; and the rate in Hz.
 
     Raises:
-      UserError: if it is no such file, or holds fewer samples than its header says.
+      UserError: if it is no such file, is longer, or holds fewer samples than its header says:
+        that of Ogg says nothing, nor that of some MP3 files.
     """
-    samples, rate = (_decompressed if data.startswith(_COMPRESSED) else _of_wav)(data, where)
+    compressed = _is_compressed(data)
+    samples, rate = _decompressed(data, where, most) if compressed else _of_wav(data, where)
     if not len(samples):
         raise errors.UserError(f'{where} holds no sample.')
     if not 1 <= rate <= MAX_RATE:
@@ -64,7 +66,13 @@ def decode(data: bytes, where: str) -> tuple[np.ndarray, int]:
     return samples.mean(1), rate
 
 
-def _decompressed(data: bytes, where: str) -> tuple[np.ndarray, int]:
+def _is_compressed(data: bytes) -> bool:
+    """Whether it begins as FLAC, Ogg, or MP3 do: with a tag, or a frame of layer III."""
+    frame = len(data) > 1 and data[0] == 0xFF and data[1] & 0xE6 == 0xE2
+    return frame or data.startswith((b'fLaC', b'OggS', b'ID3'))
+
+
+def _decompressed(data: bytes, where: str, most: int) -> tuple[np.ndarray, int]:
     """float32 [T, channels] and the rate of a file that libsndfile reads."""
     try:
         import soundfile  # only those who have such files need it
@@ -75,10 +83,15 @@ def _decompressed(data: bytes, where: str) -> tuple[np.ndarray, int]:
         ) from error
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            samples = file.read(dtype='float32', always_2d=True)
             count, rate = file.frames, file.samplerate
+            if count * file.channels > most:  # a few bytes may stand for many of them
+                raise errors.UserError(
+                    f'{where} is too long, or does not say how long it is: at most {most:,} '
+                    'samples of all channels are taken.'
+                )
+            samples = file.read(dtype='float32', always_2d=True)
     except soundfile.LibsndfileError as error:
-        raise errors.UserError(f'{where} cannot be decoded: {error}') from error
+        raise errors.UserError(f'{where} cannot be decoded: {error.error_string}') from error
     _check_whole(len(samples), count, where)
     return samples, rate
 
@@ -91,7 +104,7 @@ def _check_whole(found: int, told: int, where: str) -> None:
 
 
 def _of_wav(data: bytes, where: str) -> tuple[np.ndarray, int]:
-    """float32 [T, channels] and the rate of a PCM WAV file."""
+    """float32 [T, channels] and the rate of a PCM WAV file, whose own length limits it."""
     try:
         with wave.open(io.BytesIO(data)) as file:
             channels, width, rate, count, *_ = file.getparams()

@@ -7,17 +7,20 @@ import numpy as np
 
 from bigmodels import errors, runs
 from bigmodels.data.text import text_of
-from bigmodels.deploy import weights
+from bigmodels.deploy import text, weights
 from bigmodels.deploy.engine import Engine
 from bigmodels.deploy.generate import check_language_model
 from bigmodels.deploy.requests import Settings
 from bigmodels.deploy.sampling import Sampling
 
+SHORTEST = 128  # tokens of a context that programs are compiled for
+
 
 class Continuations:
     """Records with a 'prompt' -> the likeliest tokens after it, `task.sample_tokens` at most.
 
-    A `predict.Predictor` of texts of any length: an engine's programs are of every length.
+    A `predict.Predictor` of texts of any length: they share an engine, which a longer text
+    replaces by one of twice the context or more.
     """
 
     record_fields: ClassVar = {'prompt': 'text'}
@@ -29,13 +32,14 @@ class Continuations:
           UserError: for a run whose model does not continue text, or is to say nothing.
         """
         check_language_model(run)
-        self._task = run.task
+        self._task, self._size = run.task, size
         if self._task.sample_tokens < 1:
             raise errors.UserError(
                 f'config.task.sample_tokens = {self._task.sample_tokens} of an answer must be at '
                 'least 1: --config.task.sample_tokens=100 asks for others.'
             )
-        self._engine = Engine(*weights.packed(self._task.model, run.params), slots=size)
+        self._packed = weights.packed(self._task.model, run.params)
+        self._engine = None
 
     def example(self, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """{'inputs': token ids [L]} of a record.
@@ -44,28 +48,34 @@ class Continuations:
           UserError: for a prompt that is no text, or leaves no room in the context.
         """
         ids = self._task.prompt(text_of(record, 'prompt'))
-        if len(ids) >= self._engine.length:
+        longest = self._task.model.max_length
+        if len(ids) >= longest:
             raise errors.UserError(
-                f'A prompt of {len(ids)} tokens leaves no room in the context of '
-                f'{self._engine.length}: shorten it.'
+                f'A prompt of {len(ids)} tokens leaves no room in the context of {longest}: '
+                'shorten it.'
             )
-        return {'inputs': ids if len(ids) else np.asarray([self._task.vocabulary.end_of_text])}
+        return {'inputs': text.begun(self._task.vocabulary, ids)}
 
     def kind(self, example: Mapping[str, np.ndarray]) -> Hashable:
         """Any examples go together."""
 
     def answers(self, examples: Sequence[Mapping[str, np.ndarray]], size: int) -> list:
         """{'text'} of each."""
-        ends = () if self._task.end is None else ((self._task.end,),)
-        requests = []
-        for prompt in (example['inputs'] for example in examples):
-            count = min(self._task.sample_tokens, self._engine.length - len(prompt))
-            settings = Settings(count, Sampling(temperature=0), ends)
-            requests.append(self._engine.submit(prompt, settings))
+        task = self._task
+        prompts = [example['inputs'] for example in examples]
+        counts = [min(task.sample_tokens, task.model.max_length - len(ids)) for ids in prompts]
+        needed = max(len(ids) + count for ids, count in zip(prompts, counts, strict=True))
+        if self._engine is None or self._engine.length < needed:
+            length = min(max(SHORTEST, 1 << (needed - 1).bit_length()), task.model.max_length)
+            self._engine = Engine(*self._packed, slots=self._size, length=length)
+        ends = () if task.end is None else ((task.end,),)
+        requests = [
+            self._engine.submit(ids, Settings(count, Sampling(temperature=0), ends))
+            for ids, count in zip(prompts, counts, strict=True)
+        ]
         while self._engine.num_waiting + self._engine.num_active:
             self._engine.step()
-        return [{'text': self._text(request.new_tokens)} for request in requests]
-
-    def _text(self, tokens: Sequence[int]) -> str:
-        ended = len(tokens) > 0 and tokens[-1] == self._task.end
-        return self._task.vocabulary.decode(tokens[:-1] if ended else tokens)
+        return [
+            {'text': text.without_end(task.vocabulary, request.new_tokens, task.end)}
+            for request in requests
+        ]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigmodels import errors
-from bigmodels.data.tokenizers import document
+from bigmodels.data.tokenizers import Tokenizer, document
 from bigmodels.deploy import beam_search, decoding, speculative
 from bigmodels.deploy import weights as weights_lib
 from bigmodels.deploy.engine import Engine
@@ -171,7 +171,7 @@ def generate(
         raise errors.UserError('A stop string is empty: it would end every text at once.')
     vocabulary = task.vocabulary
     encoded = [document(vocabulary, p) if isinstance(p, str) else p for p in prompts]
-    encoded = [ids if len(ids) else np.asarray([vocabulary.end_of_text]) for ids in encoded]
+    encoded = [begun(vocabulary, ids) for ids in encoded]
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) + max_new_tokens > task.model.max_length:
             raise errors.UserError(
@@ -184,11 +184,18 @@ def generate(
         stops.append(np.asarray([end]))
     model, params = weights_lib.packed(task.model, params, weights)
     rows = method(Job(model, params, encoded, stops, end, max_new_tokens, sampling, seed))
-    texts = [
-        _cut(vocabulary.decode(ids[:-1] if len(ids) and ids[-1] == end else ids), stop)
-        for ids, _ in rows
-    ]
+    texts = [_cut(without_end(vocabulary, ids, end), stop) for ids, _ in rows]
     return [Answer(text, *row) for text, row in zip(texts, rows, strict=True)]
+
+
+def begun(vocabulary: Tokenizer, prompt: np.ndarray) -> np.ndarray:
+    """A prompt's ids, or the end-of-text token in the place of none."""
+    return prompt if len(prompt) else np.asarray([vocabulary.end_of_text])
+
+
+def without_end(vocabulary: Tokenizer, ids: Sequence[int], end: int | None) -> str:
+    """The text of generated ids, of which the last may be that which ends a text."""
+    return vocabulary.decode(ids[:-1] if len(ids) and ids[-1] == end else ids)
 
 
 def generate_text(*arguments, **options) -> list[str]:

@@ -42,7 +42,7 @@ class Detection(Defaults):
         or one of a 'set', matched at the least cost of all, with max_overlap = 1 (OneNet, Sun et
         al. 2021; see `losses.box_set`).
       box_weight: of the loss of boxes beside that of classes (TTFNet has 5; 1 suits a set).
-      max_found: peaks that are taken for objects.
+      max_found: peaks, or of a set cells, that are taken for objects.
       min_score: answers and pictures have none below this; figures of whole sets count all.
       max_overlap: see `boxes.suppressed`; 1 keeps all.
       overlays: evaluation keeps images to draw boxes in them with `evaluate --pictures`, and
@@ -90,10 +90,15 @@ class Detection(Defaults):
             )
         cells = int(np.prod(size)) // stride**2
         most_found = cells * len(self.classes)
-        if not 1 <= self.max_found <= most_found or not 1 <= self.max_boxes <= cells:
+        if not 1 <= self.max_found <= most_found or self.max_boxes < 1:
             raise errors.UserError(
                 f'config.task.max_found = {self.max_found} must be from 1 to the {most_found} '
-                f'cells of all classes, and max_boxes = {self.max_boxes} from 1 to {cells}.'
+                f'cells of all classes, and max_boxes = {self.max_boxes} at least 1.'
+            )
+        if self.assignment == 'set' and self.max_boxes > cells:
+            raise errors.UserError(
+                f'config.task.max_boxes = {self.max_boxes} must be at most the {cells} cells, one '
+                'of which is matched with each object.'
             )
         if self.box_weight < 0 or not 0 <= self.min_score <= 1 or not 0 <= self.max_overlap <= 1:
             raise errors.UserError(
@@ -268,7 +273,8 @@ class Detection(Defaults):
 
     def _found(self, heat: jax.Array, codes: jax.Array, extent: jax.Array) -> dict[str, jax.Array]:
         """The boxes in an image, in pixels of the inputs."""
-        scores, cells, labels = boxes_lib.peaks(jax.nn.sigmoid(heat), self.max_found)
+        reach = 1 if self.assignment == 'centre' else 0
+        scores, cells, labels = boxes_lib.peaks(jax.nn.sigmoid(heat), self.max_found, reach)
         grid = boxes_lib.centres(*heat.shape[:2], self.model.stride).reshape(-1, 2)
         codes = codes.reshape(-1, 4)[cells]
         boxes = boxes_lib.decode(codes, grid[cells], self.model.stride)

@@ -3,6 +3,7 @@
 import io
 import struct
 import sys
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -165,15 +166,47 @@ def compressed(samples, kind, rate=16_000):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize(('kind', 'close'), [('FLAC', 1e-4), ('OGG', 0.05), ('MP3', 0.05)])
-def test_compressed_sound_is_decoded(kind, close):
-    time = np.arange(16_000) / 16_000
+KINDS = [('FLAC', 8000), ('FLAC', 16_000), ('OGG', 16_000)]
+KINDS += [('MP3', rate) for rate in (8000, 11_025, 16_000, 44_100)]
+
+
+@pytest.mark.parametrize(('kind', 'rate'), KINDS)
+def test_compressed_sound_is_decoded(kind, rate):
+    time = np.arange(5 * rate) / rate  # several blocks
     tone = 0.5 * np.sin(2 * np.pi * 440 * time)
-    samples, rate = audio.decode(compressed(tone, kind), 'a')
-    assert (samples.dtype, samples.shape, rate) == (np.float32, (16_000,), 16_000)
+    close = 1e-4 if kind == 'FLAC' else 0.1
+    samples, found = audio.decode(compressed(tone, kind, rate), 'a')
+    assert (samples.dtype, samples.shape, found) == (np.float32, tone.shape, rate)
     np.testing.assert_allclose(samples[1000:-1000], tone[1000:-1000], atol=close)
-    stereo = audio.decode(compressed(np.stack([tone, np.zeros_like(tone)], 1), kind), 'a')[0]
-    np.testing.assert_allclose(stereo[1000:-1000], tone[1000:-1000] / 2, atol=close)
+    both = compressed(np.stack([tone, np.zeros_like(tone)], 1), kind, rate)
+    np.testing.assert_allclose(
+        audio.decode(both, 'a')[0][1000:-1000], tone[1000:-1000] / 2, atol=close
+    )
+
+
+def test_long_sound_is_refused_before_it_is_held():
+    silence = compressed(np.zeros((1_000_000, 8)), 'FLAC')
+    assert len(silence) < 50_000
+    tracemalloc.start()
+    with pytest.raises(errors.UserError, match=r'^a is too long, .* at most 7,999,999 samples'):
+        audio.decode(silence, 'a', most=7_999_999)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+    assert len(audio.decode(silence, 'a', most=8_000_000)[0]) == 1_000_000
+
+
+def test_a_flac_file_must_say_how_long_it_is():
+    """The samples of a stream are 36 bits from byte 21 on; 0 where they are not known."""
+    values = np.random.default_rng(0).normal(size=100_000) / 9
+    data = bytearray(compressed(values, 'FLAC'))
+    data[21] &= 0xF0
+    data[22:26] = bytes(4)
+    with pytest.raises(errors.UserError, match=r'^a is too long, or does not say how long it is'):
+        audio.decode(bytes(data), 'a')
+    data[21] |= 0x0F
+    data[22:26] = b'\xff' * 4
+    with pytest.raises(errors.UserError, match=r'^a is too long'):
+        audio.decode(bytes(data), 'a')
 
 
 def test_damaged_compressed_sound_is_named(monkeypatch):

@@ -167,8 +167,11 @@ def test_librispeech_is_read_as_it_is_unpacked(tmp_path):
         table.write_text(content)
         with pytest.raises(errors.UserError, match=message):
             LibriSpeech(str(folder))
-    with pytest.raises(errors.UserError, match=r'has no \.trans\.txt file'):
+    with pytest.raises(errors.UserError, match='There is no folder'):
         LibriSpeech(str(tmp_path / 'nowhere'))
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(errors.UserError, match=r'has no \.trans\.txt file'):
+        LibriSpeech(str(tmp_path / 'empty'))
 
 
 def test_common_voice_is_read_as_it_is_unpacked(tmp_path):

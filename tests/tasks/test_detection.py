@@ -98,6 +98,16 @@ def test_outcomes_and_answers_are_in_original_pixels(batch, variables):
     assert make_task().pictures(outcomes) == {}
 
 
+def test_of_a_set_objects_in_cells_side_by_side_are_found():
+    heat = np.full((15, 20, 3), -9.0, np.float32)
+    heat[7, 10, 1], heat[7, 11, 1] = 4.0, 3.0
+    codes = np.broadcast_to(np.float32([0, 0, 1, 1]), (15, 20, 4))
+    for assignment, count in (('centre', 1), ('set', 2)):
+        task = make_task(assignment=assignment, max_overlap=1.0)
+        found = task._found(heat, codes, jnp.float32([80, 60]))
+        assert (found['scores'] > 0.5).sum() == count
+
+
 @pytest.mark.parametrize('assignment', ['centre', 'set'])
 def test_padding_and_images_without_objects_count_as_they_should(batch, variables, assignment):
     task = make_task(assignment=assignment)
@@ -153,7 +163,7 @@ def test_what_is_wrong_with_a_record_is_said(change, message, tmp_path):
         (dict(classes=('a', 'b')), r'classes = .* must be 3 different names'),
         (dict(classes=('a', 'b', 'b')), r'classes = .* must be 3 different names'),
         (dict(max_found=901), r'max_found = 901 must be from 1 to the 900 cells'),
-        (dict(max_boxes=301), r'max_boxes = 301 from 1 to 300'),
+        (dict(max_boxes=301, assignment='set'), r'max_boxes = 301 must be at most the 300 cells'),
         (dict(max_overlap=1.5), r'max_overlap = 1\.5 must be from 0 to 1'),
         (dict(augment=dict(rotate=9.0)), r"Unknown key in config\.task\.augment 'rotate'"),
     ],

@@ -15,6 +15,7 @@ from bigmodels import train as train_lib
 from bigmodels.data import pipeline, tokenizers
 from bigmodels.data.sources import pair_sources
 from bigmodels.models.encoder_decoder import EncoderDecoder
+from bigmodels.scores import text as text_scores
 from bigmodels.tasks.text_to_text import TextToText
 from tests import commands
 from tests.tasks.test_span_extraction import numbers
@@ -234,7 +235,10 @@ def test_the_row_of_summaries_trains_resumes_and_answers(tmp_path, monkeypatch, 
     assert losses[-1] < losses[0]
     assert commands.resumed(tmp_path / 'run', tmp_path / 'resumed') == figures
     test = tmp_path / 'summaries' / 'test.jsonl'
-    assert len(commands.answered(capsys, tmp_path / 'run', test)) == 40
+    answers = [answer['answer'] for answer in commands.answered(capsys, tmp_path / 'run', test)]
+    references = [json.loads(line)['summary'] for line in test.read_text().splitlines()]
+    found = text_scores.SCORES['rouge1'](answers, [[text] for text in references])
+    assert found == pytest.approx(figures['test/rouge1'], abs=1e-6)
 
 
 @pytest.mark.slow
@@ -251,7 +255,8 @@ def test_questions_are_answered_by_texts_too(tmp_path, monkeypatch, capsys):
     assert commands.resumed(tmp_path / 'run', tmp_path / 'resumed') == figures
     asked = tmp_path / 'asked.jsonl'
     asked.write_text(json.dumps({'source': 'question: How many? context: a 417 d'}))
-    assert len(commands.answered(capsys, tmp_path / 'run', asked)) == 1
+    [answer] = commands.answered(capsys, tmp_path / 'run', asked)
+    assert isinstance(answer['answer'], str)
 
 
 def losses_of(workdir):

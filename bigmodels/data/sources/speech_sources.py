@@ -1,6 +1,8 @@
 """Random-access sources of speech with its text: tables of transcripts, and strings of digits."""
 
+import os
 import pathlib
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,80 +14,34 @@ from bigmodels.data.sources.audio_sources import AudioNpz
 from bigmodels.data.sources.table_sources import csv_rows
 
 
-class Transcribed:
-    """Files of sound and a table of what is said in them, in a folder or a `.zip` of one.
-
-    Record: {'audio': float32 [T] of `sample_rate` in Hz, 'sample_rate': int64, 'text': str, 'path':
-    str, relative to the folder}. Files of another rate are resampled, which a warning says once a
-    rate. The table is CSV, or has tabs where its name ends in `.tsv`: Common Voice, as it is
-    unpacked, has table='train.tsv', audio_folder='clips', file_column='path' and
-    text_column='sentence'.
-    """
+class _Recordings:
+    """Files of a folder with what is said in each; see `Transcribed` for their records."""
 
     def __init__(
-        self,
-        path: str,
-        sample_rate: int,
-        table: str = 'transcripts.csv',
-        audio_folder: str = 'wav',
-        file_column: str = 'file',
-        text_column: str = 'text',
-        keep: bool = False,
+        self, path: str, sample_rate: int, texts: Sequence[tuple[str, str]], told: str, keep: bool
     ):
-        """`keep`: what was decoded stays in memory, for sets that fit.
-
-        Raises:
-          UserError: naming file and line, for a table that lacks a column or has an empty text,
-            and for a file of it that is not there.
-        """
-        names, texts = [], []
-        where = f'{path}: {table}'
-        content = _utf8(read_below(path, table), where)
-        header, lines = csv_rows(where, content, tabs=table.endswith('.tsv'))
-        for name in (file_column, text_column):
-            if name not in header:
-                raise errors.unknown(f'column of {where}', name, header)
-        for line, row in lines:
-            if len(row) != len(header):
-                raise errors.UserError(
-                    f'{where}:{line} has {len(row)} values, the header has {len(header)} columns. '
-                    'Quote a text that holds a comma.'
-                )
-            record = dict(zip(header, row, strict=True))
-            file, text = record[file_column], record[text_column].strip()
-            if not text:
-                raise errors.UserError(
-                    f'{where}:{line}: the text of {file} is empty. Write what is said in it, or '
-                    'remove the line.'
-                )
-            names.append(f'{audio_folder}/{file}' if audio_folder else file)
-            texts.append(text)
-        self._hold(path, sample_rate, names, texts, table, keep)
-
-    def _hold(self, path, sample_rate, names: list[str], texts: list[str], table: str, keep: bool):
-        """Takes the files of these names, as told by a table, with their texts."""
+        """texts: (file, text) of each, as `told` has them."""
         audio.check_rate(sample_rate)
         self._path, self._sample_rate, self._keep = path, sample_rate, keep
-        sizes = self._sizes(names, table)
-        listed = [
-            f'{size} {name} {text}' for size, name, text in zip(sizes, names, texts, strict=True)
-        ]
-        self._names, self._texts, self._decoded = tuple(names), tuple(texts), {}
-        sample = np.linspace(0, len(names) - 1, min(64, len(names))).astype(int)
+        self._names, self._texts = zip(*texts, strict=True)
+        self._decoded = {}
+        sizes = self._sizes(self._names, told)
+        listed = [f'{size} {name} {text}' for size, (name, text) in zip(sizes, texts, strict=True)]
+        sample = np.linspace(0, len(texts) - 1, min(64, len(texts))).astype(int)
         self._fingerprint = digest(
             'transcribed',
             str(sample_rate),
             *listed,
-            *(self._read(names[i]) for i in sample),
+            *(self._read(self._names[i]) for i in sample),
         )
 
-    def _sizes(self, names: list[str], table: str) -> list[int]:
+    def _sizes(self, names: Sequence[str], told: str) -> list[int]:
         """The bytes of every file; raises UserError for the first that is not there."""
         found = sizes_below(self._path, names)
         missing = [name for name in names if name not in found]
         if missing:
             raise errors.UserError(
-                f'{self._path} lacks {len(missing):,} of the {len(names):,} files in {table}: '
+                f'{self._path} lacks {len(missing):,} of the {len(names):,} files in {told}: '
                 f'{errors.some(missing)}.'
             )
         return [found[name] for name in names]
@@ -124,36 +80,93 @@ class Transcribed:
         )
 
 
-class LibriSpeech(Transcribed):
-    """FLAC files and the `.trans.txt` beside them, as LibriSpeech is unpacked; see `Transcribed`.
+class Transcribed(_Recordings):
+    """Files of sound and a table of what is said in them, in a folder or a `.zip` of one.
 
-    Each line of a `.trans.txt` is the name of a file without its suffix, and what is said in it.
+    Record: {'audio': float32 [T] of `sample_rate` in Hz, 'sample_rate': int64, 'text': str, 'path':
+    str, relative to the folder}. Files of another rate are resampled, which a warning says once a
+    rate. The table is CSV, or has tabs where its name ends in `.tsv`: Common Voice, as it is
+    unpacked, has table='train.tsv', audio_folder='clips', file_column='path' and
+    text_column='sentence'.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        sample_rate: int,
+        table: str = 'transcripts.csv',
+        audio_folder: str = 'wav',
+        file_column: str = 'file',
+        text_column: str = 'text',
+        keep: bool = False,
+    ):
+        """`keep`: what was decoded stays in memory, for sets that fit.
+
+        Raises:
+          UserError: naming file and line, for a table that lacks a column or has an empty text,
+            and for a file of it that is not there.
+        """
+        where, tabs = f'{path}: {table}', table.endswith('.tsv')
+        header, lines = csv_rows(where, _utf8(read_below(path, table), where), tabs)
+        for name in (file_column, text_column):
+            if name not in header:
+                raise errors.unknown(f'column of {where}', name, header)
+        texts = []
+        for line, row in lines:
+            if len(row) != len(header):
+                raise errors.UserError(
+                    f'{where}:{line} has {len(row)} values, the header has {len(header)} columns.'
+                    + ('' if tabs else ' Quote a text that holds a comma.')
+                )
+            record = dict(zip(header, row, strict=True))
+            file, text = record[file_column], record[text_column].strip()
+            if not text:
+                raise errors.UserError(
+                    f'{where}:{line}: the text of {file} is empty. Write what is said in it, or '
+                    'remove the line.'
+                )
+            texts.append((f'{audio_folder}/{file}' if audio_folder else file, text))
+        super().__init__(path, sample_rate, texts, table, keep)
+
+
+class LibriSpeech(_Recordings):
+    """FLAC files and the `.trans.txt` beside them, as LibriSpeech is unpacked, in a folder.
+
+    Record: see `Transcribed`. Each line of a `.trans.txt` is the name of a file without its suffix,
+    and what is said in it.
     """
 
     def __init__(self, path: str, sample_rate: int = 16_000, keep: bool = False):
         """path: a folder with any of them below, such as `LibriSpeech/train-clean-100`.
 
         Raises:
-          UserError: for a folder without transcripts, and, naming file and line, for one without
-            a text; for a recording that is not there.
+          UserError: for a folder without transcripts; naming file and line, for a name without a
+            text; and for a recording that is not there.
         """
-        names, texts = [], []
+        if not os.path.isdir(path):
+            raise errors.UserError(f'There is no folder {path!r}, seen from {os.getcwd()}.')
+        texts = []
         for table in visible_files(path):
-            if not table.endswith('.trans.txt'):
-                continue
-            where = f'{path}/{table}'
-            content = _utf8(read_below(path, table), where)
-            for line, row in enumerate(content.split('\n'), 1):
-                name, _, text = row.strip().partition(' ')
-                if name and not text:
-                    raise errors.UserError(f'{where}:{line} has no text after {name!r}.')
-                if not name:
-                    continue
-                names.append((pathlib.PurePosixPath(table).parent / f'{name}.flac').as_posix())
-                texts.append(text)
-        if not names:
+            if table.endswith('.trans.txt'):
+                folder = pathlib.PurePosixPath(table).parent
+                texts += [
+                    ((folder / f'{name}.flac').as_posix(), text)
+                    for name, text in _named_texts(path, table)
+                ]
+        if not texts:
             raise errors.UserError(f'{path} has no .trans.txt file with a line in it.')
-        self._hold(path, sample_rate, names, texts, 'its .trans.txt files', keep)
+        super().__init__(path, sample_rate, texts, 'its .trans.txt files', keep)
+
+
+def _named_texts(path: str, table: str) -> Iterator[tuple[str, str]]:
+    """The words before the first blank of a file's lines, and what follows."""
+    where = f'{path}/{table}'
+    for line, row in enumerate(_utf8(read_below(path, table), where).split('\n'), 1):
+        name, _, text = row.strip().partition(' ')
+        if name and not text:
+            raise errors.UserError(f'{where}:{line} has no text after {name!r}.')
+        if name:
+            yield name, text
 
 
 def _utf8(data: bytes, where: str) -> str:

@@ -24,6 +24,7 @@ TYPES = {'png': 'image/png', 'wav': 'audio/wav'}  # of files that are answers
 # Hz of recordings: each other rate would take a filter of its own to resample, of any size.
 RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000, 192000)
 LONGEST = 600.0  # seconds of a recording
+MOST_VALUES = 600 * 2 * 48_000  # that may be compressed in one
 _DATA_URL = re.compile(r'data:[\w.+/-]*(;[\w-]+=[\w.+-]*)*;base64,', re.ASCII)
 
 
@@ -150,14 +151,14 @@ def recording(data: bytes, where: str, sample_rate: int | None) -> np.ndarray:
     Raises:
       UserError: if it is no such file, too long, or of a rate that is not customary.
     """
-    samples, rate = audio.decode(data, where)
-    if rate not in (*RATES, sample_rate):
-        raise errors.UserError(
-            f'{where} has {rate:,} Hz: recordings of {", ".join(map(str, RATES))} Hz are taken.'
-        )
+    samples, rate = audio.decode(data, where, most=MOST_VALUES)
     if len(samples) > LONGEST * rate:
         raise errors.UserError(
             f'{where} has {len(samples) / rate:,.0f} s: {LONGEST:g} s at most are taken.'
+        )
+    if rate not in (*RATES, sample_rate):
+        raise errors.UserError(
+            f'{where} has {rate:,} Hz: recordings of {", ".join(map(str, RATES))} Hz are taken.'
         )
     return audio.resample(samples, rate, sample_rate or rate)
 
