@@ -39,7 +39,7 @@ def get_config(variant: str = ''):
         crop_samples=2048,
         seconds=0.45,
         label_dropout=0.1,
-        guidance=1.5,
+        guidance=2.0,
     )
     path = common.data_path('fsdd/fsdd_8khz.npz')
     config.data.train = dict(name='audio_npz', path=path)

@@ -2,6 +2,7 @@
 
     python experiments/sample_speech.py --workdir=runs/wavenet --judge=runs/speech_digits
 
+`--config.task.guidance=2.0` is for this time, as are `temperature` and `seconds`.
 Writes the figures as results/wavenet.json, and as results/wavenet.png the spectrograms of ten
 digits by each of six speakers, a row each.
 """
@@ -16,7 +17,7 @@ import numpy as np
 from PIL import Image
 from sample_digits import grid
 
-from bigmodels import runs
+from bigmodels import config, runs
 from bigmodels.data import audio, pipeline
 
 
@@ -59,9 +60,10 @@ def main() -> None:
     parser.add_argument('--judge', required=True, help='a run of configs/speech_digits.py')
     parser.add_argument('--count', type=int, default=200, help='recordings, all at once')
     parser.add_argument('--keep', type=pathlib.Path, help='a folder for the WAV files')
-    arguments = parser.parse_args()
+    arguments, overrides = config.parse_arguments(parser, None)
     runs.configure_process()
-    run, judge = runs.open_run(arguments.workdir), runs.open_run(arguments.judge)
+    run = runs.open_run(arguments.workdir, overrides=overrides)
+    judge = runs.open_run(arguments.judge)
     num_classes = run.model.num_classes
     labels = np.arange(arguments.count) % num_classes
     sounds, seconds = recordings(run, labels)
@@ -71,6 +73,7 @@ def main() -> None:
         'wavenet',
         {
             'recordings': len(labels),
+            'guidance': run.task.guidance,
             'as_asked': float(right.mean()),
             'by_class': [float(right[labels == c].mean()) for c in range(num_classes)],
             'seconds': round(seconds, 2),

@@ -51,6 +51,7 @@ class SoundGeneration(Defaults):
 
     unit = 'recordings'
     sections: ClassVar = {'sound': Waveforms}
+    answer_fields: ClassVar = ('seconds', 'temperature', 'guidance')
     target_keys: ClassVar = ('input_key', 'label_key', 'speaker_key')
 
     def __post_init__(self):
