@@ -47,6 +47,7 @@ class Diffusion(Defaults):
     sampling_steps: int = 16
 
     target_keys: ClassVar = ('input_key', 'label_key')
+    answer_fields: ClassVar = ('guidance', 'sampling_steps')
 
     def __post_init__(self):
         if not 0 <= self.label_dropout <= 1:
