@@ -246,7 +246,7 @@ def main() -> None:
         '--batch_size',
         type=int,
         default=0,
-        help="default: the training's; 8 texts that are continued",
+        help=f"default: the training's; of texts that are continued, {MOST_CONTINUED}",
     )
     a, overrides = config.parse_arguments(parser, None)
     runs.configure_process()
