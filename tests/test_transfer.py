@@ -65,8 +65,9 @@ def frozen(pretrained, sentences, tmp_path_factory):
 def test_a_pretrained_run_fills_in_what_is_hidden(pretrained, tmp_path, capsys):
     (tmp_path / 'hidden.txt').write_text('the [MASK] of the model\n')
     [answer] = commands.answered(capsys, pretrained, tmp_path / 'hidden.txt')
-    assert answer['text'].startswith('the ')
+    assert answer['text'].startswith('the')
     assert answer['text'].endswith(' of the model')
+    assert '[MASK]' not in answer['text']
 
 
 def test_a_run_begins_with_the_others_arrays_bit_for_bit(pretrained, frozen):
