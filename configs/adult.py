@@ -6,7 +6,7 @@
 The files are `adult_train.csv.gz` and `adult_test.csv.gz`, the UCI set with a header row; any other
 table is trained on by its own CSV file and the names of its columns.
 
-Cost: two CPU cores, 20 s for the perceptron; 6 minutes for the FT-Transformer, beside other work.
+Cost: two CPU cores, 20 s for the perceptron; 3 to 6 min for the FT-Transformer, beside other work.
 Result: an area under the ROC curve of 0.923 (perceptron) and 0.918 (FT-Transformer) on the test
 records, where boosted trees have 0.927, so that the FT-Transformer is 0.009 under them, more than
 the 0.005 that were hoped for: `python experiments/benchmark_tables.py`,

@@ -1,6 +1,7 @@
 """The rooms of a server by themselves: limits, batches, texts of tokens, records."""
 
 import asyncio
+import io
 import json
 import threading
 import types
@@ -8,6 +9,7 @@ import types
 import numpy as np
 import pydantic
 import pytest
+import soundfile
 
 from bigmodels import errors
 from bigmodels.deploy.server import failures, records
@@ -172,6 +174,12 @@ def test_a_recording_is_not_made_long_by_what_it_claims():
     for rate in (1, 44_101, 2**31 - 1):
         with pytest.raises(errors.UserError, match='Hz are taken|samples a second'):
             records.recording(sound_files.wav(samples, rate=rate), 'file', 16_000)
+    with pytest.raises(errors.UserError, match='file has 601 s: 600 s at most are taken'):
+        records.recording(sound_files.wav(np.zeros(601 * 8000, np.int16), 1), 'file', 16_000)
+    silence = io.BytesIO()
+    soundfile.write(silence, np.zeros((7_500_000, 8), np.int16), 48_000, format='FLAC')
+    with pytest.raises(errors.UserError, match='file is too long'):
+        records.recording(silence.getvalue(), 'file', 16_000)
 
 
 FIELDS = {

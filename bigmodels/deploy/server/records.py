@@ -152,13 +152,13 @@ def recording(data: bytes, where: str, sample_rate: int | None) -> np.ndarray:
       UserError: if it is no such file, too long, or of a rate that is not customary.
     """
     samples, rate = audio.decode(data, where, most=MOST_VALUES)
-    if len(samples) > LONGEST * rate:
-        raise errors.UserError(
-            f'{where} has {len(samples) / rate:,.0f} s: {LONGEST:g} s at most are taken.'
-        )
     if rate not in (*RATES, sample_rate):
         raise errors.UserError(
             f'{where} has {rate:,} Hz: recordings of {", ".join(map(str, RATES))} Hz are taken.'
+        )
+    if len(samples) > LONGEST * rate:
+        raise errors.UserError(
+            f'{where} has {len(samples) / rate:,.0f} s: {LONGEST:g} s at most are taken.'
         )
     return audio.resample(samples, rate, sample_rate or rate)
 
