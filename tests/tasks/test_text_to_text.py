@@ -252,7 +252,6 @@ def test_questions_are_answered_by_texts_too(tmp_path, monkeypatch, capsys):
     assert figures['dev/token_f1'] >= figures['dev/exact_match'] >= 0
     losses = losses_of(tmp_path / 'run')
     assert losses[-1] < losses[0]
-    assert commands.resumed(tmp_path / 'run', tmp_path / 'resumed') == figures
     asked = tmp_path / 'asked.jsonl'
     asked.write_text(json.dumps({'source': 'question: How many? context: a 417 d'}))
     [answer] = commands.answered(capsys, tmp_path / 'run', asked)
