@@ -29,9 +29,9 @@ evaluation's loss is then of batches of that size. One with `compares_with_base`
 One whose loss is of logits, a row for each of the batch's `weights`, and calls its model once for
 them, may learn from a teacher, see `compress.distill`: `alike_in_teacher` names those of its fields
 that the teacher's task must have alike. One that goes on with texts, as `predict` and `deploy` ask
-it to, has `prompt(text)`, the ids that its model is to continue for a user's text, and `end`, the id
-that ends what it says, or None. Of one with a `vocabulary` the command that shows batches decodes 'inputs' and 'targets', or what
-its `token_fields` names.
+it to, has `prompt(text)`, the ids that its model is to continue for a user's text, and `end`, the
+id that ends what it says, or None. Of one with a `vocabulary` the command that shows batches
+decodes 'inputs' and 'targets', or what its `token_fields` names.
 
 Figures that are no means of examples, such as an area under a curve or BLEU, are scores:
 
