@@ -21,13 +21,16 @@ from bigmodels import config, runs
 from bigmodels.data import audio, pipeline
 
 
-def recordings(run: runs.Run, labels: np.ndarray) -> tuple[list[audio.Sound], float]:
-    """Recordings of classes int [N] by speakers in turns, and the seconds that making them took."""
+def recordings(run: runs.Run, labels: np.ndarray, seed: int) -> tuple[list[audio.Sound], float]:
+    """Recordings of classes int [N] by speakers in turns, and the seconds that making them took.
+
+    seed: of the first; the next ones follow.
+    """
     num_classes = run.model.num_classes
     batch = {
         'targets': labels.astype(np.int32),
         'speakers': np.int32(np.arange(len(labels)) // num_classes % run.model.num_speakers),
-        'seeds': np.arange(len(labels), dtype=np.uint32),
+        'seeds': np.arange(seed, seed + len(labels), dtype=np.uint32),
     }
     arguments = run.params, run.model_state, batch
     predict = jax.jit(run.task.predict).lower(*arguments).compile()
@@ -59,6 +62,7 @@ def main() -> None:
     parser.add_argument('--workdir', required=True, help='a run of configs/wavenet.py')
     parser.add_argument('--judge', required=True, help='a run of configs/speech_digits.py')
     parser.add_argument('--count', type=int, default=200, help='recordings, all at once')
+    parser.add_argument('--seed', type=int, default=0, help='of the first; the next ones follow')
     parser.add_argument('--keep', type=pathlib.Path, help='a folder for the WAV files')
     arguments, overrides = config.parse_arguments(parser, None)
     runs.configure_process()
@@ -66,7 +70,7 @@ def main() -> None:
     judge = runs.open_run(arguments.judge)
     num_classes = run.model.num_classes
     labels = np.arange(arguments.count) % num_classes
-    sounds, seconds = recordings(run, labels)
+    sounds, seconds = recordings(run, labels, arguments.seed)
     found, features = heard(judge, sounds)
     right = found == labels
     measure.write(
@@ -74,6 +78,7 @@ def main() -> None:
         {
             'recordings': len(labels),
             'guidance': run.task.guidance,
+            'first_seed': arguments.seed,
             'as_asked': float(right.mean()),
             'by_class': [float(right[labels == c].mean()) for c in range(num_classes)],
             'seconds': round(seconds, 2),

@@ -234,8 +234,10 @@ class Detection(Defaults):
             mutable=list(model_state) if train else [],
         )
         labels = jnp.where(batch['ignored'], -1, batch['labels'])
+        grid = boxes_lib.centres(*heat.shape[1:3], self.model.stride)
+        found = boxes_lib.decode(codes, grid, self.model.stride)
         of_image = self._centre_losses if self.assignment == 'centre' else self._set_losses
-        sums = jax.vmap(of_image)(heat, codes, batch['boxes'], labels)
+        sums = jax.vmap(of_image)(heat, found, batch['boxes'], labels)
         count = jnp.maximum((labels >= 0).sum(1), 1)
         of_classes, of_boxes = (total / count for total in sums)
         weights = batch['weights']
@@ -246,18 +248,17 @@ class Detection(Defaults):
         }
         return metrics.mean(pairs['loss']), (pairs, model_state)
 
-    def _centre_losses(self, heat, codes, boxes, labels) -> tuple[jax.Array, jax.Array]:
+    def _centre_losses(self, heat, found, boxes, labels) -> tuple[jax.Array, jax.Array]:
         """The focal loss of centres and the GIoU loss of boxes, summed over an image."""
-        stride, size = self.model.stride, heat.shape[:2]
-        peaks, boxes, shares = boxes_lib.targets(boxes, labels, len(self.classes), size, stride)
-        found = boxes_lib.decode(codes, boxes_lib.centres(*size, stride), stride)
+        num_classes, size = len(self.classes), heat.shape[:2]
+        peaks, boxes, shares = boxes_lib.targets(
+            boxes, labels, num_classes, size, self.model.stride
+        )
         away = jnp.where(shares > 0, losses.giou(found, boxes), 0) * shares
         return losses.centre_focal(heat, peaks).sum(), away.sum()
 
-    def _set_losses(self, heat, codes, boxes, labels) -> tuple[jax.Array, jax.Array]:
+    def _set_losses(self, heat, found, boxes, labels) -> tuple[jax.Array, jax.Array]:
         """Those of `losses.box_set`, of an image's cells."""
-        stride = self.model.stride
-        found = boxes_lib.decode(codes, boxes_lib.centres(*heat.shape[:2], stride), stride)
         logits, found = heat.reshape(-1, heat.shape[-1]), found.reshape(-1, 4)
         size = jnp.asarray(self.image_size[::-1], jnp.float32)
         return losses.box_set(logits, found, boxes, labels, size, self.box_weight)

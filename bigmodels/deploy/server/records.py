@@ -24,7 +24,7 @@ TYPES = {'png': 'image/png', 'wav': 'audio/wav'}  # of files that are answers
 # Hz of recordings: each other rate would take a filter of its own to resample, of any size.
 RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000, 192000)
 LONGEST = 600.0  # seconds of a recording
-MOST_VALUES = 600 * 2 * 48_000  # that may be compressed in one
+MOST_VALUES = int(LONGEST) * 2 * 48_000  # of one that is compressed
 _DATA_URL = re.compile(r'data:[\w.+/-]*(;[\w-]+=[\w.+-]*)*;base64,', re.ASCII)
 
 
