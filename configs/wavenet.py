@@ -12,10 +12,9 @@ near what the speakers take. `test/bits` is of whole recordings, in bits per sam
 Cost: two CPU cores, 53 min beside other work, 1.8 GB.
 Result: 3.66 bits a sample, and configs/speech_digits.py hears 85.0 % of 200 digits as those asked
 for (experiments/results/wavenet.json, with their spectrograms beside it), which are made at 19,000
-samples a second beside other work, 25,000 without. The guidance was chosen
-by 200 others, of `--seed=1000`, with `--config.task.guidance=...`: at 1, as trained, it hears 73.5
-%, at 1.5 80.0, at 2 86.0, at 2.5 82.0, at 3 72.0 and at 4 67.5 %; a draw has a deviation of 3
-points.
+samples a second beside other work, 25,000 without. The guidance was chosen by 200 others, those of
+`--seed=1000`, with `--config.task.guidance=...`: at 1, as trained, 73.5 % are heard, at 1.5 80.0,
+at 2 86.0, at 2.5 82.0, at 3 72.0 and at 4 67.5 %; a draw has a deviation of 3 points.
 """
 
 from configs import common
