@@ -28,7 +28,7 @@ def get_config(variant: str = ''):
     )
     common.use_strong_cifar10(config, learning_rate=4e-3)
     config.batch_size = 128
-    config.total_steps = 3400
+    config.total_steps = 3300
     if variant == 'tiny':
         config = common.tiny(config)
         config.model.update(num_layers=2, embed_dim=24)
