@@ -79,12 +79,12 @@ class Augmentation:
 
         Args:
           rng: of the step.
-          batch: 'inputs' [B, H, W] or [B, H, W, C], normalised; 'targets' [B].
+          batch: 'inputs' [B, H, W] or [B, H, W, C], normalised; 'targets' and 'weights' [B].
           mean, std: of the pixels, such that inputs * std + mean is from 0 to 255.
 
         Returns:
           The batch; where images are mixed also 'other_targets' [B], the next example's, and
-          'share' float32 [B], how much of each is its own.
+          'share' float32 [B], how much of each is its own: all where the next has no weight.
 
         Raises:
           UserError: if the inputs are no images, or have no colours that could be changed.
@@ -105,8 +105,12 @@ class Augmentation:
         images = self._changed(change_key, images, images.shape[-1], mean, std)
         mixed = {}
         if self.mixup or self.cutmix:
-            images, share = _each(self._mix, mix_key, images, jnp.roll(images, -1, axis=0))
-            mixed = {'share': share, 'other_targets': jnp.roll(batch['targets'], -1, axis=0)}
+            following = lambda x: jnp.roll(x, -1, axis=0)
+            blended, share = _each(self._mix, mix_key, images, following(images))
+            real = following(batch['weights']) > 0  # padding may be the example of another client
+            images = jnp.where(real[:, None, None, None], blended, images)
+            share = jnp.where(real, share, 1)
+            mixed = {'share': share, 'other_targets': following(batch['targets'])}
         return {**batch, 'inputs': images.reshape(inputs.shape), **mixed}
 
     def check_for_masks(self) -> None:

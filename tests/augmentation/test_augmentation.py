@@ -72,6 +72,21 @@ def test_mixed_examples_are_with_the_next_of_the_batch():
     assert 3 <= blended.sum() <= 13
 
 
+@pytest.mark.parametrize('name', MIXED)
+def test_what_is_mixed_in_is_never_padding(name):
+    given, padded = batch(), batch()
+    for rows in (given, padded):
+        rows['weights'][-3:] = 0
+    padded['inputs'][-3:], padded['targets'][-3:] = 9.0, 7
+    found, other = (augmented(rows, **{name: 1.0}) for rows in (given, padded))
+    for key in ('inputs', 'share'):
+        np.testing.assert_array_equal(found[key][:-3], other[key][:-3])
+    last = ROWS - 4
+    assert found['share'][last] == 1
+    np.testing.assert_array_equal(found['inputs'][last], given['inputs'][last])
+    assert (found['share'][:last] < 1).any()
+
+
 def test_rows_have_keys_of_their_own_that_do_not_depend_on_other_rows():
     same = batch()
     same['inputs'] = np.broadcast_to(same['inputs'][:1], same['inputs'].shape)

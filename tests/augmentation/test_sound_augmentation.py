@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigmodels import errors
+from bigmodels import errors, sharding
 from bigmodels.augmentation import sound as augmentation
 
 RATE = 8000
@@ -119,6 +119,35 @@ def test_noise_has_the_power_asked_for():
         ratio = 0.005 / np.square(noise[row, :length]).mean()
         np.testing.assert_allclose(10 * np.log10(ratio), 20, atol=0.2)
     assert np.abs(noise[2] - noise[3]).max() > 0.01
+
+
+def test_eight_devices_do_as_one():
+    change = augmentation.SoundAugmentation(
+        speed=(0.8, 1.2), shift_seconds=0.1, noise_decibels=(5.0, 20.0), time_masks=2,
+        time_share=0.3, mel_masks=2, mel_width=3,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    batch = {
+        'waveforms': rng.normal(size=(16, 4000)).astype(np.float32),
+        'lengths': rng.integers(2000, 4000, 16).astype(np.int32),
+        'features': rng.normal(size=(16, 30, 8)).astype(np.float32),
+    }
+
+    def augmented(key, batch):
+        first, second = jax.random.split(key)
+        frames = jnp.full(16, 30)
+        return (
+            *change.of_waveforms(first, batch['waveforms'], batch['lengths'], RATE),
+            change.of_features(second, batch['features'], frames),
+        )
+
+    key = jax.random.key(5)
+    expected = jax.jit(augmented)(key, batch)
+    mesh = sharding.make_mesh(sharding.MeshShape(data=4, fsdp=2))
+    found = jax.jit(augmented)(key, sharding.put_batch(batch, mesh))
+    assert (np.asarray(expected[0]) != batch['waveforms']).any(1).all()
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-3)  # of places up to 4,000
 
 
 def test_by_default_nothing_is_altered_and_padding_stays_silent():

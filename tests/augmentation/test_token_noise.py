@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bigmodels import sharding
 from bigmodels.augmentation import token_noise
 
 KEY = jax.random.key(3)
@@ -17,6 +18,13 @@ def test_dropped_tokens_are_padding_at_the_given_rate():
     real = np.asarray(segment_ids) > 0
     np.testing.assert_allclose(changed[real].mean(), 0.3, atol=0.02)
     np.testing.assert_array_equal(token_noise.drop_tokens(KEY, segment_ids, 0.0), segment_ids)
+
+
+def test_eight_devices_drop_the_same_tokens():
+    batch = {'segment_ids': np.ones((16, 200), np.int32)}
+    drop = jax.jit(lambda batch: token_noise.drop_tokens(KEY, batch['segment_ids'], 0.3))
+    mesh = sharding.make_mesh(sharding.MeshShape(data=4, fsdp=2))
+    np.testing.assert_array_equal(drop(sharding.put_batch(batch, mesh)), drop(batch))
 
 
 def test_positions_differ_in_each_row_and_are_equally_likely():
