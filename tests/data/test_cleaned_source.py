@@ -1,5 +1,6 @@
 """Records that are broken or there twice: counted, left out or refused; looked for once."""
 
+import pathlib
 import shutil
 
 import numpy as np
@@ -55,13 +56,39 @@ def test_what_is_broken_or_repeated_is_left_out_and_counted(folder, monkeypatch)
         type(source._source), '__getitem__', lambda self, i: reads.append(i) or whole(self, i)
     )
     again = cleaned(folder)
-    assert not reads  # what was found is kept
+    assert reads == [1]  # what was broken is looked at again, the rest is known
     assert paths(again) == paths(source)
 
 
+def test_a_record_that_is_mended_is_found_again(folder, monkeypatch):
+    """Also where the source's fingerprint is the same: that of many files is of a few."""
+    monkeypatch.setattr(SOURCES['image_folder'], 'fingerprint', lambda self: 'the same')
+    broken = cleaned(folder)
+    assert 'cat/1.png' not in paths(broken)
+    pathlib.Path(folder, 'cat/1.png').write_bytes(image_files.encoded(image_files.smooth(1)))
+    whole = cleaned(folder)
+    assert 'cat/1.png' in paths(whole)
+    assert whole.fingerprint() != broken.fingerprint()
+
+
+def test_what_a_missing_package_reads_is_not_broken(folder, monkeypatch):
+    found = paths(cleaned(folder))
+
+    def lacking(self, index):
+        raise errors.UserError('pip install it') from ImportError('no decoder')
+
+    monkeypatch.setenv('BIGMODELS_CACHE', f'{folder}/../cache')
+    with monkeypatch.context() as patch:
+        patch.setattr(SOURCES['image_folder'], '__getitem__', lacking)
+        with pytest.raises(errors.UserError, match='pip install it'):
+            cleaned(folder)
+    assert paths(cleaned(folder)) == found
+
+
 def test_what_is_refused_is_named(folder):
-    with pytest.raises(errors.UserError, match=r'cat/1\.png'):
-        cleaned(folder, broken='refuse')
+    for _ in range(2):  # also where it is known from before
+        with pytest.raises(errors.UserError, match=r'cat/1\.png'):
+            cleaned(folder, broken='refuse')
     with pytest.raises(errors.UserError, match='Record 2 of .* repeats record 0'):
         cleaned(folder, duplicates='refuse')
     with pytest.raises(errors.UserError, match="'pixels'.*image"):
@@ -83,3 +110,7 @@ def test_arrays_and_texts_are_compared(tmp_path):
     (tmp_path / 'b.jsonl').write_text('{"text": "a"}\n{"text": "b"}\n{"text": "a"}\n')
     texts = SOURCES['cleaned'](dict(name='jsonl', path=str(tmp_path / 'b.jsonl')))
     assert [texts[i]['text'] for i in range(len(texts))] == ['a', 'b']
+    lines = ('{"x": [[1, 2], [1]]}', '{"x": [[1, 2], [2]]}', '{"x": [[1, 2], [1]]}')
+    (tmp_path / 'c.jsonl').write_text('\n'.join(lines) + '\n')
+    lists = SOURCES['cleaned'](dict(name='jsonl', path=str(tmp_path / 'c.jsonl')))
+    assert [lists[i]['x'][1] for i in range(len(lists))] == [[1], [2]]

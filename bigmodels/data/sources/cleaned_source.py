@@ -44,7 +44,8 @@ class Cleaned:
     """The records of another source that can be read and do not repeat an earlier one.
 
     All are read once before the first is used; what was found is kept in the cache of data, for as
-    long as the source stays the same. `describe` counts what is left out and names the first.
+    long as the source stays the same and what is broken stays so. `describe` counts what is left
+    out and names the first.
 
     Args:
       source: the section of a source of SOURCES.
@@ -53,7 +54,8 @@ class Cleaned:
       fields: what is compared; all but 'path' where none are named.
 
     Raises:
-      UserError: for what is to be refused, a field that a record lacks, and where nothing is left.
+      UserError: for what is to be refused, a field that a record lacks, where nothing is left, and
+        where a package is missing that reads the records.
     """
 
     wraps: ClassVar = {'source': SOURCES}
@@ -92,20 +94,31 @@ class Cleaned:
         key = sources.digest('cleaned', self._source.fingerprint(), repr(self._fields))
         path = pipeline.cache_dir() / f'cleaned-{key[:24]}.npy'
         if path.is_file():
-            return np.load(path, allow_pickle=False)
-        places, seen = np.empty(len(self._source), np.int64), {}
+            places = np.load(path, allow_pickle=False)
+            if all(self._readable(i) is None for i in np.flatnonzero(places == _BROKEN).tolist()):
+                return places
+        places, seen = np.full(len(self._source), _BROKEN, np.int64), {}
         for i in range(len(self._source)):
-            try:
-                record = self._source[i]
-            except errors.UserError:
-                places[i] = _BROKEN
-            else:
+            record = self._readable(i)
+            if record is not None:
                 places[i] = seen.setdefault(self._content(record, i), i)
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_name(f'.writing-{uuid.uuid4().hex}.npy')
         np.save(scratch, places)
         os.replace(scratch, path)  # another process may have written the same
         return places
+
+    def _readable(self, index: int) -> Mapping[str, Any] | None:
+        """A record of the source, or None where it is broken."""
+        try:
+            return self._source[index]
+        except errors.UserError as error:
+            cause = error.__cause__
+            while cause is not None:
+                if isinstance(cause, ImportError):  # nothing is wrong with the record
+                    raise
+                cause = cause.__cause__
+            return None
 
     def _content(self, record: Mapping[str, Any], index: int) -> bytes:
         """A hash of what is compared."""
@@ -114,10 +127,13 @@ class Cleaned:
             if name not in record:
                 where = f'{self._source.describe()}, record {index}'
                 raise errors.unknown(f'field of {where}:', name, record)
-            value = np.asarray(record[name])
-            text = value.dtype.kind in 'OU'
-            content = repr(value.tolist()).encode() if text else value.tobytes()
-            total.update(f'{name} {value.dtype} {value.shape} {len(content)} '.encode() + content)
+            value = record[name]
+            if isinstance(value, np.ndarray) and value.dtype.kind != 'O':
+                kind, content = f'{value.dtype} {value.shape}', value.tobytes()
+            else:
+                plain = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+                kind, content = type(plain).__name__, repr(plain).encode()
+            total.update(f'{name} {kind} {len(content)} '.encode() + content)
         return total.digest()
 
     def __len__(self) -> int:
@@ -127,7 +143,8 @@ class Cleaned:
         return self._source[int(self._kept[sources.checked_index(index, len(self))])]
 
     def fingerprint(self) -> str:
-        return sources.digest('cleaned', self._source.fingerprint(), repr(self._settings))
+        settings = repr(self._settings)
+        return sources.digest('cleaned', self._source.fingerprint(), settings, self._kept.tobytes())
 
     def describe(self) -> str:
         done = 'kept' if self._duplicates == 'keep' else 'left out'
