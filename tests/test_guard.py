@@ -181,7 +181,7 @@ def test_a_spike_is_told_as_one():
 
 def digits_with(tmp_path, bad_rows, **values):
     """Digits from an .npz whose `bad_rows` are so large that no loss is finite."""
-    images = np.float32(np.random.default_rng(0).integers(0, 17, size=(96, 8, 8)))
+    images = np.float32(np.random.default_rng(0).integers(0, 256, size=(96, 8, 8)))
     images[bad_rows] = 3e38
     np.savez(tmp_path / 'digits.npz', image=images, label=np.arange(96) % 10)
     config = config_lib.load(
@@ -250,16 +250,6 @@ def test_resuming_amid_skips_equals_going_through(tmp_path):
         if step > max(step for step in spikes + bad if step < 20):
             shutil.rmtree(directory / str(step))
     train_lib.train(config, stopped)
-    for part in checkpoint.PARTS:
-        ends = [
-            checkpoint_arrays(run / rundir.CHECKPOINTS / '20' / part) for run in (through, stopped)
-        ]
-        assert ends[0]
-        assert trees.first_difference(*ends) is None
-
-
-def checkpoint_arrays(directory):
-    import orbax.checkpoint as ocp
-
-    restored = ocp.StandardCheckpointer().restore(directory)
-    return trees.flatten_named(jax.tree.map(np.asarray, restored))
+    ends = [commands.arrays(run, 20) for run in (through, stopped)]
+    assert all(ends[0].values())  # every part has arrays
+    assert trees.first_difference(*ends) is None

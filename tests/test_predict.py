@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from bigmodels import config, errors, predict, runs, train
-from bigmodels.data.sources.table_sources import Columns
+from bigmodels.data.sources.table_sources import Digits
 from bigmodels.tasks.classification import Classification
 from bigmodels.tasks.sparse_coding import SparseCoding
 from tests import commands
@@ -113,7 +113,7 @@ def image_run(tmp_path_factory):
 
 def test_images_of_a_folder_are_answered_in_any_size(image_run, tmp_path, capsys):
     found = answers(capsys, image_run / 'run', image_run / 'all', '--batch_size=5')
-    assert [answer['label'] for answer in found] == [0] * 8 + [1] * 8
+    assert [answer['label'] for answer in found] == ['dark'] * 8 + ['light'] * 8
     for name, level, shape in (('a.jpg', 185, (30, 20, 3)), ('b.png', 60, (4, 9))):
         kind = 'JPEG' if name.endswith('jpg') else 'PNG'
         image = np.full(shape, level, np.uint8)
@@ -121,7 +121,7 @@ def test_images_of_a_folder_are_answered_in_any_size(image_run, tmp_path, capsys
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter('always')
         found = answers(capsys, image_run / 'run', tmp_path)
-    assert [answer['label'] for answer in found] == [1, 0]
+    assert [answer['label'] for answer in found] == ['light', 'dark']
     assert 'scaled and cropped to the 8 x 8 pixels' in str(told[0].message)
 
 
@@ -137,12 +137,13 @@ def test_a_damaged_image_is_named_after_the_answers_before_it(image_run, tmp_pat
 
 def test_grey_images_are_answered_by_a_run_on_grey_ones(tmp_path, capsys):
     run = fitted(tmp_path / 'run', 'configs/digits_mlp.py:tiny')
-    digit = Columns({'image': np.zeros((1, 8, 8), np.uint8)})[0]['image']
+    digit = Digits('valid')[7]['image']
     (tmp_path / 'a.png').write_bytes(image_files.encoded(np.stack([digit] * 3, -1)))
     [found] = answers(capsys, run, tmp_path / 'a.png')
     opened = runs.open_run(run)
     batch = {'inputs': opened.task.preprocess({'image': digit})['inputs'][None]}
     [expected] = opened.task.predict(opened.params, opened.model_state, batch)
+    assert found['label'] == expected.argmax()
     assert found['probability'] == pytest.approx(float(expected.max()), abs=1e-5)
 
 

@@ -5,6 +5,8 @@ import pytest
 
 from bigmodels import errors
 from bigmodels.data.ids import Ids
+from bigmodels.data.sources import table_sources
+from bigmodels.data.sources.table_sources import text_of
 
 SEEN = np.array(['b', 'ä', 'b', '07', 'b', 'ä', '7'], object)
 
@@ -34,6 +36,16 @@ def test_an_id_is_the_same_whatever_type_its_column_was_read_as():
     assert (both.names, both.counts.tolist()) == (('1', '07'), [2, 1])
     assert Ids.fit(np.array(['12e4', '120000'], object)).names == ('120000', '12e4')
     assert Ids(('07', '1.0'), np.array([2, 1])).rows([1]).tolist() == [2]  # saved before
+
+
+@pytest.mark.parametrize('value', ['12e4', '1.5e4', '1e+5', '2e-1', '5', '5.0', '007'])
+def test_an_id_is_the_same_whatever_others_its_file_has(value, tmp_path):
+    (tmp_path / 'many.csv').write_text(f'id\n{value}\n3f2a\n120000\n')
+    (tmp_path / 'one.csv').write_text(f'id\n{value}\n')
+    many, one = (table_sources.Csv(str(tmp_path / f'{name}.csv')) for name in ('many', 'one'))
+    ids = Ids.fit([record['id'] for record in many])
+    assert ids.names[ids.rows([one[0]['id']])[0] - 1] == text_of(many[0]['id'])
+    assert len(ids.names) == 3
 
 
 def test_rare_ones_are_unknown():

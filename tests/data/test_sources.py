@@ -339,9 +339,11 @@ def test_digits_is_the_bundled_set():
     assert (len(train), len(valid)) == (1437, 360)
     for i in (0, 7, 359):
         assert valid[i]['label'] == reference.target[5 * i]
-        np.testing.assert_array_equal(valid[i]['image'], reference.images[5 * i])
+        pixels = valid[i]['image'] * (16 / 255)
+        np.testing.assert_allclose(pixels, reference.images[5 * i], atol=0.04)
     assert train[4]['label'] == reference.target[6]
     assert train[0]['image'].dtype == np.uint8
+    assert train.take(np.arange(99))['image'].max() == 255
 
 
 def test_digits_without_scikit_learn(monkeypatch):

@@ -27,7 +27,7 @@ def images(folder):
     train.train(config.load(path, overrides), folder / 'digits')
     (folder / 'pictures').mkdir()
     for seed, name in enumerate(('a.png', 'b <i>.png')):
-        pixels = np.random.default_rng(seed).integers(0, 17, (8, 8), np.uint8)
+        pixels = np.random.default_rng(seed).integers(0, 256, (8, 8), np.uint8)
         Image.fromarray(pixels).save(folder / 'pictures' / name)
     return folder / 'digits'
 

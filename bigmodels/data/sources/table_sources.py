@@ -13,11 +13,13 @@ import numpy as np
 from bigmodels import errors
 from bigmodels.data.sources import checked_index, digest, narrowed, one_file, read_text
 
-# Plain numbers that lose nothing as int64 or float32 columns. Not among them: 007 and integers
-# of 19 digits or more, which are identifiers; one such value makes its column text.
+# Plain numbers that lose nothing as int64 or float32 columns. Not among them: 007, integers of 19
+# digits or more, and 12e4, which may be identifiers; one such value makes its column text.
 _INTEGER = re.compile(r'[+-]?(0|[1-9][0-9]{0,17})')
 _REAL = re.compile(
-    r'[+-]?(((0|[1-9][0-9]{0,17})(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf)', re.IGNORECASE
+    r'(?![+-]?[0-9]+e[0-9])'
+    r'[+-]?(((0|[1-9][0-9]{0,17})(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf)',
+    re.IGNORECASE,
 )
 # What stands for a value that is missing, in lower case and without blanks around it.
 MISSING = ('', '?', 'na', 'nan', 'none', 'null')
@@ -201,7 +203,7 @@ class Npz(Columns):
 class Digits(Columns):
     """The 1,797 handwritten digits that scikit-learn carries; every fifth one is 'valid'.
 
-    Record: {'image': uint8 [8, 8] with values 0 to 16, 'label': int64}.
+    Record: {'image': uint8 [8, 8] from 0 to 255, as in picture files, 'label': int64}.
     """
 
     def __init__(self, split: Literal['train', 'valid'] = 'train'):
@@ -214,7 +216,7 @@ class Digits(Columns):
         digits = datasets.load_digits()
         kept = (np.arange(len(digits.target)) % 5 == 0) == (split == 'valid')
         self._split = split
-        images = digits.images[kept].astype(np.uint8)
+        images = np.rint(digits.images[kept] * (255 / 16)).astype(np.uint8)
         super().__init__({'image': images, 'label': digits.target[kept].astype(np.int64)})
 
     def fingerprint(self) -> str:
@@ -339,7 +341,7 @@ def text_of(value: Any) -> str:
     """A value of a record as the text of a category or an id; '' where it is missing.
 
     A number is the same text whatever type its column was read as: 5 is '5' as an integer, as 5.0
-    and as '5.0'; others are rounded to float32. Text with an exponent stays as it is.
+    and as '5.0'; others are rounded to float32. 12e4 stays as it is: it may be a part of a hash.
 
     Raises:
       UserError: for several values in one.
@@ -352,7 +354,7 @@ def text_of(value: Any) -> str:
         value = value.strip()
         if _INTEGER.fullmatch(value):
             return str(int(value))
-        if not _REAL.fullmatch(value) or 'e' in value.lower():  # 12e4 may be a part of a hash
+        if not _REAL.fullmatch(value):
             return value
         value = float(value)
     if isinstance(value, float | np.floating) and np.isfinite(value):
