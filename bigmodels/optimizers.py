@@ -52,7 +52,8 @@ def make_optimizer(
       learning_rate_rules: (regex, factor) pairs, likewise; none means 1 for all.
       layer_decay: the learning rate of each layer as a share of the next one's, see
         `layer_decay.layer_factors`.
-      freeze: regexes of parameters that are not trained and have no optimiser state.
+      freeze: regexes of parameters that are not trained and have no optimiser state; BatchNorm
+        whose scale is one of them is applied as in evaluation.
 
     Raises:
       UserError: for an unknown name or argument, or rules that leave a parameter out.

@@ -31,6 +31,7 @@ from bigmodels import state as state_lib
 from bigmodels import teacher as teacher_lib
 from bigmodels.compress import prune
 from bigmodels.experiment import Experiment, InitFrom
+from bigmodels.models.parts import batch_norm
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
@@ -167,6 +168,9 @@ def make_program(
     placed, unplaced = sharding.state_shardings(shapes, own_rules, mesh)
 
     teacher = teacher_lib.open_teacher(settings, task, mesh, variables, example)
+    loss_fn = task.loss_fn if teacher is None else teacher.loss_fn(task)
+    if settings.optimizer.get('freeze'):
+        loss_fn = batch_norm.frozen(settings.optimizer['freeze'])(loss_fn)
     join = functools.partial(opening.joined, settings)
     options, told = xla_options.for_mesh(mesh, settings.xla)
     by_rows = sharding.batch_sharding(mesh)
@@ -175,7 +179,7 @@ def make_program(
         begin=begin,
         train_step=functools.partial(
             steps.train_step,
-            loss_fn=task.loss_fn if teacher is None else teacher.loss_fn(task),
+            loss_fn=loss_fn,
             tx=tx,
             schedule=schedule,
             seed=settings.seed,

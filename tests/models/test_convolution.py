@@ -2,11 +2,13 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bigmodels import trees
 from bigmodels.models.parts import batch_norm, convolution
 from bigmodels.models.parts.convolution import winograd
 
@@ -138,6 +140,40 @@ def test_batch_norm_keeps_averages_and_evaluates_with_them():
     expected = (x - stats['mean']) / np.sqrt(stats['variance'] + 1e-5)
     np.testing.assert_allclose(evaluated, expected, rtol=1e-4, atol=1e-5)
     assert abs(np.mean(y)) < 1e-5
+
+
+class Normed(nn.Module):
+    """Two of them, each after a convolution, the first with others in a scope."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        for name in ('stem', 'top'):
+            x = nn.Conv(4, (1, 1), name=f'{name}_conv')(x)
+            x = batch_norm.BatchNorm(name=f'{name}_norm')(x, train)
+        return x
+
+
+def test_frozen_batch_norm_is_as_in_evaluation():
+    x, model = normal(6, 2, 2, 3) * 2 + 1, Normed()
+    variables = model.init(jax.random.key(0), x, train=False)
+    params, stats = variables['params'], variables['batch_stats']
+    stats = jax.tree.map(lambda value: value + 0.5, stats)
+    apply = lambda train: model.apply(
+        {'params': params, 'batch_stats': stats}, x, train, mutable=['batch_stats']
+    )
+    free, updated = apply(True)
+    y, kept = batch_norm.frozen(('^stem',))(apply)(True)
+    kept = kept['batch_stats']
+    for name in ('mean', 'variance'):
+        np.testing.assert_array_equal(kept['stem_norm'][name], stats['stem_norm'][name])
+        assert (kept['top_norm'][name] != stats['top_norm'][name]).all()
+    assert np.abs(y - free).max() > 0.1
+    everything, kept = batch_norm.frozen(('conv', 'norm/scale'))(apply)(True)
+    np.testing.assert_array_equal(everything, apply(False)[0])
+    after, again = apply(True)  # the context has ended
+    np.testing.assert_array_equal(after, free)
+    assert trees.first_difference(updated, again) is None
+    assert trees.first_difference(kept['batch_stats'], stats) is None
 
 
 def test_batch_norm_of_values_far_from_zero():

@@ -3,8 +3,11 @@
 Axes: B batch, C channels, the last one.
 """
 
+import contextlib
 import functools
 import math
+import re
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -99,3 +102,23 @@ class BatchNorm(nn.Module):
             mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
             variance.value = self.momentum * variance.value + (1 - self.momentum) * unbiased
         return y
+
+
+def frozen(patterns: Sequence[str]) -> contextlib.AbstractContextManager:
+    """A context in which each `BatchNorm` whose scale is not trained is applied as in evaluation.
+
+    Else its averages would go on, and a frozen network would not stay as it was.
+
+    Args:
+      patterns: regexes of the parameters that are not trained. It decorates functions, too.
+    """
+
+    def applied(call, args, kwargs, context):
+        module = context.module
+        if isinstance(module, BatchNorm) and context.method_name == '__call__':
+            name = '/'.join((*module.path, 'scale'))
+            if any(re.search(pattern, name) for pattern in patterns):
+                return call(args[0], train=False)
+        return call(*args, **kwargs)
+
+    return nn.intercept_methods(applied)
