@@ -21,6 +21,7 @@ from bigmodels.data.sources import class_folders
 from bigmodels.models import MODELS
 from bigmodels.privacy import federated as federated_lib
 from bigmodels.tasks import TASKS
+from bigmodels.tasks.classes import NamedClasses
 
 # Keys that change how a run is executed or watched but not what it computes: a run may be
 # resumed with other values. A trailing dot covers a whole section.
@@ -96,7 +97,8 @@ class Experiment:
       prune: which weights become 0 in training, see `prune.Settings`.
       distill: another run that a model learns from, see `distill.Settings`.
       accumulate: parts in which a batch's gradient is taken, to save memory.
-      ema_decay: of the parameters' moving average, used in evaluation; 0 for none.
+      ema_decay: of the parameters' moving average, used in evaluation; 0 for none. It is evaluated
+        with the running statistics of the parameters as they are, where a model has BatchNorm.
       model, task, optimizer: sections with a name and its arguments.
       mesh: devices per axis, see `sharding.MeshShape`.
       parallel: 'jit' over the mesh, or 'pmap' over its data axis.
@@ -342,6 +344,8 @@ def training_batches(
     shard: pipeline.Shard = pipeline.WHOLE,
 ) -> tuple[grain.MapDataset, str]:
     """batch(t) of a run with its fitted task, and what it is made from in words."""
+    for source, _ in sources:  # which a changed config may have others of
+        _check_names(task, source, 'config.data.train')
     parts = training_parts(task, sources)
     described = '; '.join(
         f'{source.describe()}, {len(examples):,} examples'
@@ -363,6 +367,14 @@ def batch_ids(settings: Experiment, parts: Sequence[tuple[Sequence, float]], t: 
     ]
 
 
+def _check_names(
+    task: Any, source: Sequence, path: str, trained_on: Sequence[Sequence] = ()
+) -> None:
+    """Raises UserError for a source that has other classes than the task or the others."""
+    named = [task] if isinstance(task, NamedClasses) else []
+    class_folders.check_same_classes(source, path, [*named, *trained_on])
+
+
 def evaluation_sets(
     settings: Experiment,
     task: Any,
@@ -372,12 +384,13 @@ def evaluation_sets(
     """The batches of every set in config.data.evals.
 
     Args:
-      trained_on: the training sources, whose classes those of the sets must be.
+      trained_on: the training sources, whose classes those of the sets must be, as they must be
+        those that the task knows by name.
     """
     sets = {}
     for name, section in settings.data.evals.items():
         source = config_lib.choose(SOURCES, section, f'data.evals.{name}')
-        class_folders.check_same_classes(source, f'config.data.evals.{name}', trained_on)
+        _check_names(task, source, f'config.data.evals.{name}', trained_on)
         examples = task.examples(source, pipeline.cache_dir(), train=False)
         sets[name] = pipeline.evaluation_batches(examples, settings.batch_size, shard)
     return sets

@@ -121,6 +121,12 @@ def _check_alike(task: Any, theirs: Any, workdir: pathlib.Path) -> None:
                 f'config.task.{field} is {own!r}, and that of the teacher {workdir} {other!r}: '
                 'set it to the same, so that both read and answer alike.'
             )
+    names = [tuple(getattr(each, 'classes', ())) for each in (task, theirs)]
+    if all(names) and names[0] != names[1]:
+        raise errors.UserError(
+            f'The teacher {workdir} has the classes {", ".join(names[1])}, and this run '
+            f'{", ".join(names[0])}: its answers would be of others.'
+        )
     vocabularies = [getattr(each, 'vocabulary', None) for each in (task, theirs)]
     if None not in vocabularies and len({each.fingerprint() for each in vocabularies}) > 1:
         raise errors.UserError(

@@ -74,6 +74,8 @@ class _Concatenated(Sequence):
 
     def __init__(self, sources: Sequence[Sequence]):
         self._sources = sources
+        named = [getattr(source, 'classes', None) for source in sources]
+        self.classes = next(filter(None, named), None)  # no two have others
 
     def __len__(self) -> int:
         return sum(map(len, self._sources))

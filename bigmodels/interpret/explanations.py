@@ -14,6 +14,7 @@ import numpy as np
 from bigmodels import errors, predict, runs
 from bigmodels.data import inputs, tokenizers
 from bigmodels.interpret import activations, attribution
+from bigmodels.tasks.classes import names_of
 from bigmodels.tasks.classification import Classification
 from bigmodels.tasks.language_modeling import LanguageModeling
 from bigmodels.tasks.multi_label import MultiLabel
@@ -111,10 +112,9 @@ def explain(
     """
     explainer = Explainer(run, methods, layer)
     for where, record in records:
-        try:
-            yield explainer(where, record)
-        except errors.UserError as error:
-            raise errors.UserError(f'{where}: {error}') from error
+        with errors.told_of(where):
+            explanation = explainer(where, record)
+        yield explanation
 
 
 class Explainer:
@@ -187,11 +187,11 @@ def _answer(task: Any, kind: str, prediction: np.ndarray) -> dict[str, Any]:
 def _likely(task: Any, kind: str, prediction: np.ndarray) -> list[tuple[str, float]]:
     if isinstance(task, TableRegression):
         return []
-    names = getattr(task, 'classes', None)
     order = np.argsort(-prediction)[:MOST].tolist()
     if kind == 'language':
         return [(task.vocabulary.decode([i]), float(prediction[i])) for i in order]
-    return [(str(names[i]) if names else str(i), float(prediction[i])) for i in order]
+    names = names_of(task, order)
+    return [(str(name), float(prediction[i])) for name, i in zip(names, order, strict=True)]
 
 
 def attributions(task: Any, methods: Sequence[str], layer: str = '') -> Callable:

@@ -18,6 +18,7 @@ from bigmodels import errors, steps
 from bigmodels.privacy import dp_sgd, federated, sampling
 from bigmodels.privacy.budget import NONE, Budget, Settings
 from bigmodels.tasks.base import Defaults
+from bigmodels.tasks.classes import NamedClasses
 
 __all__ = [
     'NONE',
@@ -163,7 +164,7 @@ def _notes(settings: Any, task: Any, budget: Budget) -> list[str]:
             f'WARNING: delta {budget.settings.delta:g} is not under 1 / {budget.units}: a run that '
             'publishes the data of one unit whole would keep to it'
         )
-    if type(task).fit is not Defaults.fit:
+    if type(task).fit not in (Defaults.fit, NamedClasses.fit):
         notes.append(
             'what preprocessing learns from training records, such as a vocabulary or the mean of '
             'a column, is not covered: if it is of private records, it is published as it is'

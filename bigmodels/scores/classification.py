@@ -3,6 +3,7 @@
 Axes: N examples, C classes.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -10,6 +11,8 @@ import numpy as np
 
 Average = Literal['macro', 'micro', 'none']
 CALIBRATION_BINS = 15
+OF_CLASS = '_of_class'  # the end of what gives a figure for each class
+AVERAGES: dict[str, Average] = {'': 'macro', '_micro': 'micro', OF_CLASS: 'none'}
 
 
 def confusion_matrix(targets: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
@@ -126,27 +129,49 @@ def binned_error(
     return float(np.abs(excess).sum() / len(p))
 
 
+def _of_labels(
+    probabilities: np.ndarray, targets: np.ndarray, average: Average, parts: Callable
+) -> np.ndarray:
+    """A ratio of counts of each class [C], `averaged`.
+
+    Args:
+      parts: (those told rightly, those told, those there) [C] each -> (parts, wholes).
+    """
+    is_told, is_there = probabilities >= 0.5, targets > 0.5
+    told, there = is_told.sum(0), is_there.sum(0)
+    hits = (is_told & is_there).sum(0)
+    return averaged(*parts(hits, told, there), told + there > 0, average)
+
+
+def _averages_of(**ratios: Callable) -> dict[str, Callable]:
+    """Ratios (probabilities, targets, average) by their names, with each suffix of AVERAGES."""
+    return {
+        name + suffix: functools.partial(ratio, average=average)
+        for name, ratio in ratios.items()
+        for suffix, average in AVERAGES.items()
+    }
+
+
 # (probabilities [N, C], targets [N]) -> a figure, or one for each class.
 SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float | np.ndarray]] = {
-    'precision': lambda p, t: precision(_confusion(p, t)),
-    'recall': lambda p, t: recall(_confusion(p, t)),
-    'f1': lambda p, t: f1(_confusion(p, t)),
-    'f1_micro': lambda p, t: f1(_confusion(p, t), 'micro'),
-    'f1_of_class': lambda p, t: f1(_confusion(p, t), 'none'),
+    **_averages_of(
+        precision=lambda p, t, average: precision(_confusion(p, t), average),
+        recall=lambda p, t, average: recall(_confusion(p, t), average),
+        f1=lambda p, t, average: f1(_confusion(p, t), average),
+    ),
     'roc_auc': lambda p, t: macro_roc_auc(t, p),
     'calibration_error': lambda p, t: calibration_error(t, p),
 }
 # Likewise where an example may have any number of classes, of targets [N, C].
 OF_LABELS: dict[str, Callable[[np.ndarray, np.ndarray], float | np.ndarray]] = {
-    'precision': lambda p, t: _of_labels(p, t, lambda hits, told, there: (hits, told)),
-    'recall': lambda p, t: _of_labels(p, t, lambda hits, told, there: (hits, there)),
-    'f1': lambda p, t: _of_labels(p, t, _f1_parts),
-    'f1_micro': lambda p, t: _of_labels(p, t, _f1_parts, 'micro'),
-    'f1_of_class': lambda p, t: _of_labels(p, t, _f1_parts, 'none'),
+    **_averages_of(
+        precision=functools.partial(_of_labels, parts=lambda hits, told, there: (hits, told)),
+        recall=functools.partial(_of_labels, parts=lambda hits, told, there: (hits, there)),
+        f1=functools.partial(_of_labels, parts=lambda hits, told, there: (2 * hits, told + there)),
+    ),
     'roc_auc': lambda p, t: _mean_over_classes(roc_auc, p, t),
     'average_precision': lambda p, t: _mean_over_classes(average_precision, p, t),
 }
-PER_CLASS = ('f1_of_class',)
 
 
 def figures(
@@ -177,7 +202,7 @@ def figure_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
     """The keys of `figures`."""
     keys = []
     for name in names:
-        keys += [f'{name}_{c}' for c in range(num_classes)] if name in PER_CLASS else [name]
+        keys += [f'{name}_{c}' for c in range(num_classes)] if name.endswith(OF_CLASS) else [name]
     return tuple(keys)
 
 
@@ -188,24 +213,6 @@ def _confusion(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
 def _occurs(confusion: np.ndarray) -> np.ndarray:
     """bool [C], whether a class is among the targets or the predictions."""
     return confusion.sum(0) + confusion.sum(1) > 0
-
-
-def _f1_parts(hits: np.ndarray, told: np.ndarray, there: np.ndarray):
-    return 2 * hits, told + there
-
-
-def _of_labels(
-    probabilities: np.ndarray, targets: np.ndarray, parts: Callable, average: Average = 'macro'
-) -> np.ndarray:
-    """A ratio of counts of each class [C], `averaged`.
-
-    Args:
-      parts: (those told rightly, those told, those there) [C] each -> (parts, wholes).
-    """
-    is_told, is_there = probabilities >= 0.5, targets > 0.5
-    told, there = is_told.sum(0), is_there.sum(0)
-    hits = (is_told & is_there).sum(0)
-    return averaged(*parts(hits, told, there), told + there > 0, average)
 
 
 def _mean_over_classes(figure: Callable, scores: np.ndarray, positive: np.ndarray) -> float:

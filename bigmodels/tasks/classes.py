@@ -1,8 +1,10 @@
 """What tasks share whose answer is a class: the loss, and figures of whole held-out sets."""
 
 import dataclasses
+import json
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,8 @@ import numpy as np
 
 from bigmodels import errors, losses, metrics
 from bigmodels.scores import classification as scores_lib
+
+CLASSES = 'classes.json'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +106,12 @@ class Classes:
         """What `scores` returns."""
         return scores_lib.figure_names(self.report, self.num_classes)
 
+    def postprocess(self, prediction: np.ndarray) -> dict[str, Any]:
+        """Probabilities [classes] -> {'label', a class's name or its number, 'probability'}."""
+        label = int(np.argmax(prediction))
+        [name] = names_of(self, [label])
+        return {'label': name, 'probability': float(prediction[label])}
+
     def pictures(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """The confusion matrix of a whole set whose figures are reported."""
         from bigmodels.data import pictures  # matplotlib takes long to import
@@ -112,6 +122,45 @@ class Classes:
             outcomes['targets'], outcomes['probabilities'].argmax(1), self.num_classes
         )
         return {'confusion': pictures.confusion(counts)}
+
+
+def names_of(task: Any, labels: Sequence[int]) -> list[str | int]:
+    """The names of classes where the task has them, and else the numbers."""
+    names = dict(enumerate(getattr(task, 'classes', ())))
+    return [names.get(label, label) for label in labels]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NamedClasses(Classes):
+    """Classes whose names are kept with the run.
+
+    Fields:
+      classes: their names, by which answers tell them; those of the training data, where it has
+        names, as folders do. Without any, classes are told by their numbers.
+    """
+
+    classes: Sequence[str] = ()
+
+    def fit(self, source: Sequence) -> Self:
+        """With the names of the source."""
+        names = tuple(getattr(source, 'classes', None) or self.classes)
+        if len(names) > self.num_classes:
+            raise errors.UserError(
+                f'There are {len(names)} classes, {errors.some(names)}, and model.num_classes is '
+                f'{self.num_classes}.'
+            )
+        return dataclasses.replace(self, classes=names)
+
+    def save(self, directory: pathlib.Path) -> None:
+        """Writes the names, if there are any."""
+        if self.classes:
+            (directory / CLASSES).write_text(json.dumps(self.classes) + '\n')
+
+    def restored(self, directory: pathlib.Path) -> Self:
+        """With what `save` wrote."""
+        path = directory / CLASSES
+        names = json.loads(path.read_text()) if path.is_file() else ()
+        return dataclasses.replace(self, classes=tuple(names))
 
 
 def check_targets(targets: jax.Array, shape: Sequence[int]) -> None:

@@ -14,13 +14,13 @@ from bigmodels import config, errors, metrics
 from bigmodels.augmentation import Augmentation
 from bigmodels.data import images
 from bigmodels.tasks.base import Defaults, Examples, array_of, checked_labels
-from bigmodels.tasks.classes import Classes
+from bigmodels.tasks.classes import NamedClasses
 
 AUGMENTATION = 0x41  # folded into a step's key: dropout's are by the names of modules
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification(Classes, Defaults):
+class Classification(NamedClasses, Defaults):
     """Images, videos or feature vectors [B, ...] -> one of the model's `num_classes`.
 
     Fields:
@@ -31,10 +31,11 @@ class Classification(Classes, Defaults):
       num_frames: inputs are videos [T, H, W, C], of which so many frames are kept, evenly spaced;
         0 for other inputs.
       mean, std: inputs are normalised to (x - mean) / std; a number each, or one for each channel.
+        Pixels of pictures that are answered are from 0 to 255: so should those of training be.
       augment: changes of training images, see `augmentation.Augmentation`.
       top_k: adds the share of examples whose class is among the k most probable; 0 for none.
 
-    And those of `classes.Classes`: the loss, and what is reported.
+    And those of `classes.NamedClasses`: the loss, and what is reported.
     """
 
     model: nn.Module
@@ -112,11 +113,6 @@ class Classification(Classes, Defaults):
         image = images.with_channels(image, channels)  # refuses what is no image
         size = self.image_size
         return images.centre_crop(images.resize_shorter_side(image, size), size, size)
-
-    def postprocess(self, prediction: np.ndarray) -> dict[str, Any]:
-        """Probabilities [classes] -> {'label', 'probability'}."""
-        label = int(np.argmax(prediction))
-        return {'label': label, 'probability': float(prediction[label])}
 
     def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
         """One example for each record."""

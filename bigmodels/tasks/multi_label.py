@@ -10,7 +10,7 @@ import numpy as np
 
 from bigmodels import errors, losses, metrics
 from bigmodels.scores import classification as scores_lib
-from bigmodels.tasks.classes import check_targets
+from bigmodels.tasks.classes import check_targets, names_of
 from bigmodels.tasks.classification import Classification
 
 THRESHOLD = 0.5  # the probability from which on a class is told
@@ -87,7 +87,7 @@ class MultiLabel(Classification):
     def postprocess(self, prediction: np.ndarray) -> dict[str, Any]:
         """Probabilities [classes] -> {'labels', those from THRESHOLD on, 'probabilities'}."""
         return {
-            'labels': np.flatnonzero(prediction >= THRESHOLD).tolist(),
+            'labels': names_of(self, np.flatnonzero(prediction >= THRESHOLD).tolist()),
             'probabilities': prediction.astype(float).tolist(),
         }
 

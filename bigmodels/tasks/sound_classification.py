@@ -10,12 +10,12 @@ import numpy as np
 
 from bigmodels import errors, metrics
 from bigmodels.tasks.base import checked_labels
-from bigmodels.tasks.classes import Classes
+from bigmodels.tasks.classes import NamedClasses
 from bigmodels.tasks.sound import SoundTask, name_of
 
 
 @dataclasses.dataclass(frozen=True)
-class SoundClassification(Classes, SoundTask):
+class SoundClassification(NamedClasses, SoundTask):
     """Recordings of different lengths -> one of the model's `num_classes`.
 
     Fields:
@@ -24,7 +24,7 @@ class SoundClassification(Classes, SoundTask):
       augment: the section of `SoundAugmentation`; for training only.
       input_key, label_key: of the source's records.
 
-    And those of `classes.Classes`: the loss, and what is reported.
+    And those of `classes.NamedClasses`: the loss, and what is reported.
     """
 
     model: nn.Module
@@ -49,17 +49,10 @@ class SoundClassification(Classes, SoundTask):
         example = self.front_end.filled_up(raw, self.input_key, cut=True)
         if self.label_key in raw:
             key = f'task.label_key = {self.label_key!r}'
-            try:
+            with errors.told_of(name_of(raw)):
                 label = checked_labels(raw[self.label_key], self.model.num_classes, key)
-            except errors.UserError as error:
-                raise errors.UserError(f'{name_of(raw)}: {error}') from error
             example['targets'] = label
         return example
-
-    def postprocess(self, prediction: np.ndarray) -> dict[str, Any]:
-        """Probabilities [classes] -> {'label', 'probability'}."""
-        label = int(np.argmax(prediction))
-        return {'label': label, 'probability': float(prediction[label])}
 
     def example_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of one of `examples`, labelled ones."""

@@ -14,7 +14,7 @@ from bigmodels import errors, metrics
 from bigmodels.data import table_encoding
 from bigmodels.data.sources.table_sources import Columns, text_of
 from bigmodels.tasks import regression
-from bigmodels.tasks.base import Defaults, columns_of, told_of
+from bigmodels.tasks.base import Defaults, columns_of, described
 from bigmodels.tasks.classes import Classes
 
 # What `save` writes into the run's preprocessing.
@@ -52,7 +52,7 @@ class Table(Defaults):
 
     def fit(self, source: Sequence) -> Self:
         """With an encoding of the training records, and what is learnt of their targets."""
-        with told_of(source):
+        with errors.told_of(described(source)):
             columns = self._columns(source)
             encoding = table_encoding.fit(
                 columns, self.numeric, self.categorical, self.min_count, self.missing
@@ -98,7 +98,7 @@ class Table(Defaults):
 
     def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
         """One example for each record, all encoded here: what is wrong with one is told at once."""
-        with told_of(source):
+        with errors.told_of(described(source)):
             arrays = self._encoded(self._columns(source))
             if train and self.weight_key:
                 arrays['weights'] = self._weights(source)
@@ -234,11 +234,6 @@ class TableClassification(Classes, Table):
         """Probabilities [B, classes]."""
         return jax.nn.softmax(self.outputs(params, batch))
 
-    def postprocess(self, prediction: np.ndarray) -> dict[str, Any]:
-        """Probabilities [classes] -> {'label', 'probability'}."""
-        place = int(np.argmax(prediction))
-        return {'label': self.classes[place], 'probability': float(prediction[place])}
-
 
 @dataclasses.dataclass(frozen=True)
 class TableRegression(Table):
@@ -267,7 +262,7 @@ class TableRegression(Table):
 
     def restored(self, directory: Path) -> Self:
         """With what `save` wrote."""
-        scale = table_encoding.Scale(**json.loads((directory / TARGETS).read_text()))
+        scale = table_encoding.Scale.restore(directory / TARGETS)
         return dataclasses.replace(super().restored(directory), scale=scale)
 
     def _numbers(self, labels: Sequence) -> np.ndarray:

@@ -16,7 +16,7 @@ from bigmodels import errors, metrics
 from bigmodels.augmentation import token_noise
 from bigmodels.data import text, tokenizers
 from bigmodels.tasks import tokens
-from bigmodels.tasks.base import checked_labels, field_of
+from bigmodels.tasks.base import checked_labels, described, field_of
 from bigmodels.tasks.classes import Classes
 
 
@@ -91,26 +91,17 @@ class TextClassification(Classes, tokens.Tokenized):
         key = f'task.label_field = {self.label_field!r}'
         return checked_labels(label, len(self.classes), key)[()]
 
-    def postprocess(self, prediction: np.ndarray) -> dict[str, Any]:
-        """Probabilities [classes] -> {'label', 'probability'}."""
-        label = int(np.argmax(prediction))
-        return {'label': self.classes[label], 'probability': float(prediction[label])}
-
     def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
         """One example for each record; all are looked at before the first is used."""
         corpus = text.tokenize_corpus(
             source, self.vocabulary, cache_dir, field=self.text_field, append_end_of_text=False
         )
-        labels = np.zeros(len(source), np.int32)
+        labels, where = np.zeros(len(source), np.int32), described(source)
         for i in range(len(source)):
-            try:
+            with errors.told_of(f'Record {i} of {where}'):
                 labels[i] = self._label(source[i])
-            except errors.UserError as error:
-                raise errors.UserError(f'Record {i} of {source.describe()}: {error}') from error
-        try:
+        with errors.told_of(where):
             return Labelled(text.Padded(corpus, self.sequence_length), labels)
-        except errors.UserError as error:
-            raise errors.UserError(f'{source.describe()}: {error}') from error
 
     def example_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of one of `examples`."""

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from bigmodels import errors, experiment
+from bigmodels.data import pipeline
 from bigmodels.data.sources import class_folders, image_sources, table_sources
+from bigmodels.models.mlp import MLP
+from bigmodels.tasks.classification import Classification
 from tests.data.image_files import encoded, idx, smooth, write_folder, write_mnist, write_npz
 
 
@@ -59,6 +62,15 @@ def test_a_held_out_folder_has_the_classes_of_training(tmp_path):
         experiment.training_sources(settings)
     with pytest.raises(errors.UserError, match=r'data\.evals\.valid has the classes cat, fox'):
         experiment.evaluation_sets(settings, None, trained_on=[train])
+    # Later, when the training data is not opened, a run knows the names.
+    task = Classification(MLP(num_classes=3)).fit(pipeline.concatenated([train, valid]))
+    assert task.postprocess(np.float32([0.2, 0.5, 0.3])) == {'label': 'dog', 'probability': 0.5}
+    task.save(tmp_path)
+    task = Classification(MLP(num_classes=3)).restored(tmp_path)
+    with pytest.raises(errors.UserError, match=r'data\.evals\.valid has the classes cat, fox'):
+        experiment.evaluation_sets(settings, task)
+    unnamed = Classification(MLP(num_classes=3)).restored(tmp_path / 'train')
+    assert unnamed.postprocess(np.float32([0.25, 0.75, 0])) == {'label': 1, 'probability': 0.75}
 
 
 def test_folder_errors(tmp_path):

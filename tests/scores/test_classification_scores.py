@@ -1,5 +1,7 @@
 """Figures of classifiers against scikit-learn's and hand counts."""
 
+import itertools
+
 import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
@@ -94,7 +96,14 @@ def test_figures_have_the_names_that_are_told_before():
     figures = scores.figures(probabilities, targets, list(scores.SCORES))
     assert tuple(figures) == scores.figure_names(list(scores.SCORES), 4)
     assert figures['f1_micro'] == pytest.approx((probabilities.argmax(1) == targets).mean())
-    assert figures['f1'] == pytest.approx(np.mean([figures[f'f1_of_class_{c}'] for c in range(4)]))
+    averages = {'': 'macro', '_micro': 'micro', '_of_class': None}
+    for name, (suffix, average) in itertools.product(
+        ('precision', 'recall', 'f1'), averages.items()
+    ):
+        theirs = getattr(sklearn_metrics, f'{name}_score')
+        expected = theirs(targets, probabilities.argmax(1), average=average)
+        found = [figures[key] for key in scores.figure_names([name + suffix], 4)]
+        np.testing.assert_allclose(found, np.atleast_1d(expected))
     assert all(isinstance(value, float) for value in figures.values())
     unknown = np.where(np.arange(len(targets))[:, None] == 3, np.nan, probabilities)
     figures_of_nan = scores.figures(unknown, targets, list(scores.SCORES))

@@ -241,6 +241,16 @@ def test_top_k_accuracy():
     np.testing.assert_array_equal(unknown, [CLASSES] * 3)  # among no first k
 
 
+def test_the_picture_has_a_row_for_each_true_class():
+    task = Classification(MLP(num_classes=3), report=('f1',))
+    outcomes = {'probabilities': np.eye(3)[[1, 1, 2, 0]], 'targets': np.array([0, 0, 2, 1])}
+    [axes] = task.pictures(outcomes)['confusion'].axes
+    written = {text.get_position()[::-1]: text.get_text() for text in axes.texts}
+    assert {place for place, count in written.items() if count != '0'} == {(0, 1), (1, 0), (2, 2)}
+    assert written[0, 1] == '2'
+    assert axes.get_ylabel() == 'true class'
+
+
 @pytest.mark.parametrize('train', [True, False])
 def test_labels_of_another_shape_are_named(train):
     given = batch()

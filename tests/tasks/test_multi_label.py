@@ -1,5 +1,6 @@
 """Any number of classes for an input: losses by PyTorch's definition, figures by scikit-learn's."""
 
+import itertools
 import json
 
 import jax
@@ -82,13 +83,13 @@ def test_figures_are_scikit_learns():
     probabilities = np.round(np.clip(0.4 * targets + rng.random((200, CLASSES)) * 0.6, 0, 1), 2)
     told = probabilities >= 0.5
     found = scores.figures(probabilities, targets, tuple(scores.OF_LABELS), scores.OF_LABELS)
-    for name in ('precision', 'recall', 'f1'):
-        expected = getattr(sklearn_metrics, f'{name}_score')(targets, told, average='macro')
-        assert found[name] == pytest.approx(expected)
-    for name, average in (('f1_micro', 'micro'), ('f1_of_class', None)):
-        expected = np.atleast_1d(sklearn_metrics.f1_score(targets, told, average=average))
-        keys = scores.figure_names([name], CLASSES)
-        np.testing.assert_allclose([found[key] for key in keys], expected)
+    averages = {'': 'macro', '_micro': 'micro', '_of_class': None}
+    for name, (suffix, average) in itertools.product(
+        ('precision', 'recall', 'f1'), averages.items()
+    ):
+        expected = getattr(sklearn_metrics, f'{name}_score')(targets, told, average=average)
+        keys = scores.figure_names([name + suffix], CLASSES)
+        np.testing.assert_allclose([found[key] for key in keys], np.atleast_1d(expected))
     for name in ('roc_auc', 'average_precision'):  # with many equal scores
         expected = getattr(sklearn_metrics, f'{name}_score')(targets, probabilities)
         assert found[name] == pytest.approx(expected)

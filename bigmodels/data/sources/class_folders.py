@@ -91,11 +91,12 @@ def _class_folders(path: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def check_same_classes(source: Sequence, path: str, trained_on: Sequence[Sequence]) -> None:
+def check_same_classes(source: Sequence, path: str, trained_on: Sequence[Any]) -> None:
     """Raises UserError where a label is another class in `source` than in the training sources.
 
     Args:
       path: of the config's section of `source`, for the error.
+      trained_on: what has `classes`, or None: the sources, or the task that they were kept in.
     """
     classes = getattr(source, 'classes', None)
     for other in trained_on:
