@@ -1,10 +1,11 @@
 """Errors that a user can mend, told in one paragraph and without a traceback."""
 
+import contextlib
 import difflib
 import os
 import select
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 
 class UserError(Exception):
@@ -28,6 +29,15 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> UserError:
     close = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.5)
     hint = f' Did you mean {close[0]!r}?' if close else ''
     return UserError(f'Unknown {kind} {name!r}.{hint} Allowed: {", ".join(allowed) or "none"}.')
+
+
+@contextlib.contextmanager
+def told_of(where: str) -> Iterator[None]:
+    """A UserError within begins with `where`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f'{where}: {error}') from error
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,8 @@ def mean(metric: Pair) -> jax.Array:
     return total / jnp.maximum(count, 1e-9)
 
 
-def add(one: Mapping[str, Pair], other: Mapping[str, Pair]) -> Mapping[str, Pair]:
-    """The pairs of the union of two sets of examples."""
+def add(one: Any, other: Any) -> Any:
+    """The pairs of the union of two sets of examples; trees of pairs, such as one or a mapping."""
     return jax.tree.map(jnp.add, one, other)
 
 

@@ -135,22 +135,15 @@ def predict(
         size = batch_size or MOST_CONTINUED
         predictor = Continuations(run, size)
 
-    @contextlib.contextmanager
-    def told_of(where: str) -> Iterator[None]:
-        try:
-            yield
-        except errors.UserError as error:
-            raise errors.UserError(f'{where}: {error}') from error
-
     def named(where: str, record: dict) -> tuple[str, dict[str, np.ndarray]]:
-        with told_of(where):
+        with errors.told_of(where):
             return where, predictor.example(record)
 
     examples = (named(where, record) for where, record in records)
     for _, alike in itertools.groupby(examples, lambda pair: predictor.kind(pair[1])):
         while batch := list(itertools.islice(alike, size)):
             names, rows = zip(*batch, strict=True)
-            with told_of(names[0]):
+            with errors.told_of(names[0]):
                 answers = predictor.answers(rows, size)
             yield from zip(names, answers, strict=True)
 

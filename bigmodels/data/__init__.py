@@ -13,7 +13,8 @@ A source is built from config keys and never changes afterwards. It has
   is a section which chooses one of these by its `name`;
 
 and it can be pickled and read by several threads. Whatever is wrong with the data is a UserError,
-at construction where it can be seen there. A new source is one class and one line in `SOURCES`.
+at construction where it can be seen there. A new source is one class and one line in `SOURCES`, and
+one in the table of each source that may be made from it.
 """
 
 from bigmodels.data import sources

@@ -121,15 +121,14 @@ class QuestionWindows:
 
     def __init__(self, source: Sequence, windows: Windows):
         self._examples = []
+        where = source.describe()
         for i in range(len(source)):
-            try:
+            with errors.told_of(f'Record {i} of {where}'):
                 record = source[i]
                 for name in ('question', 'context', 'answers', 'starts'):
                     if name not in record:
                         raise errors.unknown('record field', name, record)
                 made = windows.of(record)
-            except errors.UserError as error:
-                raise errors.UserError(f'Record {i} of {source.describe()}: {error}') from error
             self._examples += [{**window, 'record': np.int32(i)} for window in made]
 
     def __len__(self) -> int:

@@ -141,8 +141,13 @@ class Scale:
         return values * np.float32(self.deviations) + np.float32(self.means)
 
     def save(self, path: pathlib.Path) -> None:
-        """Writes it as JSON, to be read by Scale(**json.loads(...))."""
+        """Writes it as JSON."""
         path.write_text(json.dumps(dataclasses.asdict(self), indent=1) + '\n')
+
+    @classmethod
+    def restore(cls, path: pathlib.Path) -> 'Scale':
+        """What `save` wrote."""
+        return cls(**json.loads(path.read_text()))
 
 
 def scale_of(values: np.ndarray) -> Scale:

@@ -1,7 +1,4 @@
-"""Generation with a key/value cache, the whole loop one compiled program.
-
-python -m bigmodels.deploy.generate --workdir=runs/transformer --prompt='def '
-"""
+"""Generation with a key/value cache, the whole loop one compiled program."""
 
 import functools
 from collections.abc import Callable, Mapping

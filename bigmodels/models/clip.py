@@ -13,16 +13,11 @@ import jax.numpy as jnp
 
 from bigmodels import config, errors
 from bigmodels.models.parts import blocks, layers, pooling
-from bigmodels.models.transformer import Transformer
+from bigmodels.models.parts.settings import check_fixed
+from bigmodels.models.transformer import FIXED_WITHOUT_LOGITS, Transformer
 from bigmodels.models.vit import ViT
 
 Array = jax.Array
-
-# Field of the text tower -> its only value, and why.
-FIXED = {
-    'tie_embeddings': (True, 'there are no logits of tokens to train another matrix'),
-    'moe': (None, 'nobody adds the losses that balance experts'),
-}
 
 
 class CLIP(nn.Module):
@@ -33,7 +28,7 @@ class CLIP(nn.Module):
 
     Fields:
       image: the fields of the `ViT`, without num_classes.
-      text: the fields of the `Transformer`; those that are FIXED have no other value here.
+      text: the fields of the `Transformer`; FIXED_WITHOUT_LOGITS have no other value here.
       embed_dim: E.
       project_images: otherwise what the ViT pools is the image's vector, of E = image.embed_dim
         features (SigLIP).
@@ -72,9 +67,7 @@ class CLIP(nn.Module):
                 f'config.model.embed_dim = {self.embed_dim} must be model.image.embed_dim = '
                 f'{vit.embed_dim}, as project_images is False.'
             )
-        for field, (value, reason) in FIXED.items():
-            if getattr(transformer, field) != value:
-                raise errors.UserError(f'config.model.text.{field} must be {value}: {reason}.')
+        check_fixed(transformer, FIXED_WITHOUT_LOGITS, 'model.text')
         most = math.inf if self.max_scale is None else self.max_scale
         if not 0 < self.init_scale <= most:
             raise errors.UserError(

@@ -23,6 +23,11 @@ Array = jax.Array
 
 # What layers say beside their output: [B] arrays, see `moe.MixtureOfExperts`.
 SOWN = ('losses', 'metrics')
+# Field -> its only value where nobody takes the logits, and why; see `settings.check_fixed`.
+FIXED_WITHOUT_LOGITS = {
+    'tie_embeddings': (True, 'there are no logits of tokens to train another matrix'),
+    'moe': (None, 'nobody adds the losses that balance experts'),
+}
 # Parameter name -> mesh axes of its trailing dimensions: of embeddings and dense blocks.
 STATE_RULES = (
     *blocks.SHARDING_RULES,

@@ -12,15 +12,10 @@ import jax.numpy as jnp
 
 from bigmodels import config, errors
 from bigmodels.models.parts import layers, pooling
-from bigmodels.models.transformer import STATE_RULES, Transformer
+from bigmodels.models.parts.settings import check_fixed
+from bigmodels.models.transformer import FIXED_WITHOUT_LOGITS, STATE_RULES, Transformer
 
 Array = jax.Array
-
-# Field of the encoder -> its only value in a classifier, and why.
-FIXED = {
-    'tie_embeddings': (True, 'there are no logits of tokens to train another matrix'),
-    'moe': (None, 'nobody adds the losses that balance experts'),
-}
 
 
 class TransformerClassifier(nn.Module):
@@ -28,7 +23,7 @@ class TransformerClassifier(nn.Module):
 
     Fields:
       encoder: the fields of a `Transformer`; with `causal = False` each token sees its whole text.
-        Those that are FIXED have no other value here.
+        Those of `transformer.FIXED_WITHOUT_LOGITS` have no other value here.
       pool: a key of `pooling.POOLS`.
       dropout_rate: on what is pooled.
     """
@@ -49,11 +44,7 @@ class TransformerClassifier(nn.Module):
     def __post_init__(self):
         self.encoder = nn.FrozenDict(self.encoder)  # a model is hashable
         transformer = self._transformer(parent=None)  # building it checks its fields
-        for field, (value, reason) in FIXED.items():
-            if getattr(transformer, field) != value:
-                raise errors.UserError(
-                    f'config.model.encoder.{field} must be {value} in a classifier: {reason}.'
-                )
+        check_fixed(transformer, FIXED_WITHOUT_LOGITS, 'model.encoder')
         super().__post_init__()
 
     def _transformer(self, **given) -> Transformer:

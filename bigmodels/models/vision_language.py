@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 
-from bigmodels import config, errors
+from bigmodels import config
 from bigmodels.models.parts import blocks
 from bigmodels.models.parts.blocks import Cache
+from bigmodels.models.parts.settings import check_fixed
 from bigmodels.models.transformer import Prefix, Transformer
 from bigmodels.models.vit import ViT
 
@@ -58,12 +59,8 @@ class VisionLanguage(nn.Module):
             'image': self._image_tower(parent=None),  # building them checks their fields
             'text': self._text_tower(parent=None),
         }
-        for tower, fields in FIXED.items():
-            for field, (value, reason) in fields.items():
-                if getattr(towers[tower], field) != value:
-                    raise errors.UserError(
-                        f'config.model.{tower}.{field} must be {value}: {reason}.'
-                    )
+        for name, tower in towers.items():
+            check_fixed(tower, FIXED[name], f'model.{name}')
         super().__post_init__()
 
     def _image_tower(self, **given) -> ViT:

@@ -64,32 +64,6 @@ def membership(scores: np.ndarray, members: np.ndarray) -> dict[str, float]:
     return {'auc': roc_auc(members, scores), 'true_positives_at_1_percent': found}
 
 
-def epsilon_of_trials(
-    found: int, members: int, mistaken: int, others: int, delta: float, confidence: float = 0.95
-) -> float:
-    """The epsilon that independent trials of an attack prove a mechanism to have at least.
-
-    By the bounds of Clopper and Pearson (1934) on both rates of the attack (Nasr et al. 2021,
-    section III.C). The attack must have been settled before, as on other trials.
-
-    Args:
-      found, members: of the trials with the example, how many the attack got right, and all.
-      mistaken, others: of those without it, how many it took for such with it, and all.
-      delta: of the mechanism.
-      confidence: of both bounds together.
-    """
-    each = (1 - confidence) / 2
-    right = _least(found, members, each)
-    rejected = _least(others - mistaken, others, each)
-    rates = [(right - delta, 1 - rejected), (rejected - delta, 1 - right)]
-    return max(0.0, *(float(np.log(high / low)) for high, low in rates if high > 0))
-
-
-def _least(count: int, trials: int, error: float) -> float:
-    """A rate that is lower than the true one but with probability `error`."""
-    return float(scipy.stats.beta.ppf(error, count, trials - count + 1)) if count else 0.0
-
-
 def epsilon_of_one_run(
     scores: np.ndarray,
     members: np.ndarray,

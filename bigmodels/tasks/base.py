@@ -1,8 +1,7 @@
 """What tasks share: the methods of one that has nothing of its own to say, and its examples."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -103,15 +102,6 @@ def described(source: Sequence) -> str:
     return source.describe() if hasattr(source, 'describe') else 'The training records'
 
 
-@contextlib.contextmanager
-def told_of(source: Sequence) -> Iterator[None]:
-    """A UserError within says of which source it is."""
-    try:
-        yield
-    except errors.UserError as error:
-        raise errors.UserError(f'{described(source)}. {error}') from error
-
-
 def field_of(record: Mapping[str, Any], name: str, key: str = '') -> Any:
     """What a record, or several stacked, have in a field.
 
@@ -160,10 +150,8 @@ def columns_of(source: Sequence, names: Mapping[str, Sequence[str]]) -> dict[str
     for i in range(len(source)):
         record = source[i]
         for name, key in fields.items():
-            try:
+            with errors.told_of(f'Record {i}'):
                 columns[name].append(np.asarray(field_of(record, name, key)))
-            except errors.UserError as error:
-                raise errors.UserError(f'Record {i}: {error}') from error
     return {name: _stacked(values, name) for name, values in columns.items()}
 
 

@@ -4,7 +4,6 @@ Axes: T rows of a series, B windows, L input rows, H rows of the horizon, C colu
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from bigmodels import errors, metrics
 from bigmodels.data import series, table_encoding
 from bigmodels.tasks import regression
-from bigmodels.tasks.base import Defaults, columns_of, field_of, told_of
+from bigmodels.tasks.base import Defaults, columns_of, described, field_of
 
 SCALE = 'scale.json'  # what `save` writes into the run's preprocessing
 
@@ -44,7 +43,7 @@ class Forecasting(Defaults):
 
     def fit(self, source: Sequence) -> 'Forecasting':
         """With the scale of the training records."""
-        with told_of(source):
+        with errors.told_of(described(source)):
             scale = table_encoding.scale_of(self._rows_of(source))
         return dataclasses.replace(self, scale=scale)
 
@@ -54,7 +53,7 @@ class Forecasting(Defaults):
 
     def restored(self, directory: Path) -> 'Forecasting':
         """With the scale that `save` wrote."""
-        scale = table_encoding.Scale(**json.loads((directory / SCALE).read_text()))
+        scale = table_encoding.Scale.restore(directory / SCALE)
         return dataclasses.replace(self, scale=scale)
 
     def _rows_of(self, source: Sequence) -> np.ndarray:
@@ -97,7 +96,7 @@ class Forecasting(Defaults):
 
     def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
         """Every window of the records."""
-        with told_of(source):
+        with errors.told_of(described(source)):
             rows = self.scale.standardised(self._rows_of(source))
             return series.Windows(rows, self.input_length, self.model.horizon)
 

@@ -1,7 +1,6 @@
 """Whether a user will like an item."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from bigmodels.data import table_encoding
 from bigmodels.data.ids import Ids
 from bigmodels.data.table_encoding import Scale, scale_of
 from bigmodels.scores.classification import roc_auc
-from bigmodels.tasks.base import Defaults, Examples, array_of, columns_of, field_of, told_of
+from bigmodels.tasks.base import Defaults, Examples, array_of, columns_of, described, field_of
 
 NUMBERS = 'numbers.json'
 
@@ -42,7 +41,7 @@ class Encoding:
     def restore(cls, directory: Path, categories: Sequence[str]) -> 'Encoding':
         """What `save` wrote."""
         ids = {name: Ids.restore(directory / f'ids_{name}.json') for name in categories}
-        return cls(ids, Scale(**json.loads((directory / NUMBERS).read_text())))
+        return cls(ids, Scale.restore(directory / NUMBERS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Ranking(Defaults):
     def fit(self, source: Sequence) -> 'Ranking':
         """Learns the ids there are and the numbers' statistics, of training records."""
         fields = ('categories', 'counts', 'numbers')
-        with told_of(source):
+        with errors.told_of(described(source)):
             columns = columns_of(source, {f'task.{key}': getattr(self, key) for key in fields})
             ids = {name: Ids.fit(columns[name], self.min_count) for name in self.categories}
             scale = scale_of(self._values(columns))

@@ -15,7 +15,7 @@ from bigmodels import errors
 from bigmodels.data.ids import Ids
 from bigmodels.data.sources import interaction_sources, table_sources
 from bigmodels.scores import ranking
-from bigmodels.tasks.base import Defaults, described, field_of, told_of
+from bigmodels.tasks.base import Defaults, described, field_of
 
 ITEMS, TITLES = 'items.json', 'titles.json'
 
@@ -105,7 +105,7 @@ class Recommendation(Defaults):
 
     def records_of(self, source: Sequence) -> list[Mapping[str, Any]]:
         """All records of a source; UserError where there are none, or one is not as `checked`."""
-        with told_of(source):
+        with errors.told_of(described(source)):
             if not len(source):
                 raise errors.UserError('There are no records.')
             return [self.checked(source[i]) for i in range(len(source))]

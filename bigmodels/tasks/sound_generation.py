@@ -102,7 +102,7 @@ class SoundGeneration(Defaults):
             or a seed that is missing, no integer or out of range.
         """
         example = {}
-        try:
+        with errors.told_of(name_of(raw)):
             for name, key, limit in (
                 ('targets', 'label_key', 'num_classes'),
                 ('speakers', 'speaker_key', 'num_speakers'),
@@ -113,8 +113,6 @@ class SoundGeneration(Defaults):
                 example[name] = checked_labels(value, most, key, f'model.{limit}')
             if 'seed' in raw:
                 example['seeds'] = checked_seeds(raw['seed'])
-        except errors.UserError as error:
-            raise errors.UserError(f'{name_of(raw)}: {error}') from error
         if self.input_key in raw:
             example |= self.waveforms.filled_up(raw, self.input_key, cut=True)
         return example

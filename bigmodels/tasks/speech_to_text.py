@@ -1,7 +1,6 @@
 """The text of a recording, token by token, by an encoder-decoder (Whisper: Radford et al. 2022)."""
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -132,28 +131,27 @@ class SpeechToText(Tokenized, SoundTask):
 
         Raises:
           UserError: see `sound.Waveforms.filled_up`; for a language that no token names; and naming
-            the record, for a text that is longer than `max_tokens`.
+            the record, for a text that is empty, or longer than `max_tokens`.
         """
         example = self.front_end.filled_up(raw, self.input_key, cut=False)
         example['prompt'] = self.prompt_ids(raw.get(self.language_key) or self.language)
         if self.text_key not in raw:
             return example
-        end = self.vocabulary.end_of_text
-        ids = np.append(self.vocabulary.encode(raw[self.text_key]), end)
+        if not raw[self.text_key].strip():
+            raise errors.UserError(f'{name_of(raw)} has an empty text. Leave the record out.')
+        ids = self.with_end(raw[self.text_key], 'text', None)
         if len(ids) > self.max_tokens:
             raise errors.UserError(
                 f'{name_of(raw)} has a text of {len(ids)} tokens, more than task.max_tokens = '
                 f'{self.max_tokens}: set that higher.'
             )
-        targets = np.full(self.max_tokens, end, np.int32)
-        targets[: len(ids)] = ids
+        targets = self.filled_up(ids, self.max_tokens)
         weights = np.arange(self.max_tokens) < len(ids)
         return example | {'targets': targets, 'weights': weights.astype(np.float32)}
 
     def postprocess(self, prediction: Sequence[int]) -> str:
         """Token ids -> the text before their end, without blanks around it."""
-        ids = itertools.takewhile(lambda id: id != self.vocabulary.end_of_text, prediction)
-        return self.vocabulary.decode(list(ids)).strip()
+        return self.before_end(prediction).strip()
 
     def example_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of one of `examples`, with texts."""

@@ -1,7 +1,6 @@
 """A text from another: translation, summaries, answers in words."""
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -105,16 +104,16 @@ class TextToText(tokens.Tokenized):
           UserError: for a record without the source, or with a text that is too long.
         """
         limit = None if self.cut_sources else self.source_length
-        ids = self._encoded(text.text_of(raw, self.source_field), 'source', limit)
+        ids = self.with_end(text.text_of(raw, self.source_field), 'source', limit)
         if len(ids) > self.source_length:
             ids = np.append(ids[: self.source_length - 1], ids[-1])
         example = {
-            'inputs': self._padded(ids, self.source_length),
+            'inputs': self.filled_up(ids, self.source_length),
             'input_segment_ids': _real(ids, self.source_length).astype(np.int32),
         }
         if self.target_field in raw:
-            ids = self._encoded(text.text_of(raw, self.target_field), 'target', self.target_length)
-            example['targets'] = self._padded(ids, self.target_length)
+            ids = self.with_end(text.text_of(raw, self.target_field), 'target', self.target_length)
+            example['targets'] = self.filled_up(ids, self.target_length)
             example['weights'] = _real(ids, self.target_length).astype(np.float32)
         if self.references_field and self.references_field in raw:
             example['references'] = self._references(raw[self.references_field])
@@ -128,27 +127,13 @@ class TextToText(tokens.Tokenized):
             )
         rows = np.full((self.max_references, self.target_length), -1, np.int32)
         for row, reference in zip(rows, texts, strict=False):
-            ids = self._encoded(reference, 'target', self.target_length)
-            row[:] = self._padded(ids, self.target_length)
+            ids = self.with_end(reference, 'target', self.target_length)
+            row[:] = self.filled_up(ids, self.target_length)
         return rows
-
-    def _encoded(self, value: str, side: str, longest: int | None) -> np.ndarray:
-        """The ids of a text and its end."""
-        ids = np.append(self.vocabulary.encode(value), self.vocabulary.end_of_text)
-        if longest is not None and len(ids) > longest:
-            raise errors.UserError(
-                f'The {side} {value[:40]!r}... has {len(ids)} tokens, more than '
-                f'task.{side}_length = {longest}: raise it, or shorten the text.'
-            )
-        return ids.astype(np.int32)
-
-    def _padded(self, ids: np.ndarray, length: int) -> np.ndarray:
-        return np.pad(ids, (0, length - len(ids)), constant_values=self.vocabulary.end_of_text)
 
     def postprocess(self, prediction: Sequence[int]) -> str:
         """Token ids -> the text before their end."""
-        ids = itertools.takewhile(lambda id: id != self.vocabulary.end_of_text, prediction)
-        return self.vocabulary.decode(list(ids))
+        return self.before_end(prediction)
 
     def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
         """One example a pair, or in training rows of them, see `pairs.PackedPairs`.
@@ -242,7 +227,7 @@ class TextToText(tokens.Tokenized):
 
     def summary(self, values: Mapping[str, float]) -> dict[str, float]:
         """Adds perplexity, exp(loss), per token."""
-        return {**values, 'perplexity': math.exp(min(values['loss'], 700))}
+        return tokens.with_perplexity(values)
 
     def items(self, shapes: Mapping[str, Any]) -> tuple[int, str]:
         """The number of tokens on both sides of a batch, and their unit."""

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,6 +65,34 @@ class Tokenized(Defaults):
                 f'{self.model.vocab_size}: set model.vocab_size to at least {num_ids}.'
             )
         return dataclasses.replace(self, vocabulary=vocabulary)
+
+    def with_end(self, value: str, side: str, longest: int | None) -> np.ndarray:
+        """The ids int32 [n] of a text and its end.
+
+        Raises:
+          UserError: for more than `longest`, which is the task's field `side`_length.
+        """
+        ids = np.append(self.vocabulary.encode(value), self.vocabulary.end_of_text)
+        if longest is not None and len(ids) > longest:
+            raise errors.UserError(
+                f'The {side} {value[:40]!r}... has {len(ids)} tokens with its end, more than '
+                f'task.{side}_length = {longest}: raise it, or shorten the text.'
+            )
+        return ids.astype(np.int32)
+
+    def filled_up(self, ids: np.ndarray, length: int) -> np.ndarray:
+        """Ids [n] and the token of the end from there on, int [length]."""
+        return np.pad(ids, (0, length - len(ids)), constant_values=self.vocabulary.end_of_text)
+
+    def before_end(self, ids: Sequence[int]) -> str:
+        """Token ids -> the text before their end."""
+        kept = itertools.takewhile(lambda id: id != self.vocabulary.end_of_text, ids)
+        return self.vocabulary.decode(list(kept))
+
+
+def with_perplexity(values: Mapping[str, float]) -> dict[str, float]:
+    """Adds perplexity, exp(loss), per token."""
+    return {**values, 'perplexity': math.exp(min(values['loss'], 700))}
 
 
 class TokenSequences(Tokenized):
@@ -138,7 +167,7 @@ class TokenSequences(Tokenized):
 
     def summary(self, values: Mapping[str, float]) -> dict[str, float]:
         """Adds perplexity, exp(loss), per token."""
-        return {**values, 'perplexity': math.exp(min(values['loss'], 700))}
+        return with_perplexity(values)
 
     def items(self, shapes: Mapping[str, Any]) -> tuple[int, str]:
         """The number of tokens in a batch, and their unit."""

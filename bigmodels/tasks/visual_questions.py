@@ -4,7 +4,6 @@ Axes: B batch, H height, W width, C channels, Q tokens of a question, L of quest
 """
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -114,38 +113,26 @@ class VisualQuestions(Tokenized):
             ids = np.concatenate([ids, self._encoded(raw, 'answer')])
             weights = np.zeros(self._num_tokens, np.float32)
             weights[first : len(ids) - 1] = 1
-            example |= {'targets': self._padded(ids[1:]), 'weights': weights}
+            targets = self.filled_up(ids[1:], self._num_tokens)
+            example |= {'targets': targets, 'weights': weights}
             ids = ids[:-1]
             if self.kinds:
                 key = f'task.kind_key = {self.kind_key!r}'
                 kind = field_of(raw, self.kind_key, 'task.kind_key')
                 limit = 'the number of task.kinds'
                 example['kinds'] = checked_labels(kind, len(self.kinds), key, limit)
-        return example | {'tokens': self._padded(ids)}
+        return example | {'tokens': self.filled_up(ids, self._num_tokens)}
 
     def _encoded(self, raw: Mapping[str, Any], side: str) -> np.ndarray:
         """The ids of a record's question or answer, and its end."""
         value = text.text_of(raw, getattr(self, f'{side}_key'))
-        longest = getattr(self, f'{side}_length')
         if not value.strip():
             raise errors.UserError(f'The {side} is empty.')
-        ids = np.append(self.vocabulary.encode(value), self.vocabulary.end_of_text)
-        if len(ids) > longest:
-            raise errors.UserError(
-                f'The {side} {value[:40]!r}... has {len(ids)} tokens with its end, more than '
-                f'task.{side}_length = {longest}: raise it, or shorten the text.'
-            )
-        return ids.astype(np.int32)
-
-    def _padded(self, ids: np.ndarray) -> np.ndarray:
-        return np.pad(
-            ids, (0, self._num_tokens - len(ids)), constant_values=self.vocabulary.end_of_text
-        )
+        return self.with_end(value, side, getattr(self, f'{side}_length'))
 
     def postprocess(self, prediction: Sequence[int]) -> str:
         """Token ids -> the text before their end."""
-        ids = itertools.takewhile(lambda id: id != self.vocabulary.end_of_text, prediction)
-        return self.vocabulary.decode(list(ids))
+        return self.before_end(prediction)
 
     def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
         """One example for each record."""

@@ -199,6 +199,18 @@ def settings_of(module: nn.Module, **given) -> Settings:
     return Settings(**{name: getattr(module, name) for name in own & settings} | given)
 
 
+def check_fixed(model: nn.Module, fixed: Mapping[str, tuple[Any, str]], path: str) -> None:
+    """Raises UserError for a field that has another value than the only one that it may have.
+
+    Args:
+      fixed: the value of each such field, and why.
+      path: of the model's section, for the error.
+    """
+    for field, (value, reason) in fixed.items():
+        if getattr(model, field) != value:
+            raise errors.UserError(f'config.{path}.{field} must be {value}: {reason}.')
+
+
 def scaled_normal(variance: float):
     """An initialiser of normal values of this variance."""
     return nn.initializers.normal(math.sqrt(variance))
