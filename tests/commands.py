@@ -1,5 +1,6 @@
 """Runs the project's commands as a user does, most in a process of their own with one device."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from bigmodels import checkpoint, config, predict, rundir, runs, trees
+from bigmodels import checkpoint, config, errors, predict, rundir, trees, writers
 from bigmodels import train as train_lib
+from bigmodels.checkpoint import values
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -67,6 +69,23 @@ def tiny_text_config(directory: pathlib.Path, overrides: tuple[str, ...] | list[
     return config.load(path, [*values, *overrides])
 
 
+def called(capsys: Any, module: str, *arguments: str) -> tuple[int, str, str]:
+    """`run` within this process, which has imported what takes a new one seconds."""
+    found = importlib.import_module(module)
+    if not hasattr(found, 'main'):  # a package
+        found = importlib.import_module(f'{module}.__main__')
+    capsys.readouterr()
+    status = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(sys, 'argv', [module, *arguments])
+        try:
+            errors.exit_on_user_error(found.main)
+        except SystemExit as stopped:
+            status = stopped.code or 0
+    return status, *capsys.readouterr()
+
+
 def printed(module: Any, capsys: Any, **options: Any) -> str:
     """What a command of this package prints, run in this process with its devices."""
     with pytest.MonkeyPatch.context() as patch:
@@ -85,7 +104,7 @@ def answered(capsys: Any, workdir: pathlib.Path, given: Any, **options: Any) -> 
 def resumed(workdir: pathlib.Path, copy: pathlib.Path, given: Any = None) -> dict[str, float]:
     """What a copy of a finished run reports that lost its last checkpoint, and went on to its end.
 
-    It must end with the run's own params, bit for bit. `given`: a config in place of its own.
+    It must end with the same checkpoint, bit for bit. `given`: a config in place of its own.
     """
     shutil.copytree(workdir, copy)
     (copy / rundir.SUMMARY).unlink()
@@ -97,6 +116,21 @@ def resumed(workdir: pathlib.Path, copy: pathlib.Path, given: Any = None) -> dic
     figures = train_lib.train(given or config.read(copy / rundir.CONFIG), copy)
     assert checkpoint.steps(directory) == steps
     assert kept.stat().st_mtime_ns == written
-    ends = (runs.open_run(folder).params for folder in (workdir, copy))
+    ends = (arrays(folder, steps[-1]) for folder in (workdir, copy))
     assert trees.first_difference(*ends) is None
     return figures
+
+
+def losses(workdir: pathlib.Path) -> list[float]:
+    """Those of the steps that were logged."""
+    rows = writers.read_metrics(workdir / 'metrics.jsonl')
+    return [row['train/loss'] for row in rows if 'train/loss' in row]
+
+
+def arrays(workdir: pathlib.Path, step: int) -> dict[str, Any]:
+    """Every part of a checkpoint by its name, as numpy arrays."""
+    directory = workdir / rundir.CHECKPOINTS
+    found = {part: values.read(directory, step, part) for part in checkpoint.PARTS}
+    assert found['params']
+    assert found['opt_state']
+    return found

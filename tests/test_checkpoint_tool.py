@@ -89,11 +89,11 @@ def assert_mean(params, trees_, weights):
 
 
 @pytest.mark.slow
-def test_each_command_in_a_process_of_its_own(copied, tmp_path):
+def test_each_command(copied, tmp_path, capsys):
     damaged = flip_a_bit(copied / 'checkpoints' / '10', 'opt_state')
     average, file = tmp_path / 'average', tmp_path / 'params.safetensors'
     outcomes = [
-        commands.run('bigmodels.checkpoint', command, f'--workdir={copied}', *more)
+        commands.called(capsys, 'bigmodels.checkpoint', command, f'--workdir={copied}', *more)
         for command, *more in (
             ('verify',),
             ('list',),

@@ -36,8 +36,27 @@ def test_files_that_configs_name_are_there():
     assert found > 50
 
 
+def test_every_config_has_its_row_and_says_what_it_costs_and_gives():
+    readme = (ROOT / 'README.md').read_text()
+    configs = [path for path in (ROOT / 'configs').glob('*.py') if path.stem != 'common']
+    assert len(configs) > 35
+    for path in configs:
+        header = ast.get_docstring(ast.parse(path.read_text()))
+        assert f'({path.relative_to(ROOT)})' in readme, path.name
+        assert f'python -m bigmodels.main --config=configs/{path.name}' in header, path.name
+        assert re.search('^Cost', header, re.MULTILINE), path.name
+        assert re.search('result', header, re.IGNORECASE), path.name
+
+
+def test_every_experiment_is_listed():
+    listed = (ROOT / 'experiments' / 'README.md').read_text()
+    for path in (ROOT / 'experiments').glob('*.py'):
+        assert f'[{path.stem}]({path.name})' in listed
+
+
 def test_links_lead_somewhere():
-    pages = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *(ROOT / 'docs').glob('*.md')]
+    pages = [ROOT / name for name in ('README.md', 'CONTRIBUTING.md', 'experiments/README.md')]
+    pages += (ROOT / 'docs').glob('*.md')
     links = [
         (page, target)
         for page in pages

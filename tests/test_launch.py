@@ -93,7 +93,9 @@ def test_signals_are_passed_on_to_all(number):
     assert process.returncode == 0
 
 
-def test_mistakes_in_its_options():
-    status, _, err = commands.run('bigmodels.launch', '--processes=0', '--', '--config=x.py')
+def test_mistakes_in_its_options(capsys):
+    status, _, err = commands.called(
+        capsys, 'bigmodels.launch', '--processes=0', '--', '--config=x.py'
+    )
     assert status == 2
     assert '--processes=0 must be at least 1' in err

@@ -15,17 +15,16 @@ HOLDER = f'process {os.getpid()} on {socket.gethostname()}, since 20'
 
 
 @pytest.mark.parametrize('resume', ['same', 'changed', 'restart'])
-def test_a_second_run_is_told_who_is_there(tmp_path, resume):
+def test_a_second_run_is_told_who_is_there(digits_run, resume):
     config = test_train.digits_config()
-    train_lib.train(config, tmp_path)
-    before = sorted(tmp_path.iterdir())
+    before = sorted(digits_run.iterdir())
     with (
-        rundir.held(tmp_path, 'same'),
+        rundir.held(digits_run, 'same'),
         pytest.raises(errors.UserError, match=f'under way in .*{HOLDER}.*--workdir'),
     ):
-        train_lib.train(config, tmp_path, resume)
-    assert sorted(tmp_path.iterdir()) == before
-    assert not tmp_path.with_name(tmp_path.name + '.1').exists()
+        train_lib.train(config, digits_run, resume)
+    assert sorted(digits_run.iterdir()) == before
+    assert not digits_run.with_name(digits_run.name + '.1').exists()
 
 
 def test_is_released_at_the_end_and_after_an_error(tmp_path):
@@ -43,13 +42,12 @@ def test_the_lock_alone_is_no_run(tmp_path):
     assert not tmp_path.with_name(tmp_path.name + '.1').exists()
 
 
-def test_a_restart_holds_the_new_directory(tmp_path):
-    train_lib.train(test_train.digits_config(), tmp_path)
-    with rundir.held(tmp_path, 'restart'):
-        assert [path.name for path in tmp_path.iterdir()] == [lock.NAME]
-        with pytest.raises(errors.UserError, match=HOLDER), rundir.held(tmp_path, 'same'):
+def test_a_restart_holds_the_new_directory(digits_run):
+    with rundir.held(digits_run, 'restart'):
+        assert [path.name for path in digits_run.iterdir()] == [lock.NAME]
+        with pytest.raises(errors.UserError, match=HOLDER), rundir.held(digits_run, 'same'):
             pass
-    with rundir.held(tmp_path.with_name(tmp_path.name + '.1'), 'same'):
+    with rundir.held(digits_run.with_name(digits_run.name + '.1'), 'same'):
         pass
 
 

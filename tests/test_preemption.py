@@ -67,7 +67,7 @@ def test_the_step_is_saved_and_the_resumed_run_equals_the_uninterrupted(
     assert saved(tmp_path)[-1] == stopped_at
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     train_lib.train(config(), tmp_path)
-    expected, values = (test_train.arrays(workdir, 40) for workdir in (through, tmp_path))
+    expected, values = (commands.arrays(workdir, 40) for workdir in (through, tmp_path))
     assert trees.first_difference(expected, values) is None
     assert test_train.same_metrics(through, tmp_path)
     names = [(workdir / 'summary.json').read_text() for workdir in (through, tmp_path)]

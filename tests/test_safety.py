@@ -156,18 +156,16 @@ def test_a_config_cannot_trust_for_itself(trust):
 
 
 @pytest.mark.parametrize('command', ['evaluate', 'deploy.generate', 'data.inspect'])
-def test_commands_refuse_untrusted_code(finished, tmp_path, command):
+def test_commands_refuse_untrusted_code(finished, tmp_path, command, capsys):
     config = json.loads((finished / 'config.json').read_text())
     config['model'] = {'name': 'subprocess.Popen', 'args': ['touch', str(tmp_path / 'owned')]}
     (tmp_path / 'config.json').write_text(json.dumps(config))
     options = {'deploy.generate': ['--prompt=a'], 'data.inspect': ['--steps=1:2']}
-    status, out, err = commands.run(
-        f'bigmodels.{command}', f'--workdir={tmp_path}', *options.get(command, ())
-    )
+    arguments = (f'--workdir={tmp_path}', *options.get(command, ()))
+    status, out, err = commands.called(capsys, f'bigmodels.{command}', *arguments)
     assert status == 2
     assert out == ''
     assert "config.model.name = 'subprocess.Popen' would import and run code" in err
-    assert 'Traceback' not in err
     assert not (tmp_path / 'owned').exists()
 
 
@@ -181,14 +179,14 @@ def own(tmp_path, monkeypatch):
     return tmp_path / 'run', train_lib.train(config_lib.load(DIGITS, overrides), tmp_path / 'run')
 
 
-def test_a_trusted_model_of_one_s_own_is_opened(own):
+def test_a_trusted_model_of_one_s_own_is_opened(own, capsys):
     workdir, final = own
     with pytest.raises(errors.UserError, match=r'--trust=my_models'):
         runs.open_run(workdir)
     run = runs.open_run(workdir, trust=('my_models',))
     assert type(run.model).__name__ == 'Wide'
-    status, out, err = commands.run(
-        'bigmodels.evaluate', f'--workdir={workdir}', '--trust=my_models'
+    status, out, err = commands.called(
+        capsys, 'bigmodels.evaluate', f'--workdir={workdir}', '--trust=my_models'
     )
     assert status == 0, err
     assert json.loads(out)['valid/loss'] == pytest.approx(final['valid/loss'], rel=1e-5)

@@ -11,25 +11,12 @@ from bigmodels import train as train_lib
 from tests import commands, test_train
 
 
-@pytest.fixture(scope='module')
-def finished(tmp_path_factory):
-    """A run of 20 steps with steps 10 and 20 saved."""
-    workdir = tmp_path_factory.mktemp('finished')
-    train_lib.train(test_train.digits_config(log_every=1), workdir)
-    return workdir
-
-
-@pytest.fixture
-def workdir(finished, tmp_path):
-    return shutil.copytree(finished, tmp_path / 'run')
-
-
 def saved(workdir) -> list[int]:
     return checkpoint.steps(workdir / rundir.CHECKPOINTS)
 
 
 def same_end(finished, workdir) -> bool:
-    values = [test_train.arrays(one, 20) for one in (finished, workdir)]
+    values = [commands.arrays(one, 20) for one in (finished, workdir)]
     return trees.first_difference(*values) is None and test_train.same_metrics(finished, workdir)
 
 
@@ -46,38 +33,45 @@ def remove_manifest(step):
     (step / checkpoint.MANIFEST).unlink()
 
 
+def flip(step):
+    file = next((step / 'params' / 'd').iterdir())
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(bytes(data))
+
+
 def empty(step):
     shutil.rmtree(step)
     step.mkdir()
 
 
-@pytest.mark.parametrize('harm', [truncate, remove, remove_manifest, empty])
-def test_a_damaged_step_is_told_set_aside_and_made_again(finished, workdir, harm, capsys):
-    harm(workdir / rundir.CHECKPOINTS / '20')
-    train_lib.train(test_train.digits_config(log_every=1), workdir)
+@pytest.mark.parametrize('harm', [truncate, flip, remove, remove_manifest, empty])
+def test_a_damaged_step_is_told_set_aside_and_made_again(finished_digits, digits_run, harm, capsys):
+    harm(digits_run / rundir.CHECKPOINTS / '20')
+    train_lib.train(test_train.digits_config(log_every=1), digits_run)
     said = capsys.readouterr()
     assert 'WARNING: checkpoint 20 is damaged and was set aside: ' in said.out
     assert 'resumed at step 10' in said.err
-    assert (workdir / rundir.CHECKPOINTS / '20.damaged').is_dir()
-    assert same_end(finished, workdir)
+    assert (digits_run / rundir.CHECKPOINTS / '20.damaged').is_dir()
+    assert same_end(finished_digits, digits_run)
 
 
-def test_what_a_killed_save_left_is_no_step(finished, workdir, capsys):
-    checkpoints = workdir / rundir.CHECKPOINTS
+def test_what_a_killed_save_left_is_no_step(finished_digits, digits_run, capsys):
+    checkpoints = digits_run / rundir.CHECKPOINTS
     (checkpoints / '20').rename(checkpoints / '20.orbax-checkpoint-tmp')
-    train_lib.train(test_train.digits_config(log_every=1), workdir)
+    train_lib.train(test_train.digits_config(log_every=1), digits_run)
     assert 'resumed at step 10' in capsys.readouterr().err
     assert sorted(path.name for path in checkpoints.iterdir()) == ['10', '20']
-    assert same_end(finished, workdir)
+    assert same_end(finished_digits, digits_run)
 
 
-def test_when_every_step_is_damaged_nothing_is_touched(workdir):
-    for step in saved(workdir):
-        remove_manifest(workdir / rundir.CHECKPOINTS / str(step))
-    before = sorted(workdir.rglob('*'))
+def test_when_every_step_is_damaged_nothing_is_touched(digits_run):
+    for step in saved(digits_run):
+        remove_manifest(digits_run / rundir.CHECKPOINTS / str(step))
+    before = sorted(digits_run.rglob('*'))
     with pytest.raises(errors.UserError, match='Every checkpoint.*Nothing was deleted'):
-        train_lib.train(test_train.digits_config(log_every=1), workdir)
-    assert sorted(workdir.rglob('*')) == before
+        train_lib.train(test_train.digits_config(log_every=1), digits_run)
+    assert sorted(digits_run.rglob('*')) == before
 
 
 def test_a_directory_that_nobody_can_write():
@@ -133,29 +127,29 @@ def command(workdir, largest_file: int = resource.RLIM_INFINITY) -> tuple[int, s
 
 
 @pytest.mark.slow
-def test_the_command_on_a_disk_that_is_full_for_a_save(finished, workdir):
-    shutil.rmtree(workdir / rundir.CHECKPOINTS / '20')
-    status, out, err = command(workdir, largest_file=40_000)
+def test_the_command_on_a_disk_that_is_full_for_a_save(finished_digits, digits_run):
+    shutil.rmtree(digits_run / rundir.CHECKPOINTS / '20')
+    status, out, err = command(digits_run, largest_file=40_000)
     assert status == 2
     assert 'WARNING: step 20 was not saved' in err
     assert 'File too large' in err
     assert err.splitlines()[-1].startswith('error: The last step, 20, was not saved')
     assert 'Traceback' not in out + err
-    assert saved(workdir) == [10]
-    status, _, err = command(workdir)
+    assert saved(digits_run) == [10]
+    status, _, err = command(digits_run)
     assert status == 0, err
-    assert same_end(finished, workdir)
+    assert same_end(finished_digits, digits_run)
 
 
 @pytest.mark.slow
-def test_the_command_on_a_disk_that_is_full_for_the_plot(finished, workdir):
-    (workdir / 'summary.json').unlink()
-    status, out, err = command(workdir, largest_file=8_000)
+def test_the_command_on_a_disk_that_is_full_for_the_plot(finished_digits, digits_run):
+    (digits_run / 'summary.json').unlink()
+    status, out, err = command(digits_run, largest_file=8_000)
     assert status == 2
     assert 'File too large' in err
     assert 'step 20 is the last' in err
     assert 'Traceback' not in out + err
-    status, _, err = command(workdir)
+    status, _, err = command(digits_run)
     assert status == 0, err
-    assert same_end(finished, workdir)
-    assert (workdir / 'summary.json').is_file()
+    assert same_end(finished_digits, digits_run)
+    assert (digits_run / 'summary.json').is_file()

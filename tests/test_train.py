@@ -35,18 +35,6 @@ def same_metrics(one: pathlib.Path, other: pathlib.Path) -> bool:
     return rows[0] == rows[1] and len(rows[0]) > 0
 
 
-def arrays(workdir: pathlib.Path, step: int):
-    """Every array that a checkpoint holds, whatever it belongs to."""
-    import orbax.checkpoint as ocp
-
-    found = {}
-    for item in sorted((workdir / rundir.CHECKPOINTS / str(step)).iterdir()):
-        if item.is_dir():
-            found[item.name] = ocp.StandardCheckpointer().restore(item.absolute())
-    assert {'params', 'opt_state'} <= found.keys()
-    return jax.tree.map(np.asarray, found)
-
-
 def test_digits_are_learnt_to_over_95_percent(tmp_path):
     config = digits_config(total_steps=300)
     config.optimizer.schedule.warmup_steps = 20
@@ -88,7 +76,7 @@ def test_stopping_and_resuming_equals_going_through(tmp_path):
     for step in checkpoint.steps(stopped / rundir.CHECKPOINTS)[1:]:
         shutil.rmtree(stopped / rundir.CHECKPOINTS / str(step))
     train_lib.train(digits_config(**settings), stopped)
-    assert trees.first_difference(arrays(through, 20), arrays(stopped, 20)) is None
+    assert trees.first_difference(*(commands.arrays(run, 20) for run in (through, stopped))) is None
     assert same_metrics(through, stopped)
 
 
@@ -106,49 +94,32 @@ def test_killed_at_random_and_resumed_equals_uninterrupted(tmp_path, monkeypatch
     assert report['runs_completed'] > 0
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, capsys):
-    figures = train_lib.train(digits_config(), tmp_path)
-    directory = tmp_path / rundir.CHECKPOINTS
-    [file, *_] = (directory / '20' / 'params' / 'd').iterdir()
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 4
-    file.write_bytes(bytes(data))
-    assert train_lib.train(digits_config(), tmp_path) == figures
-    said = capsys.readouterr()
-    assert 'checkpoint 20 is damaged' in said.out
-    assert (directory / '20.damaged').is_dir()
-    assert checkpoint.damage(directory, 20) is None
-
-
-def test_a_run_of_before_there_was_a_setting_goes_on(tmp_path):
-    train_lib.train(digits_config(), tmp_path)
-    shutil.rmtree(tmp_path / rundir.CHECKPOINTS / '20')
-    kept = json.loads((tmp_path / rundir.CONFIG).read_text())
+def test_a_run_of_before_there_was_a_setting_goes_on(digits_run):
+    shutil.rmtree(digits_run / rundir.CHECKPOINTS / '20')
+    kept = json.loads((digits_run / rundir.CONFIG).read_text())
     del kept['compress'], kept['privacy'], kept['adapter']['alpha']
-    (tmp_path / rundir.CONFIG).write_text(json.dumps(kept))
-    train_lib.train(digits_config(), tmp_path)
-    assert checkpoint.steps(tmp_path / rundir.CHECKPOINTS)[-1] == 20
+    (digits_run / rundir.CONFIG).write_text(json.dumps(kept))
+    train_lib.train(digits_config(), digits_run)
+    assert checkpoint.steps(digits_run / rundir.CHECKPOINTS)[-1] == 20
 
 
-def test_another_config_is_refused_unless_asked_for(tmp_path):
-    train_lib.train(digits_config(), tmp_path)
+def test_another_config_is_refused_unless_asked_for(digits_run):
     longer = digits_config(total_steps=24)
     with pytest.raises(errors.UserError, match=r'total_steps: 20 -> 24[^$]*--resume=changed'):
-        train_lib.train(longer, tmp_path)
-    train_lib.train(longer, tmp_path, resume='changed')
-    assert checkpoint.steps(tmp_path / rundir.CHECKPOINTS)[-1] == 24
-    train_lib.train(digits_config(log_every=2), tmp_path, resume='restart')
-    assert checkpoint.steps(tmp_path / rundir.CHECKPOINTS)[-1] == 20
-    assert (tmp_path.with_name(tmp_path.name + '.1') / 'summary.json').is_file()
+        train_lib.train(longer, digits_run)
+    train_lib.train(longer, digits_run, resume='changed')
+    assert checkpoint.steps(digits_run / rundir.CHECKPOINTS)[-1] == 24
+    train_lib.train(digits_config(log_every=2), digits_run, resume='restart')
+    assert checkpoint.steps(digits_run / rundir.CHECKPOINTS)[-1] == 20
+    assert (digits_run.with_name(digits_run.name + '.1') / 'summary.json').is_file()
 
 
-def test_execution_settings_may_change_on_resume(tmp_path):
-    train_lib.train(digits_config(), tmp_path)
-    (tmp_path / 'summary.json').unlink()
+def test_execution_settings_may_change_on_resume(digits_run):
+    (digits_run / 'summary.json').unlink()
     changed = digits_config(log_every=3, **{'mesh.data': 2, 'mesh.fsdp': -1, 'data.threads': 0})
-    train_lib.train(changed, tmp_path)
-    assert (tmp_path / 'summary.json').is_file()
-    assert not list(tmp_path.parent.glob(f'{tmp_path.name}.*'))
+    train_lib.train(changed, digits_run)
+    assert (digits_run / 'summary.json').is_file()
+    assert not list(digits_run.parent.glob(f'{digits_run.name}.*'))
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
@@ -160,7 +131,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     step, damaged = checkpoint.newest_good(tmp_path / rundir.CHECKPOINTS)
     assert not damaged
     if step is not None:
-        values = arrays(tmp_path, step)
+        values = commands.arrays(tmp_path, step)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(values['params']))
 
 
@@ -221,12 +192,12 @@ def test_a_mistake_leaves_no_run_behind(tmp_path):
     train_lib.train(digits_config(), tmp_path)
 
 
-def test_a_config_that_does_not_fit_the_checkpoint_changes_nothing(tmp_path):
-    first = train_lib.train(digits_config(), tmp_path)
+def test_a_config_that_does_not_fit_the_checkpoint_changes_nothing(digits_run):
+    first = train_lib.train(digits_config(), digits_run)
     wider = digits_config(**{'model.hidden_dims': (16, 16), 'total_steps': 30})
     with pytest.raises(errors.UserError, match='does not fit the config'):
-        train_lib.train(wider, tmp_path, resume='changed')
-    assert train_lib.train(digits_config(), tmp_path) == first
+        train_lib.train(wider, digits_run, resume='changed')
+    assert train_lib.train(digits_config(), digits_run) == first
 
 
 def test_other_training_data_is_refused_on_resume(tmp_path):
@@ -240,12 +211,11 @@ def test_other_training_data_is_refused_on_resume(tmp_path):
     train_lib.train(config, tmp_path / 'run', resume='changed')
 
 
-def test_the_figures_of_a_shorter_run_are_not_taken_for_those_of_a_longer(tmp_path):
-    train_lib.train(digits_config(), tmp_path)
-    summary = (tmp_path / 'summary.json').read_text()
-    figures = train_lib.train(digits_config(total_steps=24), tmp_path, resume='changed')
-    (tmp_path / 'summary.json').write_text(summary)  # as if killed before the new one
-    assert train_lib.train(digits_config(total_steps=24), tmp_path) == figures
+def test_the_figures_of_a_shorter_run_are_not_taken_for_those_of_a_longer(digits_run):
+    summary = (digits_run / 'summary.json').read_text()
+    figures = train_lib.train(digits_config(total_steps=24), digits_run, resume='changed')
+    (digits_run / 'summary.json').write_text(summary)  # as if killed before the new one
+    assert train_lib.train(digits_config(total_steps=24), digits_run) == figures
 
 
 def test_the_best_step_is_kept(tmp_path):

@@ -23,7 +23,7 @@ def pretrained(tmp_path_factory):
     overrides = [
         f'data.train.path={commands.ROOT}/CONTRIBUTING.md',
         f'data.evals.valid.path={commands.ROOT}/README.md',
-        'checkpoint.every=20',
+        'checkpoint.every=10',
         'model.num_layers=1',
         'ema_decay=0.9',
         *QUICK,
@@ -62,12 +62,13 @@ def frozen(pretrained, sentences, tmp_path_factory):
     return workdir
 
 
-def test_a_pretrained_run_fills_in_what_is_hidden(pretrained, tmp_path, capsys):
+def test_a_pretrained_run_fills_in_what_is_hidden_and_resumes(pretrained, tmp_path, capsys):
     (tmp_path / 'hidden.txt').write_text('the [MASK] of the model\n')
     [answer] = commands.answered(capsys, pretrained, tmp_path / 'hidden.txt')
     assert answer['text'].startswith('the')
     assert answer['text'].endswith(' of the model')
     assert '[MASK]' not in answer['text']
+    commands.resumed(pretrained, tmp_path / 'resumed')
 
 
 def test_a_run_begins_with_the_others_arrays_bit_for_bit(pretrained, frozen):
@@ -114,7 +115,7 @@ def test_a_resumed_run_reads_nothing_and_is_the_same(pretrained, sentences, tmp_
         (['model.encoder.mlp_dim=48'], r'up/kernel is float32\[32, 48\], but .*\[32, 128\]'),
         (["init_from.new=('^head/','^haed/')"], r"no parameter is covered by '\^haed/'"),
         (["init_from.new=('(',)"], r"'\(' is no regular expression"),
-        (['init_from.step=7'], 'has no such checkpoint; it has steps: 20'),
+        (['init_from.step=7'], 'has no such checkpoint; it has steps: 10, 20'),
         (['init_from.workdir=nowhere'], 'nowhere holds no run'),
     ],
 )  # fmt: skip
@@ -132,6 +133,7 @@ def test_what_does_not_fit_is_named_before_compilation(
 def test_a_damaged_run_is_not_begun_with(pretrained, sentences, tmp_path):
     other = tmp_path / 'other'
     shutil.copytree(pretrained, other)
+    shutil.rmtree(other / 'checkpoints' / '10')
     largest = max(
         (other / 'checkpoints').rglob('ema_params/**/d/*'), key=lambda p: p.stat().st_size
     )

@@ -49,6 +49,22 @@ def write_npz(path, images: list[np.ndarray], split: str = '') -> None:
     np.savez(path, **{prefix + name: array for name, array in arrays.items()})
 
 
+def write_cifar10(folder, images: list[np.ndarray], labels) -> list[bytes]:
+    """The archive that the rows read, the same images in both splits; their PNG files."""
+    files = [encoded(image) for image in images]
+    arrays = {
+        'jpeg': np.frombuffer(b''.join(files), np.uint8),
+        'offsets': np.cumsum([0, *map(len, files)]),
+        'label': np.asarray(labels, np.uint8),
+    }
+    folder.mkdir()
+    np.savez(
+        folder / 'cifar10_jpeg.npz',
+        **{f'{split}_{name}': x for split in ('train', 'test') for name, x in arrays.items()},
+    )
+    return files
+
+
 def gif(video: np.ndarray, **options) -> bytes:
     """uint8 [T, H, W] or [T, H, W, C] as a GIF file's bytes; grey is kept exactly."""
     first, *rest = (Image.fromarray(frame) for frame in video)

@@ -70,13 +70,14 @@ def test_the_places_of_answers_are_not_shown_as_text(tmp_path):
     assert [line for line in shown if line.endswith(':')] == ['x[0] inputs:']
 
 
-def test_the_command_shows_the_places_of_answers(tmp_path):
+def test_the_command_shows_the_places_of_answers(tmp_path, capsys):
     context = 'It is a blue ball, which rolls.'
     answers = [{'text': 'blue', 'answer_start': 8}]
     asked = {'id': 'a', 'question': 'What?', 'answers': answers}
     paragraph = {'context': context, 'qas': [asked] * 8}
     (tmp_path / 'a.json').write_text(json.dumps({'data': [{'paragraphs': [paragraph]}]}))
-    status, out, err = commands.run(
+    status, out, err = commands.called(
+        capsys,
         'bigmodels.data.inspect',
         '--config=configs/question_answering.py:tiny',
         f'--config.data.train.path={tmp_path / "a.json"}',
@@ -117,11 +118,11 @@ def test_waveforms_have_a_line_each(tmp_path):
     assert pixels(figure, tmp_path / 'x.png').std() > 10
 
 
-def test_a_text_run_is_shown_as_it_was_trained(tmp_path):
+def test_a_text_run_is_shown_as_it_was_trained(tmp_path, capsys):
     config = commands.tiny_text_config(tmp_path, ['total_steps=4', 'task.sample_tokens=0'])
     train_lib.train(config, tmp_path / 'run')
-    status, out, err = commands.run(
-        'bigmodels.data.inspect', f'--workdir={tmp_path / "run"}', '--steps=2:4'
+    status, out, err = commands.called(
+        capsys, 'bigmodels.data.inspect', f'--workdir={tmp_path / "run"}', '--steps=2:4'
     )
     assert status == 0, err
     assert [line for line in out.splitlines() if line.startswith('step')] == [
@@ -138,8 +139,9 @@ def test_a_text_run_is_shown_as_it_was_trained(tmp_path):
         assert f'text_files[{text.index(words) // 32}] inputs:' in shown
 
 
-def test_digits_of_a_config_are_drawn_with_their_ids(tmp_path):
-    status, out, err = commands.run(
+def test_digits_of_a_config_are_drawn_with_their_ids(tmp_path, capsys):
+    status, out, err = commands.called(
+        capsys,
         'bigmodels.data.inspect',
         '--config=configs/digits_mlp.py:tiny',
         '--config.batch_size=6',

@@ -195,7 +195,7 @@ def test_a_private_run_resumes_as_it_began_or_not_at_all(tmp_path, capsys):
         with pytest.raises(errors.UserError, match='holds a run with another config'):
             train_lib.train(private_digits(**settings | {key: value}), stopped)
     train_lib.train(private_digits(**settings), stopped)
-    one, other = (test_train.arrays(run, 20) for run in (through, stopped))
+    one, other = (commands.arrays(run, 20) for run in (through, stopped))
     assert trees.first_difference(one, other) is None
     assert test_train.same_metrics(through, stopped)
     rows = [json.loads(line) for line in (stopped / 'metrics.jsonl').read_text().splitlines()]

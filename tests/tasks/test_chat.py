@@ -237,9 +237,9 @@ def test_a_merged_run_is_opened_by_everything(tuned, sums, tmp_path, monkeypatch
     directory, figures = tuned
     merged = tmp_path / 'merged'
     options = [f'--workdir={directory}/run', f'--out={merged}']
-    status, out, err = commands.run('bigmodels.adapters', 'merge', *options)
+    status, out, err = commands.called(capsys, 'bigmodels.adapters', 'merge', *options)
     assert status == 0, err
-    status, out, err = commands.run('bigmodels.evaluate', f'--workdir={merged}')
+    status, out, err = commands.called(capsys, 'bigmodels.evaluate', f'--workdir={merged}')
     assert status == 0, err
     assert json.loads(out)['test/loss'] == pytest.approx(figures['test/loss'], rel=1e-4)
     one, other = runs.open_run(directory / 'run'), runs.open_run(merged)

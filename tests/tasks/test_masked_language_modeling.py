@@ -67,6 +67,12 @@ def test_evaluation_does_not_depend_on_the_batch(batch, params):
     np.testing.assert_allclose(evaluate(slice(0, 4)), alone, rtol=1e-5)
 
 
+def test_perplexity_is_that_of_a_uniform_choice():
+    values = make().summary({'loss': np.log(50.0), 'accuracy': 0.5})
+    assert values == pytest.approx({'loss': np.log(50.0), 'accuracy': 0.5, 'perplexity': 50.0})
+    assert make().summary({'loss': 1e4})['perplexity'] > 1e300  # and no error
+
+
 def test_the_end_of_a_set_is_not_seen(batch, params):
     task = make()
     other = batch['inputs'].copy()

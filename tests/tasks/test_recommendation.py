@@ -241,7 +241,7 @@ LEARNING = {
 
 
 @pytest.mark.parametrize('name', LEARNING)
-def test_a_row_learns_what_comes_next_and_serves_it(name, tmp_path):
+def test_a_row_learns_what_comes_next_serves_it_and_resumes(name, tmp_path):
     workdir, figures = tiny_run(name, tmp_path, *LEARNING[name])
     assert figures['test/hit_rate@10'] > 0.9
     assert figures['test/ndcg@10'] > 0.8  # by chance, of twelve items less those seen: 0.5
@@ -260,13 +260,14 @@ def test_a_row_learns_what_comes_next_and_serves_it(name, tmp_path):
     np.testing.assert_allclose(
         [found['score'] for found in predicted], [found['score'] for found in expected], rtol=1e-5
     )
+    assert commands.resumed(workdir, tmp_path / 'resumed') == figures
 
 
 @pytest.mark.slow
-def test_the_command_recommends_and_tells_of_unknown_items(tmp_path):
+def test_the_command_recommends_and_tells_of_unknown_items(tmp_path, capsys):
     workdir, _ = tiny_run('recommend_sequence', tmp_path)
     command = ('bigmodels.deploy.recommend', f'--workdir={workdir}', '--items=003,new')
-    status, out, err = commands.run(*command)
+    status, out, err = commands.called(capsys, *command)
     assert status == 0, err
     assert len(out.splitlines()) == 10
     assert json.loads(out.splitlines()[0]).keys() == {'item', 'title', 'score'}

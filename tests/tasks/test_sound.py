@@ -1,5 +1,6 @@
 """Tasks of sound: records to batches, what padding must not do, and whole runs."""
 
+import itertools
 import json
 import warnings
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigmodels import config, errors, experiment, explain, sharding, train, writers
+from bigmodels import config, errors, experiment, explain, sharding, train
 from bigmodels.data import audio, pipeline
 from bigmodels.data.sources.audio_sources import AudioNpz
 from bigmodels.data.sources.speech_sources import Transcribed
@@ -191,6 +192,24 @@ def test_the_loss_is_that_of_each_text_alone(tmp_path):
     np.testing.assert_allclose(loss_of(batch), expected, rtol=1e-5)
 
 
+def test_the_loss_is_of_all_paths_that_stand_for_the_text():
+    task = transcription()
+    samples = np.random.default_rng(0).normal(size=840).astype(np.float32)
+    batch = batch_of(task, [{'audio': samples, 'text': '31'}])
+    params = task.init(jax.random.key(0), batch)['params']
+    logits, frames, _ = task.logits(params, {}, batch)
+    length = int(task.model.output_lengths(frames)[0])
+    assert length == 3
+    log_probs = np.asarray(jax.nn.log_softmax(logits[0, :length]), np.float64)
+    total, wanted = 0.0, task.vocabulary.encode('31').tolist()
+    for path in itertools.product(range(13), repeat=length):
+        collapsed = [label for label, _ in itertools.groupby(path) if label != 12]  # the blank
+        if collapsed == wanted:
+            total += np.exp(log_probs[range(length), path].sum())
+    loss, _ = task.loss_fn(params, {}, batch, jax.random.key(0), train=False)
+    assert float(loss) == pytest.approx(-np.log(total) / 2, rel=1e-4)
+
+
 def test_augmentation_is_for_training_only(tones):
     recordings = AudioNpz(tones, 'test')
     plain, augmented = (
@@ -221,8 +240,7 @@ def test_a_tiny_run_is_complete_answers_and_resumes(name, tones, tmp_path, capsy
     assert again == figures
     assert np.isfinite(list(figures.values())).all()
     assert ('test/wer' if name == 'speech_ctc' else 'test/accuracy') in figures
-    rows = writers.read_metrics(tmp_path / 'run' / 'metrics.jsonl')
-    losses = [row['train/loss'] for row in rows if 'train/loss' in row]
+    losses = commands.losses(tmp_path / 'run')
     assert losses[-1] < losses[0]
     (tmp_path / 'wav').mkdir()
     for i, rate in enumerate((8000, 16_000)):
@@ -265,7 +283,7 @@ def test_a_tiny_run_on_texts_of_files(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.shared_data
-def test_a_tiny_run_on_real_sentences(shared_data, tmp_path):
+def test_a_tiny_run_on_real_sentences_resumes(shared_data, tmp_path):
     """Of 1.5 to 11.7 s at two rates, resampled, whole texts in characters."""
     path = shared_data / 'speech_sentences' / 'speech_sentences.zip'
     loaded = config.load(str(ROOT / 'configs/speech_sentences.py:tiny'), [
@@ -273,10 +291,10 @@ def test_a_tiny_run_on_real_sentences(shared_data, tmp_path):
     ])  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # that the files are resampled
-        figures = train.train(loaded, tmp_path)
+        figures = train.train(loaded, tmp_path / 'run')
+        assert commands.resumed(tmp_path / 'run', tmp_path / 'resumed') == figures
     assert {'learnt/cer', 'learnt/wer', 'learnt/loss'} <= figures.keys()
-    rows = writers.read_metrics(tmp_path / 'metrics.jsonl')
-    losses = [row['train/loss'] for row in rows if 'train/loss' in row]
+    losses = commands.losses(tmp_path / 'run')
     assert losses[-1] < losses[0]
 
 

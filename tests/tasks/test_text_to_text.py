@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bigmodels import config as config_lib
-from bigmodels import errors, predict, runs, writers
+from bigmodels import errors, predict, runs
 from bigmodels import train as train_lib
 from bigmodels.data import pipeline, tokenizers
 from bigmodels.data.sources import pair_sources
@@ -71,7 +71,10 @@ def test_a_record_becomes_padded_tokens_and_is_text_again():
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        (dict(source_length=9), "the records, record 3: The source 'hello you'... has 10 tokens"),
+        (
+            dict(source_length=9),
+            "the records, record 3: The source 'hello you'... has 10 tokens with",
+        ),
         (dict(target_length=5), "the records, record 4: The target 'nichts'... has 7 tokens"),
         (
             dict(target_field='goal'),
@@ -231,7 +234,7 @@ def test_the_row_of_summaries_trains_resumes_and_answers(tmp_path, monkeypatch, 
     config = config_lib.load(f'{commands.ROOT}/configs/summarize.py:tiny', ['log_every=1'])
     figures = train_lib.train(config, tmp_path / 'run')
     assert {'test/rouge1', 'test/rouge2', 'test/rouge_l'} < set(figures)
-    losses = losses_of(tmp_path / 'run')
+    losses = commands.losses(tmp_path / 'run')
     assert losses[-1] < losses[0]
     assert commands.resumed(tmp_path / 'run', tmp_path / 'resumed') == figures
     test = tmp_path / 'summaries' / 'test.jsonl'
@@ -250,14 +253,9 @@ def test_questions_are_answered_by_texts_too(tmp_path, monkeypatch, capsys):
     spec = f'{commands.ROOT}/configs/question_answering.py:tiny_text'
     figures = train_lib.train(config_lib.load(spec, ['log_every=1']), tmp_path / 'run')
     assert figures['dev/token_f1'] >= figures['dev/exact_match'] >= 0
-    losses = losses_of(tmp_path / 'run')
+    losses = commands.losses(tmp_path / 'run')
     assert losses[-1] < losses[0]
     asked = tmp_path / 'asked.jsonl'
     asked.write_text(json.dumps({'source': 'question: How many? context: a 417 d'}))
     [answer] = commands.answered(capsys, tmp_path / 'run', asked)
     assert isinstance(answer['answer'], str)
-
-
-def losses_of(workdir):
-    rows = writers.read_metrics(workdir / 'metrics.jsonl')
-    return [row['train/loss'] for row in rows if 'train/loss' in row]

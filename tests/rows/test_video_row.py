@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bigmodels import config as config_lib
-from bigmodels import errors, evaluate, predict, runs
+from bigmodels import errors, evaluate, runs
 from bigmodels import train as train_lib
 from bigmodels.data.sources.video_sources import MovingDigits
 from tests import commands
@@ -65,10 +65,7 @@ def test_clips_as_files_are_answered_as_they_were_evaluated(run, tmp_path, capsy
     inputs = opened.task.preprocess(source.take(np.arange(6)))['inputs']
     expected = opened.task.predict(opened.params, opened.model_state, {'inputs': inputs})
     for folder in ('gif', 'frames'):
-        options = dict(workdir=workdir, input=tmp_path / folder, batch_size=4)
-        answers = [
-            json.loads(line) for line in commands.printed(predict, capsys, **options).splitlines()
-        ]
+        answers = commands.answered(capsys, workdir, tmp_path / folder, batch_size=4)
         assert len(answers) == 6
         for answer, probabilities in zip(answers, np.asarray(expected), strict=True):
             assert answer['label'] == probabilities.argmax()
@@ -84,8 +81,7 @@ def test_longer_and_larger_clips_are_cut_to_size(run, tmp_path, capsys):
         (tmp_path / f'{i}.gif').write_bytes(image_files.gif(video))
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter('always')
-        printed = commands.printed(predict, capsys, workdir=workdir, input=tmp_path)
-    answers = [json.loads(line) for line in printed.splitlines()]
+        answers = commands.answered(capsys, workdir, tmp_path)
     assert any('scaled and cropped to the 32 x 32 pixels' in str(one.message) for one in told)
     opened = runs.open_run(workdir)
     inputs = opened.task.preprocess(source.take(np.arange(20)))['inputs']
@@ -101,7 +97,7 @@ def test_a_clip_that_is_too_short_is_named(run, tmp_path, capsys):
     workdir, _, source = run
     (tmp_path / 'a.gif').write_bytes(image_files.gif(source[0]['video'][:3, ..., 0]))
     with pytest.raises(errors.UserError, match=r'a\.gif: A video has 3 frames, fewer than the 8'):
-        commands.printed(predict, capsys, workdir=workdir, input=tmp_path / 'a.gif')
+        commands.answered(capsys, workdir, tmp_path / 'a.gif')
 
 
 def test_resumed_is_uninterrupted(run, tmp_path):

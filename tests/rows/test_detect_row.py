@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from bigmodels import config as config_lib
-from bigmodels import evaluate, predict, writers
+from bigmodels import evaluate
 from bigmodels import train as train_lib
 from tests import commands
 from tests.data import box_files
@@ -33,8 +33,7 @@ def run(tmp_path_factory):
 def test_detect_learns_and_evaluation_draws_boxes(run, tmp_path, capsys):
     folder, figures = run
     assert {'test/map', 'test/map50', 'test/map75', 'val/map50'} < set(figures)
-    rows = writers.read_metrics(folder / 'run' / 'metrics.jsonl')
-    losses = [row['train/loss'] for row in rows if 'train/loss' in row]
+    losses = commands.losses(folder / 'run')
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
     options = dict(workdir=folder / 'run', pictures=tmp_path / 'shown')
     printed = json.loads(commands.printed(evaluate, capsys, **options))
@@ -50,10 +49,7 @@ def test_boxes_of_raw_images_of_any_size_are_told_and_drawn(run, tmp_path, capsy
     for i, size in enumerate(sizes):
         [scene] = box_files.scenes(1, *size, seed=i)
         Image.fromarray(scene['image']).save(tmp_path / f'{i}.png')
-    options = dict(workdir=folder / 'run', input=tmp_path, pictures=tmp_path / 'drawn')
-    answers = [
-        json.loads(line) for line in commands.printed(predict, capsys, **options).splitlines()
-    ]
+    answers = commands.answered(capsys, folder / 'run', tmp_path, pictures=tmp_path / 'drawn')
     assert len(answers) == 3
     for answer, (height, width) in zip(answers, sizes, strict=True):
         with Image.open(answer['picture']) as picture:
@@ -73,8 +69,7 @@ def test_a_set_is_learnt_without_suppression(run, monkeypatch, tmp_path):
     assert overrides[1:] == ['task.assignment=set', 'task.box_weight=1.0', 'task.max_overlap=1.0']
     figures = train_lib.train(config_lib.load(f'{spec}:tiny', overrides), tmp_path / 'set')
     assert 'test/map50' in figures
-    rows = writers.read_metrics(tmp_path / 'set' / 'metrics.jsonl')
-    losses = [row['train/loss'] for row in rows if 'train/loss' in row]
+    losses = commands.losses(tmp_path / 'set')
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from bigmodels import config as config_lib
-from bigmodels import evaluate, predict
+from bigmodels import evaluate
 from bigmodels import train as train_lib
 from tests import commands
 from tests.data import image_files, mask_files
@@ -24,7 +24,7 @@ def run(tmp_path_factory):
         return folder / 'run', train_lib.train(config, folder / 'run')
 
 
-def test_segment_learns_and_evaluation_draws_overlays(run, tmp_path, capsys):
+def test_segment_learns_resumes_and_evaluation_draws_overlays(run, tmp_path, capsys):
     workdir, figures = run
     assert figures['test/dice'] > 0.5
     printed = json.loads(
@@ -33,6 +33,7 @@ def test_segment_learns_and_evaluation_draws_overlays(run, tmp_path, capsys):
     assert printed['test/dice'] == pytest.approx(figures['test/dice'], abs=1e-3)
     with Image.open(tmp_path / 'shown' / 'test_overlays.png') as picture:
         assert min(picture.size) > 100
+    assert commands.resumed(workdir, tmp_path / 'resumed') == figures
 
 
 def test_masks_of_raw_images_of_any_size_are_written(run, tmp_path, capsys):
@@ -44,10 +45,7 @@ def test_masks_of_raw_images_of_any_size_are_written(run, tmp_path, capsys):
         image = image if i else np.stack([image] * 3, -1)
         Image.fromarray(image).save(tmp_path / f'{i}.png')
         wanted.append(mask > 0)
-    options = dict(workdir=workdir, input=tmp_path, pictures=tmp_path / 'masks')
-    answers = [
-        json.loads(line) for line in commands.printed(predict, capsys, **options).splitlines()
-    ]
+    answers = commands.answered(capsys, workdir, tmp_path, pictures=tmp_path / 'masks')
     right = []
     for answer, mask in zip(answers, wanted, strict=True):
         found = np.asarray(Image.open(answer['mask']))
@@ -59,7 +57,7 @@ def test_masks_of_raw_images_of_any_size_are_written(run, tmp_path, capsys):
     assert accuracy > figures['test/accuracy'] - 0.2
 
 
-def test_diffusion_learns_and_writes_what_it_is_asked_for(tmp_path, monkeypatch, capsys):
+def test_diffusion_learns_resumes_and_writes_what_it_is_asked_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('BIGMODELS_DATA', str(tmp_path))
     (tmp_path / 'mnist').mkdir()
     labels = np.arange(48) % 10
@@ -67,14 +65,14 @@ def test_diffusion_learns_and_writes_what_it_is_asked_for(tmp_path, monkeypatch,
     for stem in ('train', 't10k'):
         image_files.write_mnist(tmp_path / 'mnist', pixels, labels, stem)
     config = config_lib.load(str(commands.ROOT / 'configs/diffusion.py:tiny'))
-    train_lib.train(config, tmp_path / 'run')
-    lines = (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
-    losses = [r['train/loss'] for line in lines if 'train/loss' in (r := json.loads(line))]
+    figures = train_lib.train(config, tmp_path / 'run')
+    losses = commands.losses(tmp_path / 'run')
     assert losses[-1] < losses[0]
     (tmp_path / 'asked.csv').write_text('label,seed\n3,0\n3,1\n3,0\n')
-    options = dict(input=tmp_path / 'asked.csv', pictures=tmp_path / 'written')
-    out = commands.printed(predict, capsys, workdir=tmp_path / 'run', **options)
-    written = [np.asarray(Image.open(json.loads(line)['image'])) for line in out.splitlines()]
+    options = dict(given=tmp_path / 'asked.csv', pictures=tmp_path / 'written')
+    answers = commands.answered(capsys, tmp_path / 'run', **options)
+    written = [np.asarray(Image.open(answer['image'])) for answer in answers]
     assert [image.shape for image in written] == [(28, 28)] * 3
     np.testing.assert_array_equal(written[0], written[2])
     assert (written[0] != written[1]).any()
+    assert commands.resumed(tmp_path / 'run', tmp_path / 'resumed') == figures

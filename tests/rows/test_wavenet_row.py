@@ -6,7 +6,7 @@ import wave
 import pytest
 
 from bigmodels import config as config_lib
-from bigmodels import errors, evaluate, predict
+from bigmodels import errors, evaluate
 from bigmodels import train as train_lib
 from tests import commands, sound_files
 
@@ -49,10 +49,8 @@ def test_it_says_what_it_is_asked_for(run, tmp_path, capsys):
         '\n'.join(json.dumps(dict(zip(('label', 'speaker', 'seed'), row, strict=True)))
                   for row in rows)
     )  # fmt: skip
-    options = dict(workdir=workdir, input=asked, pictures=tmp_path / 'said', batch_size=3)
-    answers = [
-        json.loads(line) for line in commands.printed(predict, capsys, **options).splitlines()
-    ]
+    options = dict(pictures=tmp_path / 'said', batch_size=3)
+    answers = commands.answered(capsys, workdir, asked, **options)
     assert [answer['input'] for answer in answers] == [f'{asked}, record {i}' for i in range(4)]
     said = []
     for answer in answers:
@@ -63,4 +61,4 @@ def test_it_says_what_it_is_asked_for(run, tmp_path, capsys):
     assert len(set(said)) == 3
     asked.write_text('{"label": 3, "speaker": 6, "seed": 0}')
     with pytest.raises(errors.UserError, match=r'asked\.jsonl, record 0: .*num_speakers is 6'):
-        commands.printed(predict, capsys, **options)
+        commands.answered(capsys, workdir, asked, **options)

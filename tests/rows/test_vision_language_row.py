@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bigmodels import config as config_lib
-from bigmodels import errors, evaluate, predict
+from bigmodels import errors, evaluate
 from bigmodels import train as train_lib
 from bigmodels.data.sources.scene_sources import DigitScenes
 from tests import commands
@@ -53,14 +53,14 @@ def test_questions_about_files_are_answered_as_they_were_evaluated(run, tmp_path
         lines.append(json.dumps({'image': f'{i}.png', 'question': record['question']}))
     asked = tmp_path / 'asked.jsonl'
     asked.write_text('\n'.join(lines))
-    out = commands.printed(predict, capsys, workdir=workdir, input=asked, batch_size=40)
-    answers = [json.loads(line)['answer'] for line in out.splitlines()]
-    right = [a == record['answer'] for a, record in zip(answers, records, strict=True)]
+    answers = commands.answered(capsys, workdir, asked, batch_size=40)
+    pairs = zip(answers, records, strict=True)
+    right = [answer['answer'] == record['answer'] for answer, record in pairs]
     assert np.mean(right) == pytest.approx(figures['test/exact'])
     assert any(right)
     asked.write_text(lines[0] + '\n{"image": "1.png", "question": "' + 'why? ' * 9 + '"}')
     with pytest.raises(errors.UserError, match=r'asked\.jsonl, record 1: The question .* 46 tok'):
-        commands.printed(predict, capsys, workdir=workdir, input=asked)
+        commands.answered(capsys, workdir, asked)
 
 
 def test_resumed_is_uninterrupted(run, tmp_path):
