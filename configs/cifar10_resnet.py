@@ -4,7 +4,9 @@
 
 Data: `cifar10/cifar10_jpeg.npz`; by TFDS, lossless: `name='tfds', dataset='cifar10'`.
 
-Cost and result: not measured at full length yet.
+Cost: two CPU cores, 62 min.
+Result: 86.8 % of the test images right, 5.2 points less than the 92 % that were hoped for. Weights
+grow threefold, so that the learning rate is too low for them: so it seems, and is not tried yet.
 """
 
 from configs import common

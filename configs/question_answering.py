@@ -9,8 +9,8 @@ are those of SQuAD's own evaluation.
 
 Data: `squad/{train,dev}-v1.1.json` in $BIGMODELS_DATA, the files of SQuAD v1.1.
 
-Result: not measured on SQuAD yet. Exact match and F1 equal the official
-definition on cases worked out by hand (tests/scores/test_text_scores.py).
+Cost and result: not measured on SQuAD yet. Exact match and F1 equal the official definition on
+cases worked out by hand (tests/scores/test_text_scores.py).
 """
 
 from configs import common

@@ -6,8 +6,8 @@ FOLDER, by default `summaries` in $BIGMODELS_DATA, holds train.jsonl and test.js
 than 512 tokens lose their end. The full-size version is `cnn_dailymail` of TFDS, by the source
 `tfds`, with task.source_field=article and task.target_field=highlights.
 
-Result: not measured on a real set yet. ROUGE-1, 2 and L equal their
-published definition on cases worked out by hand (tests/scores/test_text_scores.py).
+Cost and result: not measured on a real set yet. ROUGE-1, 2 and L equal their published definition
+on cases worked out by hand (tests/scores/test_text_scores.py).
 """
 
 from configs import common
