@@ -4,7 +4,8 @@
 
 Data: `cifar10/cifar10_jpeg.npz`; by TFDS, lossless: `name='tfds', dataset='cifar10'`.
 
-Cost and result: not measured at full length yet.
+Cost: two CPU cores, 55 min.
+Result: 79.5 % of the test images right (experiments/results/zoo.md).
 """
 
 from configs import common
