@@ -168,9 +168,6 @@ def make_program(
     placed, unplaced = sharding.state_shardings(shapes, own_rules, mesh)
 
     teacher = teacher_lib.open_teacher(settings, task, mesh, variables, example)
-    loss_fn = task.loss_fn if teacher is None else teacher.loss_fn(task)
-    if settings.optimizer.get('freeze'):
-        loss_fn = batch_norm.frozen(settings.optimizer['freeze'])(loss_fn)
     join = functools.partial(opening.joined, settings)
     options, told = xla_options.for_mesh(mesh, settings.xla)
     by_rows = sharding.batch_sharding(mesh)
@@ -179,7 +176,7 @@ def make_program(
         begin=begin,
         train_step=functools.partial(
             steps.train_step,
-            loss_fn=loss_fn,
+            loss_fn=_loss_fn(settings, task, teacher),
             tx=tx,
             schedule=schedule,
             seed=settings.seed,
@@ -208,6 +205,13 @@ def make_program(
         teacher=teacher,
         notes=[*unplaced, *_notes(settings, variables, shapes), *gradient.notes, *told],
     )
+
+
+def _loss_fn(settings: Experiment, task: Any, teacher: Any) -> Callable:
+    """The task's, or that of learning from a teacher; frozen normalisation is as in evaluation."""
+    loss_fn = task.loss_fn if teacher is None else teacher.loss_fn(task)
+    frozen = settings.optimizer.get('freeze')
+    return batch_norm.frozen(frozen)(loss_fn) if frozen else loss_fn
 
 
 def _make_optimizer(

@@ -1,5 +1,6 @@
 """Runs the project's commands as a user does, most in a process of their own with one device."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -7,6 +8,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -119,6 +121,22 @@ def resumed(workdir: pathlib.Path, copy: pathlib.Path, given: Any = None) -> dic
     ends = (arrays(folder, steps[-1]) for folder in (workdir, copy))
     assert trees.first_difference(*ends) is None
     return figures
+
+
+@contextlib.contextmanager
+def trained(folder: pathlib.Path, load: Callable, source: Callable):
+    """A row on data in `folder`: its run, what it reported, and its test as a source.
+
+    Args:
+      load: () -> its config, once the data is found.
+      source: of the test, from the fields of the config's section.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('BIGMODELS_DATA', str(folder))
+        loaded = load()
+        figures = train_lib.train(loaded, folder / 'run')
+        section = {key: value for key, value in loaded.data.evals.test.items() if key != 'name'}
+        yield folder / 'run', figures, source(**section)
 
 
 def losses(workdir: pathlib.Path) -> list[float]:

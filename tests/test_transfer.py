@@ -165,3 +165,17 @@ def test_model_state_is_taken_under_the_same_names_and_two_may_begin_as_one():
     del saved['batch_stats/old/tower/mean']
     with pytest.raises(errors.UserError, match='batch_stats/a/mean has no counterpart'):
         transfer.sources(settings, SHAPES, saved)
+
+
+def test_frozen_batch_norm_keeps_its_averages_in_a_run(tmp_path):
+    overrides = [
+        'model.name=convnet', 'model.num_classes=10', 'model.stages=((4,),(4,))',
+        'model.norm=batch_norm', "optimizer.freeze=('^conv_0','^norm_0')", 'total_steps=3',
+    ]  # fmt: skip
+    loaded = config.load(f'{commands.ROOT}/configs/digits_mlp.py:tiny', overrides)
+    train_lib.train(loaded, tmp_path / 'run')
+    begun = runs.open_run(tmp_path / 'run').program().init_state(0).model_state['batch_stats']
+    ended = commands.arrays(tmp_path / 'run', 3)['model_state']['batch_stats']
+    for name in ('mean', 'variance'):
+        np.testing.assert_array_equal(ended['norm_0'][name], begun['norm_0'][name])
+        assert (ended['norm_1'][name] != begun['norm_1'][name]).all()

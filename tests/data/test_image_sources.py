@@ -49,8 +49,8 @@ def test_a_held_out_folder_has_the_classes_of_training(tmp_path):
     message = r'data\.evals\.valid has the classes cat, fox, where .* cat, dog, fox: labels would'
     with pytest.raises(errors.UserError, match=message):
         class_folders.check_same_classes(valid, 'config.data.evals.valid', [train])
-    valid = image_sources.ImageFolder(str(tmp_path / 'valid'), classes=('cat', 'dog', 'fox'))
-    class_folders.check_same_classes(valid, 'config.data.evals.valid', [train])
+    whole = image_sources.ImageFolder(str(tmp_path / 'valid'), classes=('cat', 'dog', 'fox'))
+    class_folders.check_same_classes(whole, 'config.data.evals.valid', [train])
     class_folders.check_same_classes([], 'config.data.evals.valid', [train])  # has no names
     sections = {
         name: dict(name='image_folder', path=str(tmp_path / name)) for name in ('train', 'valid')
@@ -63,12 +63,19 @@ def test_a_held_out_folder_has_the_classes_of_training(tmp_path):
     with pytest.raises(errors.UserError, match=r'data\.evals\.valid has the classes cat, fox'):
         experiment.evaluation_sets(settings, None, trained_on=[train])
     # Later, when the training data is not opened, a run knows the names.
-    task = Classification(MLP(num_classes=3)).fit(pipeline.concatenated([train, valid]))
+    task = Classification(MLP(num_classes=3)).fit(pipeline.concatenated([train, whole]))
     assert task.postprocess(np.float32([0.2, 0.5, 0.3])) == {'label': 'dog', 'probability': 0.5}
     task.save(tmp_path)
     task = Classification(MLP(num_classes=3)).restored(tmp_path)
     with pytest.raises(errors.UserError, match=r'data\.evals\.valid has the classes cat, fox'):
         experiment.evaluation_sets(settings, task)
+    changed = [(valid, 1.0)]
+    with pytest.raises(
+        errors.UserError, match=r'data\.train has the classes cat, fox, where .* dog'
+    ):
+        experiment.training_batches(settings, task, changed)
+    with pytest.raises(errors.UserError, match=r'3 classes, cat, dog, fox, and .* is 2'):
+        Classification(MLP(num_classes=2)).fit(train)
     unnamed = Classification(MLP(num_classes=3)).restored(tmp_path / 'train')
     assert unnamed.postprocess(np.float32([0.25, 0.75, 0])) == {'label': 1, 'probability': 0.75}
 

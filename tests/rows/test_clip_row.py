@@ -3,10 +3,11 @@
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 
-from bigmodels import config, errors, predict, runs, train
+from bigmodels import config, errors, predict, runs, sharding, train
 from tests import commands
 from tests.data import image_files
 
@@ -62,6 +63,9 @@ def test_the_tiny_row_trains_resumes_evaluates_and_answers(data, tmp_path, capsy
         answers(capsys, *given, '--config.task.mean=0.0')
 
 
-def test_a_batch_in_parts_is_refused(data, tmp_path):
+@pytest.mark.parametrize('field', ['accumulate=2', 'parallel=pmap'])
+def test_a_batch_in_parts_is_refused(data, tmp_path, field, monkeypatch):
+    make = sharding.make_mesh
+    monkeypatch.setattr(sharding, 'make_mesh', lambda shape: make(shape, jax.devices()))
     with pytest.raises(errors.UserError, match='ImageText compares the examples of a batch'):
-        train.train(load(data, 'accumulate=2'), tmp_path / 'run')
+        train.train(load(data, field), tmp_path / 'run')

@@ -8,7 +8,6 @@ import pytest
 
 from bigmodels import config as config_lib
 from bigmodels import errors, evaluate, runs
-from bigmodels import train as train_lib
 from bigmodels.data.sources.video_sources import MovingDigits
 from tests import commands
 from tests.data import image_files
@@ -26,12 +25,8 @@ def run(tmp_path_factory):
         images = np.zeros((12, 28, 28), np.uint8)
         images[:, 6:22, 6:22] = rng.integers(150, 256, (12, 16, 16))
         image_files.write_mnist(folder / 'mnist', images, np.arange(12) % 10, stem)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('BIGMODELS_DATA', str(folder))
-        config = loaded()
-        figures = train_lib.train(config, folder / 'run')
-        section = {key: value for key, value in config.data.evals.test.items() if key != 'name'}
-        yield folder / 'run', figures, MovingDigits(**section)
+    with commands.trained(folder, loaded, MovingDigits) as found:
+        yield found
 
 
 def loaded():

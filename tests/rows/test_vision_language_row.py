@@ -7,7 +7,6 @@ import pytest
 
 from bigmodels import config as config_lib
 from bigmodels import errors, evaluate
-from bigmodels import train as train_lib
 from bigmodels.data.sources.scene_sources import DigitScenes
 from tests import commands
 from tests.data import image_files
@@ -23,12 +22,8 @@ def run(tmp_path_factory):
     images = np.broadcast_to(25 * (np.arange(10)[:, None, None] + 1), (10, 28, 28))
     for stem in ('train', 't10k'):
         image_files.write_mnist(folder / 'mnist', images, np.arange(10), stem)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('BIGMODELS_DATA', str(folder))
-        config = loaded()
-        figures = train_lib.train(config, folder / 'run')
-        section = {key: value for key, value in config.data.evals.test.items() if key != 'name'}
-        yield folder / 'run', figures, DigitScenes(**section)
+    with commands.trained(folder, loaded, DigitScenes) as found:
+        yield found
 
 
 def loaded():

@@ -77,6 +77,11 @@ def test_labels_of_another_shape_are_named():
         pairs_of(MultiLabel(MODEL), wrong, train=False)
 
 
+def test_classes_with_names_are_told_by_them():
+    task = MultiLabel(MODEL, classes=tuple('abcd'))
+    assert task.postprocess(np.float32([0.9, 0.1, 0.2, 0.5]))['labels'] == ['a', 'd']
+
+
 def test_figures_are_scikit_learns():
     sklearn_metrics = pytest.importorskip('sklearn.metrics')
     targets = rng.integers(0, 2, (200, CLASSES))

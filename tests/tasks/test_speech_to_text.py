@@ -98,6 +98,7 @@ def test_mistakes():
             GOOD | {'text': '123456'},
             r'a\.wav has a text of 7 tokens, more than .* = 6',
         ),
+        (GOOD | {'text': ' '}, r'a\.wav has an empty text'),
         (GOOD | {'audio': np.ones(2000)}, r'a\.wav has 0\.1. s, more than task\.sound\.max_sec'),
         (GOOD | {'sample_rate': 8000}, r'a\.wav has 8,000 Hz'),
     ):
