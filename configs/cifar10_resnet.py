@@ -24,13 +24,19 @@ def get_config(variant: str = ''):
         name='resnet',
         block='basic',
         stem='cifar',
-        stage_sizes=(1, 1, 1),
-        stage_widths=(32, 128, 256),
+        stem_init='cosines',
+        stage_sizes=(0, 1, 1, 1),
+        stage_widths=(64, 128, 256, 256),
     )
-    common.use_strong_cifar10(config, learning_rate=1e-2)
-    config.total_steps = 1700
+    common.use_strong_cifar10(config, learning_rate=0.03)
+    config.optimizer.algorithm.momentum = 0.85
+    config.optimizer.weight_decay = 0.3
+    config.ema_decay = 0.95  # about as fast as BatchNorm's averages, which it goes with
+    config.batch_size = 128
+    config.total_steps = 3600
+    config.eval_every = 1200
     if variant == 'tiny':
         config = common.tiny(config)
-        config.model.stage_widths = (8, 16, 16)
+        config.model.stage_widths = (8, 16, 16, 16)
         config.batch_size = 16
     return config.lock()

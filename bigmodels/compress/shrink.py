@@ -111,6 +111,7 @@ def _of_resnet(model: Mapping, thin: Callable[[str, str, str], int]) -> dict[str
     branch = {'basic': ('first', 'last'), 'bottleneck': ('reduce', 'middle', 'last')}
     widths = []
     for stage, size in enumerate(model['stage_sizes']):
+        width = model['stage_widths'][stage]
         for i in range(size):
             names = [f'stage{stage}_{i}/{name}' for name in branch[model['block']]]
             for layer, after in itertools.pairwise(names):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from bigmodels import errors
 from bigmodels.models.parts import layers
 from bigmodels.models.parts.batch_norm import BatchNorm
-from bigmodels.models.parts.convolution import Conv, max_pool
+from bigmodels.models.parts.convolution import Conv, cosines, max_pool
 
 Array = jax.Array
 EXPANSION = 4  # output channels of a bottleneck for each of its inner ones
@@ -43,6 +43,7 @@ class ResNet(nn.Module):
       strides: of bottlenecks, in the 3x3 convolution ('v1.5', as is usual since Goyal et al. 2017)
         or in the first one ('v1', He et al. 2016).
       stem: 'imagenet' (7x7 of stride 2 and pooling) or 'cifar' (3x3, full resolution).
+      stem_init: of the stem's kernel; for 'cosines' see `convolution.cosines`.
       zero_init: each branch begins as zero (Goyal et al. 2017, section 5.1).
       momentum: of BatchNorm's averages.
       dtype: of the computation; parameters, statistics and logits are float32.
@@ -55,6 +56,7 @@ class ResNet(nn.Module):
     block: Literal['basic', 'bottleneck'] = 'bottleneck'
     strides: Literal['v1', 'v1.5'] = 'v1.5'
     stem: Literal['imagenet', 'cifar'] = 'imagenet'
+    stem_init: Literal['he_normal', 'cosines'] = 'he_normal'
     zero_init: bool = True
     momentum: float = 0.9
     dtype: layers.Dtype = 'float32'
@@ -78,10 +80,9 @@ class ResNet(nn.Module):
         """Logits; with `features` what each stage gives, [B, H, W, C], and no head."""
         width = self.stage_widths[0]
         x = inputs.astype(self.dtype)
-        if self.stem == 'imagenet':
-            x = Conv(width, 7, stride=2, name='stem')(x)
-        else:
-            x = Conv(width, 3, name='stem')(x)
+        size, stride = (7, 2) if self.stem == 'imagenet' else (3, 1)
+        init = cosines if self.stem_init == 'cosines' else nn.initializers.he_normal()
+        x = Conv(width, size, stride, kernel_init=init, name='stem')(x)
         x = jax.nn.relu(BatchNorm(self.momentum, name='stem_norm')(x, train))
         if self.stem == 'imagenet':
             x = max_pool(x, 3, stride=2)

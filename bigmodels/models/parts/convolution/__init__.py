@@ -4,11 +4,15 @@ Axes: B batch, H height, W width, C channels in, F channels out.
 """
 
 import functools
+import math
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.export
 import jax.numpy as jnp
+import numpy as np
+from jax.scipy.fft import dct
 
 from bigmodels import sharding
 from bigmodels.models.parts import layers
@@ -128,6 +132,23 @@ def _gradient_of_largest(size, place, g):
 _largest.defvjp(_first_largest, _gradient_of_largest)
 
 
+def cosines(key: Array, shape: Sequence[int], dtype=jnp.float32) -> Array:
+    """Kernels [K, K, C, F] for images: a patch's cosine transform, lowest frequencies first.
+
+    Then the same with the other sign, and if F is more than all of these, He's random kernels. The
+    transform leaves little correlation in natural images (Ahmed et al. 1974), so that with
+    BatchNorm behind it the first layer is nearly one that was fitted to whiten patches (Jordan
+    2024, "94% on CIFAR-10 in 3.29 seconds").
+    """
+    size, _, c, f = shape
+    space, colour = (dct(jnp.eye(n), norm='ortho') for n in (size, c))  # [place, frequency]
+    waves = jnp.einsum('hi,wj,ck->hwcijk', space, space, colour).reshape(size, size, c, -1)
+    waves = waves[..., np.argsort(np.indices((size, size, c)).sum(0).ravel(), kind='stable')]
+    waves = jnp.concatenate([waves, -waves], -1)[..., :f]
+    kernel = nn.initializers.he_normal()(key, shape, dtype)
+    return kernel.at[..., : waves.shape[-1]].set(math.sqrt(2) * waves)  # He's variance
+
+
 class Conv(nn.Module):
     """x [B, H, W, C] -> [B, H / stride, W / stride, features]; see `convolve`."""
 
@@ -136,11 +157,12 @@ class Conv(nn.Module):
     stride: int = 1
     padding: int | None = None
     use_bias: bool = False
+    kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = layers.kernel_of(self, 'kernel', nn.initializers.he_normal(), shape)
+        kernel = layers.kernel_of(self, 'kernel', self.kernel_init, shape)
         y = convolve(*layers.rounded_inputs(x, kernel), self.stride, self.padding)
         if self.use_bias:
             y = layers.add_bias(y, self.param('bias', nn.initializers.zeros, (self.features,)))
