@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / 'experiments' / 'results'
+MEMORY_SETTINGS = ('GLIBC_TUNABLES', 'MALLOC_ARENA_MAX')  # see benchmark_memory.py
 
 
 def data_path(name: str = '') -> pathlib.Path:
@@ -170,11 +171,16 @@ def commit() -> str:
 
 
 def stamp(libraries: Sequence[str]) -> dict:
-    """The date, the commit, the command, the machine and the versions of libraries."""
+    """The date, the commit, the command, the machine and the versions of libraries.
+
+    The command begins with what the C library was told of memory, as one would type it.
+    """
+    told = [f'{name}={os.environ[name]}' for name in MEMORY_SETTINGS if name in os.environ]
+    command = shlex.join(['python', os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])
     return {
         'date': datetime.date.today().isoformat(),
         'commit': commit(),
-        'command': shlex.join(['python', os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
+        'command': ' '.join([*told, command]),
         'machine': machine(),
         'versions': {name: importlib.metadata.version(name) for name in libraries},
     }

@@ -37,7 +37,14 @@ CALLED = {
     'resnet': ('resnet', dict(num_classes=8, stage_sizes=(1,), stage_widths=(8,)), (IMAGES,)),
     'basic': (
         'resnet',
-        dict(num_classes=8, block='basic', stage_sizes=(2, 1), stage_widths=(8, 16), stem='cifar'),
+        dict(
+            num_classes=8,
+            block='basic',
+            stage_sizes=(0, 2, 1),
+            stage_widths=(8, 8, 16),
+            stem='cifar',
+            stem_init='cosines',
+        ),
         (IMAGES,),
     ),
     'convnet': ('convnet', CONVNET, (IMAGES,)),
@@ -252,7 +259,7 @@ def zeroed(name, heads, units, params):
         ('conformer', 'heads50,units50', (8, 16), dict(num_heads=2, head_dim=4, mlp_dim=16)),
         ('convnet', 'channels25', (0, 0), dict(stages=[[6], [6]], dense_widths=[12, 6])),
         ('resnet', 'channels25', (0, 0), dict(stage_widths=[8], inner_widths=[6])),
-        ('basic', 'channels25', (0, 0), dict(stage_widths=[8, 16], inner_widths=[6, 12])),
+        ('basic', 'channels25', (0, 0), dict(stage_widths=[8, 8, 16], inner_widths=[8, 6, 12])),
     ],
 )
 def test_parts_that_are_zero_are_taken_out_and_nothing_else(name, recipe, parts, left):

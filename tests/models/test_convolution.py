@@ -1,12 +1,14 @@
 """Convolutions and batch normalisation against float64 references in numpy."""
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.fft
 
 from bigmodels import trees
 from bigmodels.models.parts import batch_norm, convolution
@@ -125,6 +127,39 @@ def test_batch_norm_in_training():
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
     for gradient, other in zip(pullback(g), exact, strict=True):
         np.testing.assert_allclose(gradient, other, rtol=1e-4, atol=2e-5)
+
+
+def test_cosines_are_those_of_a_patch_both_ways_and_the_rest_random():
+    kernel = np.asarray(convolution.cosines(jax.random.key(0), (3, 3, 2, 40)))
+    patch = normal(3, 3, 2)
+    found = np.einsum('hwc,hwcf->f', patch, kernel)
+    expected = math.sqrt(2) * scipy.fft.dctn(patch, norm='ortho')
+    order = sorted(np.ndindex(3, 3, 2), key=lambda frequencies: (sum(frequencies), frequencies))
+    np.testing.assert_allclose(found[:18], [expected[i] for i in order], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(kernel[..., 18:36], -kernel[..., :18])
+    assert 0.2 < kernel[..., 36:].std() < 0.45  # sqrt(2 / 18) is a third
+    few = convolution.cosines(jax.random.key(1), (3, 3, 2, 5))
+    np.testing.assert_array_equal(few, kernel[..., :5])
+
+
+def test_cosines_of_smooth_images_are_almost_uncorrelated():
+    """As those of photographs are: neighbours correlate by 0.95, colours by 0.9."""
+    places = np.arange(3)
+    apart = np.abs(places[:, None] - places)
+    by_place, by_colour = 0.95**apart, np.where(apart, 0.9, 1.0)
+    covariance = np.kron(np.kron(by_place, by_place), by_colour)
+
+    def correlation(kernel):
+        """The root mean square of those between features."""
+        filters = np.asarray(kernel, np.float64).reshape(27, -1)
+        features = filters.T @ covariance @ filters
+        scale = np.sqrt(np.diag(features))
+        correlations = (features / np.outer(scale, scale))[np.triu_indices(len(features), 1)]
+        return np.sqrt(np.mean(correlations**2))
+
+    key, shape = jax.random.key(0), (3, 3, 3, 27)
+    assert correlation(convolution.cosines(key, shape)) < 0.02
+    assert correlation(nn.initializers.he_normal()(key, shape)) > 0.3
 
 
 def test_batch_norm_keeps_averages_and_evaluates_with_them():
