@@ -291,9 +291,8 @@ class Reporter:
         """Writes and shows the figures of an evaluation, if there are any."""
         if not figures:
             return
-        self.warn(
-            self._writer.write(step, {f'eval/{name}': value for name, value in figures.items()})
-        )
+        row = {f'eval/{name}': value for name, value in figures.items() if math.isfinite(value)}
+        self.warn(self._writer.write(step, row))
         self._progress.say(
             f'evaluation at step {step}: '
             + ', '.join(f'{name} {value:.5g}' for name, value in figures.items())

@@ -63,7 +63,8 @@ def get_config(variant: str = ''):
     config.total_steps = 300
     if base.is_file():
         kept = json.loads(base.read_text())
-        config.model, config.task.tokenizer = kept['model'], kept['task']['tokenizer']
+        config.model = kept['model']
+        config.task.tokenizer = dict(name='saved', path=f'{variant}/preprocessing')
         config.task.sequence_length = min(1024, config.model.max_length - 256)
         config.init_from.workdir = variant
         config.optimizer.learning_rate = 2e-4

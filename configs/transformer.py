@@ -8,9 +8,10 @@ Result: 1.290 nats, 1.862 bits per byte on 19 held-out files, after 1.8 M bytes 
 
 Variants, as in `--config=configs/transformer.py:124m`: `tiny` for tests, the default, `moe` (the
 default with 8 experts, of which each token goes through two of half its width), and the shapes of
-published models on the same text, for accelerators: `124m` (GPT-2 small), `1b`, `8b`, `70b` and
-`405b` (Llama 3) and `8x7b` (Mixtral); docs/plans.md says what these need. Their vocabulary of 256
-bytes becomes the published one with a tokenizer of that size; then
+published models on the same text, for accelerators: `124m` (GPT-2 small), `8b`, `70b` and
+`405b` (Llama 3), `1b` (as wide and deep as Llama 3.2's) and `8x7b` (Mixtral); docs/plans.md says
+what these need. Their vocabulary of 256 bytes becomes the published one with a tokenizer of that
+size; then
 `--config.model.vocab_multiple=128` gives tensor cores whole tiles.
 
 What a device holds of `8b` in training, per parameter: 4 bytes, its gradient 4, and Adam's moments

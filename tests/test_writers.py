@@ -27,7 +27,7 @@ def test_rows_are_of_single_steps_with_speed(tmp_path):
     for step in range(1, 11):
         reporter.add(step, step_metrics(float(step)))
     reporter.flush()
-    reporter.evaluated(10, {'valid/loss': 0.5})
+    reporter.evaluated(10, {'valid/loss': 0.5, 'valid/roc_auc': float('nan')})
     reporter.close()
     rows = writers.read_metrics(tmp_path / 'metrics.jsonl')
     assert [row['step'] for row in rows] == [2, 4, 6, 8, 10, 10]

@@ -18,6 +18,7 @@ from bigmodels import errors
 SUFFIXES = ('.wav', '.flac', '.mp3', '.ogg', '.opus')  # of the files that `decode` reads
 MOST_VALUES = 2**31  # of a file, 8 GB: more is taken for a damaged header
 MAX_RATE = 1_000_000  # Hz: more is taken for a damaged header
+_PCM = bytes.fromhex('0100000000001000800000aa00389b71')  # in a header that is extensible
 # The low-pass filter of `resample`: what is below 84 % of the lower Nyquist frequency passes, and
 # what is above all of it falls by 90 dB.
 _ZERO_CROSSINGS = 32  # of the sinc on each side
@@ -106,7 +107,7 @@ def _check_whole(found: int, told: int, where: str) -> None:
 def _of_wav(data: bytes, where: str) -> tuple[np.ndarray, int]:
     """float32 [T, channels] and the rate of a PCM WAV file, whose own length limits it."""
     try:
-        with wave.open(io.BytesIO(data)) as file:
+        with wave.open(io.BytesIO(_with_plain_header(data))) as file:
             channels, width, rate, count, *_ = file.getparams()
             if width > 4:
                 raise wave.Error(f'{8 * width} bits per sample')
@@ -118,6 +119,23 @@ def _of_wav(data: bytes, where: str) -> tuple[np.ndarray, int]:
         ) from error
     _check_whole(len(frames) // (channels * width), count, where)
     return pcm_to_float(frames, width).reshape(-1, channels), rate
+
+
+def _with_plain_header(data: bytes) -> bytes:
+    """A WAV file whose extensible header says PCM with PCM's own tag.
+
+    Python 3.11 knows no other; ffmpeg and sox write it from 24 bits and more than two channels on.
+    """
+    start = 12
+    while start + 8 <= len(data):
+        name, size = data[start : start + 4], int.from_bytes(data[start + 4 : start + 8], 'little')
+        start += 8
+        if name == b'fmt ':
+            if data[start : start + 2] == b'\xfe\xff' and data[start + 24 : start + 40] == _PCM:
+                return data[:start] + b'\1\0' + data[start + 2 :]
+            break
+        start += size + size % 2
+    return data
 
 
 def read(data: bytes, where: str, sample_rate: int, origin: str) -> np.ndarray:

@@ -11,10 +11,10 @@ import numpy as np
 from bigmodels import errors
 from bigmodels.data.chat_templates import ChatTemplate
 from bigmodels.data.sources.chat_sources import ROLES, Message
-from bigmodels.data.tokenizers import Tokenizer
+from bigmodels.data.tokenizers import Tokenizer, document
 
 MARKERS = {role: f'<|{role}|>\n' for role in ROLES}
-FORMAT = 'markers 1'  # part of every cache key: raise it when the format changes
+FORMAT = 'markers 2'  # part of every cache key: raise it when the format changes
 
 
 def pieces(messages: Sequence[Message]) -> list[tuple[str, bool]]:
@@ -64,7 +64,7 @@ def encode(vocabulary: Tokenizer, messages: Sequence[Message]) -> tuple[np.ndarr
         return _rendered(vocabulary, template, messages)
     ids, answers = [], []
     for text, is_answer in pieces(messages):
-        tokens = vocabulary.encode(text)
+        tokens = vocabulary.encode(text) if ids else document(vocabulary, text)
         if is_answer:
             tokens = np.append(tokens, vocabulary.end_of_text)
         ids.append(tokens)

@@ -131,7 +131,7 @@ def _opened(data: bytes, where: str, formats: Sequence[str]) -> Iterator[Image.I
 def normalized(
     inputs: np.ndarray, mean: float | Sequence[float], std: float | Sequence[float]
 ) -> np.ndarray:
-    """(inputs - mean) / std in float32; both of all values, or one for each of the last axis.
+    """(inputs - mean) / std in float32; one of all values, or one for each of the last axis.
 
     Raises:
       UserError: where they are not as many as there are channels, and for inputs that are no
@@ -150,7 +150,7 @@ def normalized(
     if not inputs.ndim:
         raise errors.UserError('The input is a single number, not an array of them.')
     for name, values in (('mean', mean), ('std', std)):
-        if np.ndim(values) and len(values) != inputs.shape[-1]:
+        if np.size(values) not in (1, inputs.shape[-1]):
             raise errors.UserError(
                 f'config.task.{name} = {tuple(values)} must be a number, or one for each of '
                 f'{inputs.shape[-1]} channels.'

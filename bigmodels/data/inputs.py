@@ -30,6 +30,7 @@ import numpy as np
 from bigmodels import errors
 from bigmodels.data import audio, images
 from bigmodels.data.sources import (
+    BOM,
     JsonLines,
     graph_sources,
     one_file,
@@ -38,7 +39,7 @@ from bigmodels.data.sources import (
     read_text,
     visible_files,
 )
-from bigmodels.data.sources.table_sources import BOM, Csv
+from bigmodels.data.sources.table_sources import Csv
 
 SUFFIXES = {
     'image': ('.jpg', '.jpeg', '.png'),

@@ -164,12 +164,14 @@ def find(text: str, kinds: Collection[str] = KINDS) -> list[tuple[int, int, str]
     for order, (kind, pattern, check) in enumerate(PATTERNS):
         if kind not in kinds:
             continue
-        for match in pattern.finditer(text):
+        match = pattern.search(text)
+        while match:
             value = match[0]
             while ' ' in value and not (pattern.fullmatch(value) and check(value)):
                 value = value.rpartition(' ')[0]  # what follows may look like a part of it
             if pattern.fullmatch(value) and check(value):
                 possible.append((-len(value), order, match.start(), kind))
+            match = pattern.search(text, match.start() + 1)  # what begins within this one, too
     found, taken = [], bytearray(len(text))
     for length, _, start, kind in sorted(possible):
         end = start - length

@@ -37,7 +37,7 @@ class HuggingFace:
         chat_template: chat_templates.ChatTemplate | None = None,
     ):
         self.content, self.chat_template = content, chat_template
-        self._tokenizer = _tokenizers().Tokenizer.from_str(content)
+        self._tokenizer = _of_content(content)
         # Text that spells a special token must not become one.
         self._tokenizer.encode_special_tokens = True
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
@@ -80,7 +80,7 @@ class HuggingFace:
 
     @functools.cached_property
     def _spelt(self):
-        return _tokenizers().Tokenizer.from_str(self.content)
+        return _of_content(self.content)
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode(int_list(ids), skip_special_tokens=True)
@@ -184,6 +184,17 @@ class SentencePiece:
         pathlib.Path(directory, 'tokenizer.model').write_bytes(self.content)
 
 
+def _of_content(content: str):
+    """The library's tokenizer of a tokenizer.json, without the truncation and padding it keeps.
+
+    They are of the calls before it was saved, not of the model: transformers leaves them out too.
+    """
+    tokenizer = _tokenizers().Tokenizer.from_str(content)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
 def load_hugging_face(
     texts: Texts, path: str, end_of_text: str = '', begin_of_text: str = ''
 ) -> HuggingFace:
@@ -206,7 +217,7 @@ def published_names(file: pathlib.Path, end_id: int | None) -> tuple[str, str, s
 
     Each empty where there is none.
     """
-    tokenizer = _tokenizers().Tokenizer.from_str(read(file).decode())
+    tokenizer = _of_content(read(file).decode())
     encoding = tokenizer.encode('a', add_special_tokens=True)
     first = encoding.tokens[0] if encoding.special_tokens_mask[0] else ''
     end = (end_id is not None and tokenizer.id_to_token(end_id)) or ''

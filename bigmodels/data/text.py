@@ -7,6 +7,7 @@ function of (corpus, settings, i) alone. Everything here can be pickled and read
 import bisect
 import contextlib
 import errno
+import functools
 import json
 import os
 import pathlib
@@ -21,7 +22,7 @@ from bigmodels import errors
 from bigmodels.data.sources import checked_index, digest
 from bigmodels.data.tokenizers import Tokenizer, document
 
-_FORMAT = 1  # part of every cache key: raise it when the files or their meaning change
+_FORMAT = 2  # part of every cache key: raise it when the files or their meaning change
 _DESCRIPTION, _LEARNT = 'corpus.json', 'learnt.bin'
 
 
@@ -72,20 +73,24 @@ def tokenize_corpus(
     cache_dir,
     field: str = 'text',
     append_end_of_text: bool = True,
+    begin: bool = True,
 ) -> TokenCorpus:
     """The tokens of `record[field]` of every record, from `cache_dir` if they are there.
 
     The cache is keyed by the content of the source, the tokenizer and the settings. A corpus
     appears in it whole or not at all, however many processes write it at once; one that was
     damaged later is made again. One document is held in memory at a time. Without
-    `append_end_of_text` documents follow one another directly, as a corpus of one file should.
+    `append_end_of_text` documents follow one another directly, as a corpus of one file should;
+    without `begin` they lack the tokenizer's token that begins a document, if it has one.
     """
     ending = np.array([tokenizer.end_of_text] if append_end_of_text else [], np.int32)
 
-    def encode(record):
-        return np.append(document(tokenizer, text_of(record, field)), ending), None
+    tokens_of = functools.partial(document, tokenizer) if begin else tokenizer.encode
 
-    settings = [field, append_end_of_text]
+    def encode(record):
+        return np.append(tokens_of(text_of(record, field)), ending), None
+
+    settings = [field, append_end_of_text, begin]
     return cached_corpus(source, tokenizer, cache_dir, settings, encode, f'the field {field!r}')
 
 

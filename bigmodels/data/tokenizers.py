@@ -147,12 +147,19 @@ def fit_characters(texts: Texts, characters: str = '') -> Characters:
     return Characters(characters or (c for text in texts() for c in set(text)))
 
 
+def load_saved(texts: Texts, path: str) -> Tokenizer:
+    """That of another run, of any kind: `path` is its folder `preprocessing`."""
+    del texts
+    return restore(path)
+
+
 TOKENIZERS: dict[str, Callable[..., Tokenizer]] = {
     'bytes': make_bytes,
     'characters': fit_characters,
     'hugging_face': load_hugging_face,
     'sentencepiece': load_sentencepiece,
     'bpe': train_bpe,
+    'saved': load_saved,
 }
 
 

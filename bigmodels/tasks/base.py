@@ -97,6 +97,17 @@ class Examples:
         return self.task.preprocess(record)
 
 
+class Numbered(Examples):
+    """Examples with their index as 'seeds' uint32."""
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return super().__getitem__(index) | {'seeds': np.uint32(index)}
+
+    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples of int64 [n] indices, stacked."""
+        return super().take(indices) | {'seeds': indices.astype(np.uint32)}
+
+
 def described(source: Sequence) -> str:
     """What to call a source in an error."""
     return source.describe() if hasattr(source, 'describe') else 'The training records'

@@ -163,7 +163,11 @@ def shifted(ids: np.ndarray, learnt: np.ndarray, length: int) -> dict[str, np.nd
 
 @dataclasses.dataclass(frozen=True)
 class _Asked(Examples):
-    """Conversations one a row, the first of which are 'scored', a bool."""
+    """Conversations one a row, the first of which are 'scored', a bool, where they are whole."""
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return super().__getitem__(index) | {'scored': np.bool_(index < self.task.scored)}
+        example, scored = super().__getitem__(index), index < self.task.scored
+        if scored and self.task.cut_conversations:
+            ids, _ = chat.encode(self.task.vocabulary, self.source[index]['messages'])
+            scored = len(ids) <= self.task.sequence_length
+        return example | {'scored': np.bool_(scored)}

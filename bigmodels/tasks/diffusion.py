@@ -12,7 +12,7 @@ import numpy as np
 
 from bigmodels import errors, metrics
 from bigmodels.data import images
-from bigmodels.tasks.base import Defaults, Examples, array_of, checked_labels, checked_seeds
+from bigmodels.tasks.base import Defaults, Numbered, array_of, checked_labels, checked_seeds
 
 GOLDEN_RATIO = np.uint32(2_654_435_769)  # its fractional part, of 2**32
 
@@ -53,6 +53,11 @@ class Diffusion(Defaults):
         if not 0 <= self.label_dropout <= 1:
             raise errors.UserError(
                 f'config.task.label_dropout = {self.label_dropout} must be from 0 to 1.'
+            )
+        if self.guidance != 1 and not self.label_dropout:
+            raise errors.UserError(
+                f'config.task.guidance = {self.guidance} needs task.label_dropout: images of no '
+                'class, which the model learns by it.'
             )
         if self.sampling_steps < 1:
             raise errors.UserError(
@@ -96,7 +101,7 @@ class Diffusion(Defaults):
 
     def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
         """One example for each record; its index is its seed."""
-        return _Numbered(source, self)
+        return Numbered(source, self)
 
     def example_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of one of `examples`."""
@@ -181,14 +186,3 @@ class Diffusion(Defaults):
         """What the start screen says of the model."""
         size = ' x '.join(map(str, self.image_shape))
         return {'model': f'{type(self.model).__name__}, {self.model.num_classes} classes of {size}'}
-
-
-class _Numbered(Examples):
-    """Examples with their index as 'seeds' uint32."""
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return super().__getitem__(index) | {'seeds': np.uint32(index)}
-
-    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The examples of int64 [n] indices, stacked."""
-        return super().take(indices) | {'seeds': indices.astype(np.uint32)}

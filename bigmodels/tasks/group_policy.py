@@ -82,7 +82,7 @@ class GroupPolicy(Tokenized):
         """A record -> {'inputs' int32 [P], 'lengths' int32}, and 'targets' int32 [A] of an answer.
 
         Raises:
-          UserError: for a record without a prompt, or with a text that is empty or too long.
+          UserError: for a record without a prompt, or with a text of no token or too many.
         """
         ids = self._encoded(text.text_of(raw, self.prompt_field), 'prompt', self.prompt_length)
         example = {
@@ -98,7 +98,11 @@ class GroupPolicy(Tokenized):
         return example
 
     def _encoded(self, value: str, side: str, longest: int) -> np.ndarray:
-        ids = self.vocabulary.encode(value).astype(np.int32)
+        if side == 'prompt':
+            ids = tokenizers.document(self.vocabulary, value)
+        else:
+            ids = self.vocabulary.encode(value)
+        ids = ids.astype(np.int32)
         if not 0 < len(ids) <= longest:
             raise errors.UserError(
                 f'The {side} {value[:40]!r} has {len(ids)} tokens, wanted 1 to {longest}: see '

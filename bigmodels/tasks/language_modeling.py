@@ -121,9 +121,13 @@ class LanguageModeling(tokens.TokenSequences):
         count, _ = self.items(shapes)
         return count * self.model.flops_per_token(params, self.sequence_length)
 
+    def shown(self) -> Sequence[np.ndarray]:
+        """The ids of `sample_prompt`."""
+        return [self.prompt(self.sample_prompt)]
+
     def demonstrate(self, params, model_state) -> dict[str, str]:
         """A sampled continuation of `sample_prompt`."""
-        prompt = self.prompt(self.sample_prompt)
+        [prompt] = self.shown()
         room = self.model.max_length - max(len(prompt), 1)
         count = min(self.sample_tokens, room)
         if count < 1:

@@ -5,7 +5,7 @@ Axes: B batch, L length, M masked tokens of each sequence, V vocabulary.
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -157,6 +157,8 @@ class MaskedLanguageModeling(tokens.TokenSequences):
         """Token ids int32 [B, L]: each mask filled in by the likeliest token, -1 at padding."""
         told = self.logits(params, batch)[..., : self.vocabulary.vocab_size].argmax(-1)
         filled = jnp.where(batch['inputs'] == self.mask_id, told, batch['inputs'])
+        if 'segment_ids' not in batch:  # a chunk of a corpus, which has no padding
+            return filled
         return jnp.where(batch['segment_ids'] > 0, filled, -1)
 
     def logits(self, params, batch) -> jax.Array:
@@ -178,12 +180,15 @@ class MaskedLanguageModeling(tokens.TokenSequences):
         not_told = 6 * (1 - self.mask_rate) * m.embed_dim * m.vocab_size
         return count * (m.flops_per_token(params, self.sequence_length) + later - not_told)
 
+    def shown(self) -> Sequence[np.ndarray]:
+        """The ids of `sample_text`, if there is one."""
+        return [self._with_masks(self.sample_text)] if self.sample_text else []
+
     def demonstrate(self, params, model_state) -> dict[str, str]:
         """`sample_text` with its masks filled in by the likeliest tokens."""
         if not self.sample_text:
             return {}
-        ids = self._with_masks(self.sample_text)[None]  # of any length
-        batch = {'inputs': ids, 'segment_ids': np.ones_like(ids)}
-        [filled] = self.predict(params, model_state, batch)
+        [ids] = self.shown()  # of any length
+        [filled] = self.predict(params, model_state, {'inputs': ids[None]})
         answer = self.postprocess(np.asarray(filled))
         return {'sample.txt': f'{self.sample_text}\n{answer["text"]}\n'}

@@ -85,7 +85,7 @@ class NextItem(Recommendation):
 
         known = weights * (targets > 0)
         targets = jnp.maximum(targets, 1)
-        if self.loss_chunk:
+        if self.loss_chunk and train:  # else there is one for each row
             loss = losses.chunked_over_tokens(of_hidden, hidden, targets, self.loss_chunk)
         else:
             loss = of_hidden(hidden, targets)

@@ -77,6 +77,8 @@ class Ranking(Defaults):
                 f'model.category_sizes has {len(self.model.category_sizes)} sizes, and '
                 f'task.categories names {len(self.categories)}: {", ".join(self.categories)}.'
             )
+        if not self.counts and not self.numbers:
+            raise errors.UserError('task.counts and task.numbers are both empty: name a field.')
 
     def fit(self, source: Sequence) -> 'Ranking':
         """Learns the ids there are and the numbers' statistics, of training records."""

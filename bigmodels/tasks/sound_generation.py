@@ -16,7 +16,7 @@ from bigmodels.data import audio
 from bigmodels.deploy import sound as deploy
 from bigmodels.deploy.sampling import Sampling
 from bigmodels.models.parts import mu_law, pooling
-from bigmodels.tasks.base import Defaults, Examples, checked_labels, checked_seeds, field_of
+from bigmodels.tasks.base import Defaults, Numbered, checked_labels, checked_seeds, field_of
 from bigmodels.tasks.sound import Waveforms, name_of
 
 
@@ -123,13 +123,14 @@ class SoundGeneration(Defaults):
         return {'sound': audio.Sound(np.asarray(samples), self.waveforms.sample_rate)}
 
     def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
-        """One example for each record."""
-        return Examples(source, self, stacked=False)
+        """One example for each record; its index is its seed."""
+        return Numbered(source, self, stacked=False)
 
     def example_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of one of `examples`."""
         scalars = dict.fromkeys(('targets', 'speakers'), jax.ShapeDtypeStruct((), 'int32'))
-        return self.waveforms.shapes() | scalars
+        seeds = jax.ShapeDtypeStruct((), 'uint32')
+        return self.waveforms.shapes() | scalars | {'seeds': seeds}
 
     def init(self, rng: jax.Array, batch: Mapping[str, jax.Array]) -> Mapping:
         """Variables of the model."""

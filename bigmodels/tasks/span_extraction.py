@@ -138,7 +138,8 @@ class SpanExtraction(tokens.Tokenized):
     def predict(self, params, model_state, batch) -> dict[str, jax.Array]:
         """'answers' int32 [B, A], the likeliest span's tokens, and 'scores' [B], its logits' sum.
 
-        A span has its end not before its start, at most A tokens, and all of them in the context.
+        A span has its end not before its start, at most A tokens, and all of them in the context,
+        of which an empty one has none.
         """
         starts, ends = self._logits(params, batch, train=False).swapaxes(0, 1)
         places = jnp.arange(starts.shape[1])
@@ -148,11 +149,13 @@ class SpanExtraction(tokens.Tokenized):
         sums = jnp.where(allowed, starts[:, :, None] + ends[:, None], -jnp.inf)
         sums = sums.reshape(len(sums), -1)
         first, last = jnp.divmod(sums.argmax(1), len(places))
+        best = sums.max(1)
+        found = jnp.isfinite(best)  # an empty context has no span
         spans = first[:, None] + jnp.arange(self.answer_length)
         ids = jnp.take_along_axis(batch['inputs'], jnp.minimum(spans, len(places) - 1), axis=1)
         return {
-            'answers': jnp.where(spans <= last[:, None], ids, UNUSED),
-            'scores': sums.max(1),
+            'answers': jnp.where((spans <= last[:, None]) & found[:, None], ids, UNUSED),
+            'scores': best,
         }
 
     def outcomes(self, params, model_state, batch) -> dict[str, jax.Array]:

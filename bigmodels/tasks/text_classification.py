@@ -84,10 +84,10 @@ class TextClassification(Classes, tokens.Tokenized):
     def _label(self, record: Mapping[str, Any]) -> np.int32:
         """The number of a record's class."""
         label = field_of(record, self.label_field, 'task.label_field')
+        if str(label) in self.classes:  # names may be numbers, as stars are
+            return np.int32(self.classes.index(str(label)))
         if isinstance(label, str):
-            if label not in self.classes:
-                raise errors.unknown('class', label, self.classes)
-            return np.int32(self.classes.index(label))
+            raise errors.unknown('class', label, self.classes)
         key = f'task.label_field = {self.label_field!r}'
         return checked_labels(label, len(self.classes), key)[()]
 

@@ -146,7 +146,7 @@ class TextToText(tokens.Tokenized):
             task = dataclasses.replace(self, references_field='')
             return Examples(source, task, stacked=False)
         sides = [
-            text.tokenize_corpus(source, self.vocabulary, cache_dir, field=key)
+            text.tokenize_corpus(source, self.vocabulary, cache_dir, key, begin=False)
             for key in (self.source_field, self.target_field)
         ]
         longest = self.source_length, self.target_length
@@ -238,13 +238,15 @@ class TextToText(tokens.Tokenized):
         rows, source_length = shapes['inputs'].shape
         return rows * self.model.flops_per_row(params, source_length, shapes['targets'].shape[1])
 
+    def shown(self) -> Sequence[dict[str, np.ndarray]]:
+        """The examples of `samples`."""
+        return [self.preprocess({self.source_field: sample}) for sample in self.samples]
+
     def demonstrate(self, params, model_state) -> dict[str, str]:
         """The answers to `samples`."""
         if not self.samples:
             return {}
-        batch = pipeline.stacked(
-            [self.preprocess({self.source_field: sample}) for sample in self.samples]
-        )
+        batch = pipeline.stacked(self.shown())
         answers = jax.jit(self.predict)(params, model_state, batch)
         shown = [
             f'{sample}\n    {self.postprocess(answer)}\n'

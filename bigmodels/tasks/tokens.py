@@ -35,7 +35,13 @@ class Tokenized(Defaults):
             for i in range(len(source)):
                 yield from self._texts(source[i])
 
-        return self._with(tokenizers.fit(self.tokenizer, texts, 'task.tokenizer'))
+        task = self._with(tokenizers.fit(self.tokenizer, texts, 'task.tokenizer'))
+        task.shown()  # what cannot be encoded is said before training and not after it
+        return task
+
+    def shown(self) -> Sequence[Any]:
+        """The texts of the config that `demonstrate` begins with, encoded."""
+        return ()
 
     def _texts(self, record: Mapping[str, Any]) -> Sequence[str]:
         """The texts of a record that a tokenizer is trained on."""

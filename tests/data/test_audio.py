@@ -27,6 +27,22 @@ def test_decode_wav(width):
     np.testing.assert_allclose(audio.decode(wav(stereo, width), 'a')[0], values / full / 2)
 
 
+@pytest.mark.parametrize('subtype', ['PCM_16', 'PCM_24', 'PCM_32'])
+@pytest.mark.parametrize('channels', [1, 2])
+def test_wav_with_an_extensible_header(subtype, channels):
+    values = np.random.default_rng(0).uniform(-1, 1, (50, channels))
+    buffer = io.BytesIO()
+    soundfile.write(buffer, values, 11_025, format='WAVEX', subtype=subtype)
+    expected, _ = soundfile.read(io.BytesIO(buffer.getvalue()), always_2d=True)
+    samples, rate = audio.decode(buffer.getvalue(), 'a')
+    assert rate == 11_025
+    np.testing.assert_allclose(samples, expected.mean(1), atol=1e-7)
+    floats = io.BytesIO()
+    soundfile.write(floats, values, 11_025, format='WAVEX', subtype='FLOAT')
+    with pytest.raises(errors.UserError, match='is not a PCM WAV file'):
+        audio.decode(floats.getvalue(), 'a')
+
+
 def test_damaged_wav_is_named():
     data = wav(np.arange(100))
     floats = bytearray(data)

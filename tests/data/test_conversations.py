@@ -118,6 +118,18 @@ def spelt(vocabulary, ids):
     return library.decode(ids.tolist(), skip_special_tokens=False)
 
 
+def test_a_conversation_by_markers_begins_as_documents_do():
+    class Begun(tokenizers.Bytes):
+        begin_of_text = 1
+
+    plain, _ = chat.encode(tokenizers.Bytes(), PLAIN)
+    ids, learnt = chat.encode(Begun(), PLAIN)
+    assert ids.tolist() == [1, *plain]
+    assert not learnt[0]
+    assert chat.prompt(Begun(), PLAIN[:2]).tolist()[0] == 1
+    assert chat.prompt(Begun(), PLAIN).tolist().count(1) == 1
+
+
 def test_answers_are_found_in_the_template_of_a_published_tokenizer():
     """Each with the marker that ends it, which is a token; a prompt is what was before."""
     vocabulary = published()

@@ -79,6 +79,11 @@ def test_a_byte_order_mark_is_not_in_a_name(tmp_path):
     assert source[0] == {'a': 1, 'b': 2}
 
 
+def test_a_field_may_be_a_whole_article(tmp_path):
+    article = 'word ' * 30_000
+    assert Csv(write(tmp_path, f'text,label\n"{article}",1\n'))[0]['text'] == article
+
+
 def test_numbers_are_as_wide_as_whole_ones_need(tmp_path):
     columns = Csv(write(tmp_path, 'a,b\n1.5,1.5\n16777217,16777216\n')).take(np.arange(2))
     assert columns['a'].tolist() == [1.5, 16_777_217]

@@ -179,3 +179,12 @@ def test_centre_crop():
     for height, width in ((8, 8), (7, 9)):
         with pytest.raises(errors.UserError, match='image of 7 x 8: resize it first'):
             images.centre_crop(image, height, width)
+
+
+def test_one_number_in_a_list_is_of_all_channels():
+    """So that a picture in colour is taken by a task that normalises grey ones so."""
+    image = smooth(0, 5, 4)
+    expected = images.normalized(image, 33.0, 78.0)
+    np.testing.assert_array_equal(images.normalized(image, (33.0,), (78.0,)), expected)
+    with pytest.raises(errors.UserError, match=r'task\.mean = .*, or one for each of 3 channels'):
+        images.normalized(image, (33.0, 34.0), 78.0)

@@ -36,7 +36,9 @@ def test_an_archive_is_read_by_splits(tmp_path):
 def test_folders_pair_images_with_masks_by_name(tmp_path):
     written = [mask_files.scenes(1, *size) for size in ((10, 14), (20, 8))]
     mask_files.write_folder(tmp_path, *zip(*((i[0], m[0]) for i, m in written), strict=True))
+    (tmp_path / 'images' / '._0.png').write_bytes(b'what macOS leaves beside a file')
     source = mask_sources.MaskFolder(str(tmp_path))
+    assert len(source) == 2
     for i, (image, mask) in enumerate(written):
         np.testing.assert_array_equal(source[i]['image'], np.repeat(image[0, ..., None], 3, -1))
         np.testing.assert_array_equal(source[i]['mask'], mask[0])

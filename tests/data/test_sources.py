@@ -162,6 +162,16 @@ def test_fraction_takes_characters_of_the_whole_corpus(tmp_path, suffix, limits)
     assert ''.join(record['text'] for record in source) == corpus[lo:hi]
 
 
+@pytest.mark.parametrize('suffix', ['.txt', '.txt.gz'])
+def test_a_byte_order_mark_is_no_text(tmp_path, suffix):
+    data = '\ufeffé one|two'.encode()
+    path = tmp_path / f'a{suffix}'
+    path.write_bytes(gzip.compress(data) if suffix.endswith('gz') else data)
+    parts = [record['text'] for record in sources.TextFiles(str(path), split_documents='|')]
+    assert parts == ['é one', 'two']
+    assert sources.TextFiles(str(path), fraction=(0.0, 0.5))[0]['text'] == 'é on'
+
+
 def test_split_documents(tmp_path):
     (tmp_path / 'a.txt').write_text('é1\n--\n\n--\n漢2\n--\n3', encoding='utf-8')
     source = build('text_files', path=str(tmp_path / 'a.txt'), split_documents='\n--\n')
@@ -259,6 +269,13 @@ def test_json_errors_name_the_line(tmp_path, line):
     wanted = r'a\.jsonl:3 is not a JSON object' if line else 'every line is blank'
     with pytest.raises(errors.UserError, match=wanted):
         sources.JsonLines(str(path))
+
+
+def test_numbers_too_large_for_int64_are_kept(tmp_path):
+    large = {'id': 12345678901234567890, 'x': [1, 2**65]}
+    (tmp_path / 'a.jsonl').write_text(json.dumps(large))
+    [record] = sources.JsonLines(str(tmp_path / 'a.jsonl'))
+    assert record == large
 
 
 def test_csv_types_and_quotes(tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bigmodels import errors
-from bigmodels.data import sources, tokenizers
+from bigmodels.data import sources, subwords, tokenizers
 
 CORPUS = [
     'def f(x):\n    return x + 1\n' * 20,
@@ -128,6 +128,29 @@ def test_text_cannot_spell_a_special_token(tokenizer):
         ids = tokenizer.encode(spelled)
         assert tokenizer.end_of_text not in ids
         assert tokenizer.decode(ids) == spelled
+
+
+def test_what_a_file_says_of_truncation_and_padding_is_left_out(all_tokenizers, tmp_path):
+    """They are of the calls before it was saved: a corpus is not cut and filled up by them."""
+    library = pytest.importorskip('tokenizers')
+    plain = all_tokenizers['bpe']
+    cutting = library.Tokenizer.from_str(plain.content)
+    cutting.enable_truncation(5)
+    cutting.enable_padding(length=8, direction='left', pad_token='<|endoftext|>')
+    cutting.save(str(tmp_path / 'tokenizer.json'))
+    read = tokenizers.fit({'name': 'hugging_face', 'path': str(tmp_path)}, texts)
+    for text in ('a', 'some words that are more than five tokens'):
+        for encode in ('encode', 'encode_chat'):
+            expected = getattr(plain, encode)(text)
+            np.testing.assert_array_equal(getattr(read, encode)(text), expected)
+    assert subwords.published_names(tmp_path / 'tokenizer.json', None)[1] == ''
+
+
+@pytest.mark.parametrize('tokenizer', KINDS, indirect=True)
+def test_that_of_another_run_is_taken_as_it_was_saved(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    taken = tokenizers.fit({'name': 'saved', 'path': str(tmp_path)}, texts)
+    assert taken.fingerprint() == tokenizer.fingerprint()
 
 
 def test_training_bpe_is_deterministic_and_compresses(all_tokenizers):

@@ -1,5 +1,6 @@
 """Exported runs give what the runs give, of any size, where nothing but JAX and NumPy is."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from bigmodels import config, errors, experiment, runs, train, trees
+from bigmodels.data import tokenizers
 from bigmodels.deploy import export, onnx_export
 from tests import commands
 
@@ -94,6 +96,16 @@ def untrained(spec, shape):
         workdir=None, task=task, model=task.model, params=params, model_state=model_state
     )
     return run, shapes
+
+
+@pytest.mark.parametrize('spec', ['bert', 'wavenet'])
+def test_what_training_gives_is_enough_to_know_the_inputs(spec, monkeypatch):
+    run, shapes = untrained(spec, None)
+    if spec == 'bert':
+        run.task = dataclasses.replace(run.task, vocabulary=tokenizers.Bytes())
+    monkeypatch.setattr(export.rundir, 'batch_shapes', lambda workdir, size: shapes)
+    wanted = {'bert': {'inputs'}, 'wavenet': {'targets', 'speakers', 'seeds'}}
+    assert export.input_shapes(run).keys() == wanted[spec]
 
 
 @pytest.mark.parametrize(

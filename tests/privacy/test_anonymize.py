@@ -48,6 +48,19 @@ def test_what_fails_its_check_is_left(text):
     assert personal.Anonymizer()(text) == (text, {})
 
 
+@pytest.mark.parametrize(
+    ('text', 'left'),
+    [
+        ('qty 2 4111 1111 1111 1111 paid', 'qty 2 <CARD> paid'),
+        ('2024-05-01 4111 1111 1111 1111', '2024-05-01 <CARD>'),
+        ('DE89 3704 0044 0532 0130 00 GB82 WEST 1234 5698 7654 32', '<IBAN> <IBAN>'),
+        ('Ref AB12 DE89 3704 0044 0532 0130 00', 'Ref AB12 <IBAN>'),
+    ],
+)
+def test_what_begins_within_something_longer_is_found(text, left):
+    assert personal.Anonymizer()(text)[0] == left
+
+
 def test_check_digits_find_every_changed_digit():
     assert not any(map(personal.is_ssn, ('000-12-3456', '666-12-3456', '123-00-3456')))
     for check, value in (

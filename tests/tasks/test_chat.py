@@ -269,6 +269,16 @@ def test_a_merged_run_is_opened_by_everything(tuned, sums, tmp_path, monkeypatch
     assert trees.first_difference(read, adapters.trained(settings, one.params)) is None
 
 
+def test_conversations_that_are_cut_are_not_scored(tmp_path):
+    path = tmp_path / 'sums.jsonl'
+    whole, cut = {'question': '1+1?', 'answer': '#### 2'}, {'question': '2+2?' * 9, 'answer': '8'}
+    path.write_text(json.dumps(whole) + '\n' + json.dumps(cut) + '\n')
+    source = Chats(str(path), columns=('question', 'answer'))
+    task = make(sequence_length=40, cut_conversations=True, scored=2)
+    examples = task.examples(source, tmp_path, train=False)
+    assert [example['scored'] for example in (examples[0], examples[1])] == [True, False]
+
+
 def test_the_real_questions_and_answers(shared_data, tmp_path):
     source = Chats(str(shared_data / 'gsm8k' / 'test.jsonl.gz'), columns=('question', 'answer'))
     assert len(source) == 1319
@@ -289,6 +299,6 @@ def test_the_base_may_be_any_run(tmp_path):
     settings = experiment.from_config(loaded)
     assert experiment.make_task(settings).model == Transformer(**fields)
     assert settings.init_from.workdir == str(tmp_path)
-    assert loaded.task.tokenizer.path == 'anywhere'
+    assert loaded.task.tokenizer.to_dict() == {'name': 'saved', 'path': f'{tmp_path}/preprocessing'}
     assert loaded.task.sequence_length + loaded.task.answer_tokens == fields['max_length']
     assert settings.adapter.rank > 0

@@ -45,7 +45,7 @@ def test_the_loss_of_the_true_flow_is_zero_and_of_none_that_of_the_velocities():
         loss, _ = task.loss_fn({'scale': jnp.ones(())}, {}, given, jax.random.key(0), train)
         # In training a tenth of the labels are dropped, and only then is the flow a wrong one.
         assert (loss > 0.01) if train else (loss < 1e-6)
-        nothing = make_task(label_dropout=0.0)
+        nothing = make_task(label_dropout=0.0, guidance=1.0)
         loss, _ = nothing.loss_fn({'scale': jnp.ones(())}, {}, given, jax.random.key(0), train)
         assert loss < 1e-6
     loss, (pairs, _) = task.loss_fn({'scale': jnp.zeros(())}, {}, given, jax.random.key(0), False)
@@ -136,6 +136,7 @@ def test_bad_records(record, message):
     ('fields', 'message'),
     [
         (dict(label_dropout=1.5), r'label_dropout = 1.5 must be from 0 to 1'),
+        (dict(label_dropout=0.0), r'guidance = 2\.0 needs task\.label_dropout'),
         (dict(sampling_steps=0), r'sampling_steps = 0 must be at least 1'),
         (dict(image_shape=(2,)), r'image_shape = \(2,\) must be'),
     ],

@@ -53,6 +53,15 @@ def test_an_example_is_a_prompt_and_what_ends_its_answer():
     assert make_task().preprocess({'prompt': '1+1='}).keys() == {'inputs', 'lengths'}
 
 
+def test_a_prompt_begins_as_documents_do():
+    class Begun(tokenizers.Bytes):
+        begin_of_text = 1
+
+    example = make_task(vocabulary=Begun()).preprocess({'prompt': '12+3=', 'answer': '15'})
+    assert example['inputs'].tolist() == [1, *b'12+3=']
+    assert example['targets'].tolist() == [*b'15', END, -1]
+
+
 def test_rewards_are_for_the_whole_answer_and_its_end():
     targets = jnp.array([[49, 53, END, -1]] * 5)
     tokens = jnp.array([[49, 53, END, 0], [49, 53, 48, END], [49, END, 0, 0],

@@ -1,5 +1,7 @@
 """Masked tokens: which are scored, against losses computed from whole logits."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -137,6 +139,23 @@ def test_masks_of_several_texts_are_told_as_of_one(params):
         np.testing.assert_array_equal(tokens[:length], expected)
         assert (tokens[length:] == -1).all()
         assert len(task.postprocess(tokens)['text'].encode('utf-8', 'replace')) >= length
+
+
+def test_chunks_of_a_corpus_are_filled_in_as_texts_of_that_length_are(params):
+    task = make()
+    example = task.preprocess({'text': 'abcd[MASK]efghi[MASK]klmnopqrs'})
+    batch = {name: value[None] for name, value in example.items()}
+    assert batch['segment_ids'].all()
+    filled = task.predict(params, {}, {'inputs': batch['inputs']})
+    np.testing.assert_array_equal(filled, task.predict(params, {}, batch))
+
+
+def test_a_sample_that_cannot_be_encoded_is_refused_before_training():
+    tokenizer = {'name': 'characters', 'characters': 'so !'}
+    task = dataclasses.replace(make(), tokenizer=tokenizer, sample_text='so [MASK]!')
+    assert task.fit(()).shown()[0].shape == (4,)
+    with pytest.raises(errors.UserError, match="'x'"):
+        dataclasses.replace(task, sample_text='x [MASK]').fit(())
 
 
 def test_the_sample_shows_the_likeliest_tokens(params):

@@ -53,6 +53,11 @@ def test_what_training_has_not_seen_is_row_0_and_no_rating_no_target(source):
     assert 'targets' not in example
 
 
+def test_a_task_without_numbers_is_refused():
+    with pytest.raises(errors.UserError, match=r'task\.counts and task\.numbers are both empty'):
+        Ranking(DLRM((80, 20)), counts=(), numbers=())
+
+
 def test_bad_records_and_sizes(source):
     task = Ranking(DLRM((80, 20)), min_count=1).fit(source)
     record = source[0]

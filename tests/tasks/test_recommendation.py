@@ -1,11 +1,13 @@
 """Recommending items: what is learnt, saved, left out and answered; the rows' tiny variants."""
 
+import dataclasses
 import io
 import json
 
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from bigmodels import config as config_lib
 from bigmodels import errors, evaluate, experiment, explain, predict, program, runs, sharding, train
@@ -46,6 +48,20 @@ def initialised(task, records=RECORDS):
 
 def batch_of(task, raws):
     return pipeline.stacked([task.preprocess(raw) for raw in raws])
+
+
+def test_held_out_items_have_the_same_loss_by_chunks_of_a_split_sequence():
+    task, params = initialised(tasks()[0])
+    batch = pipeline.stacked([task.held_out({'items': items}) for items in (['x', 'y'], ['z'])])
+    batch['weights'] = np.ones_like(batch['weights'])
+    chunked = dataclasses.replace(task, loss_chunk=2)
+    mesh = sharding.make_mesh(sharding.MeshShape(data=1, sequence=2), jax.devices()[:2])
+    losses = []
+    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    for other in (task, chunked):
+        with jax.set_mesh(mesh):
+            losses.append(other.loss_fn(params, {}, batch, jax.random.key(0), train=False)[0])
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize('task', tasks(), ids=['next_item', 'retrieval'])

@@ -14,7 +14,7 @@ from bigmodels.data import audio, pipeline
 from bigmodels.data.sources.audio_sources import AudioNpz
 from bigmodels.data.sources.speech_sources import Transcribed
 from bigmodels.models.conformer import Conformer
-from bigmodels.tasks.sound import FrontEnd, normalize
+from bigmodels.tasks.sound import FrontEnd, Waveforms, normalize
 from bigmodels.tasks.sound_classification import SoundClassification
 from bigmodels.tasks.transcription import Transcription
 from tests import commands, sound_files
@@ -147,6 +147,29 @@ def test_texts_that_cannot_be_are_named():
             sound=dict(sample_rate=8000, max_seconds=1.0),
             max_tokens=6,
         ).fit(())
+
+
+def test_recordings_that_just_fit_are_held_out_as_they_are_and_not_trained_on():
+    """Training plays some of them faster, so that they have fewer states."""
+
+    class Recordings(list):
+        describe = lambda self: 'the recordings'
+
+    task = transcription(augment=dict(speed=(0.9, 1.1)))
+    recordings = Recordings([{'audio': np.ones(840, np.float32), 'text': '123'}])
+    [example] = task.examples(recordings, None, train=False)
+    assert example['target_lengths'] == 3
+    with pytest.raises(errors.UserError, match='take 3 states of the model, and its sound gives 2'):
+        task.examples(recordings, None, train=True)[0]
+
+
+@pytest.mark.parametrize('seconds', [0.29, 1.13, 2.01])
+def test_a_recording_may_be_exactly_as_long_as_is_said(seconds):
+    """Though its samples are no product of floats: 0.29 * 24,000 is 6,959.999..."""
+    rate = 24_000
+    sounds = Waveforms(sample_rate=rate, max_seconds=seconds)
+    count = round(seconds * 100) * rate // 100
+    assert sounds.filled_up({'audio': np.ones(count)}, 'audio', cut=False)['lengths'] == count
 
 
 @pytest.mark.parametrize('beams', [1, 4])

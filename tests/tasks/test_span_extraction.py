@@ -67,6 +67,14 @@ def test_shapes_are_known_without_data(tmp_path):
     assert shapes == {k: (v.shape, v.dtype) for k, v in make().example_shapes().items()}
 
 
+def test_an_empty_passage_has_no_answer():
+    example = make().preprocess({'question': 'Who?', 'context': ''})
+    batch = {name: jnp.asarray(value)[None] for name, value in example.items()}
+    logits = rng.normal(size=(1, len(example['inputs']), 2)).astype(np.float32)
+    found = make().predict({'logits': logits}, {}, batch)
+    assert make().postprocess({name: value[0] for name, value in found.items()}) == ''
+
+
 def test_the_likeliest_span_is_that_of_all_allowed_ones(tmp_path):
     task = make(answer_length=4)
     examples = question_windows.Windows(tokenizers.Bytes(), 20, 5, 10, 9, 2).of(RECORDS[0])

@@ -62,6 +62,16 @@ def test_the_vocabulary_is_of_the_training_texts_and_goes_with_the_run(tmp_path)
     assert other.vocabulary.fingerprint() != task.vocabulary.fingerprint()
 
 
+def test_names_that_are_numbers_are_names(tmp_path):
+    """As stars are, which a table has as numbers from 1."""
+    task = make(classes=('1', '2')).fit(Source())
+    for kind in (object, np.int64):
+        examples = task.examples(Source(labels=[2, 1, 2, 1], kind=kind), tmp_path, train=True)
+        np.testing.assert_array_equal(examples.take(np.arange(4))['targets'], LABELS)
+    with pytest.raises(errors.UserError, match='Label 3 is out of range'):
+        task.examples(Source(labels=[1, 2, 3, 1], kind=np.int64), tmp_path, train=True)
+
+
 def test_labels_are_numbers_or_names(tmp_path):
     task = make().fit(Source())
     named = Source(labels=['positive', 'negative', 'positive', 'negative'])

@@ -160,6 +160,17 @@ def test_answers_are_scored_by_the_nearest_of_several_references():
         task.preprocess(records[0] | {'answers': list('abcd')})
 
 
+def test_rows_of_pairs_begin_as_pairs_do(tmp_path):
+    """Which is without the token that begins documents, where a tokenizer has one."""
+
+    class Begun(tokenizers.Bytes):
+        begin_of_text = 1
+
+    task = dataclasses.replace(make(row_length=24), vocabulary=Begun())
+    assert not (batch_of(task, tmp_path)['inputs'] == 1).any()
+    assert not (batch_of(task, tmp_path, train=False)['inputs'] == 1).any()
+
+
 def test_only_held_out_examples_have_references(tmp_path):
     task = make(references_field='answers', max_references=2)
     records = Records([{'source': 'a', 'target': 'x', 'answers': ['x', 'y']}])

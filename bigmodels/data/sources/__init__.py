@@ -22,6 +22,8 @@ import numpy as np
 
 from bigmodels import errors
 
+BOM = '\ufeff'  # with which some programs begin a file
+
 
 def digest(*parts: str | bytes) -> str:
     """SHA-256 of the parts, each with its length, so that ('ab', 'c') is not ('a', 'bc')."""
@@ -326,8 +328,12 @@ def read_text(path: str) -> str:
 
 
 def _documents(text: str, separator: str) -> Iterator[tuple[int, int, range]]:
-    """The byte start, byte stop and character range of each document of a text."""
-    start, character = 0, 0
+    """The byte start, byte stop and character range of each document of a text.
+
+    A byte order mark, with which some programs begin a file, is in none.
+    """
+    character = int(text.startswith(BOM))
+    start, text = len(text[:character].encode()), text[character:]
     for document in text.split(separator) if separator else [text]:
         stop = start + len(document.encode())
         yield start, stop, range(character, character + len(document))
@@ -371,6 +377,8 @@ def _as_numpy(value: Any) -> Any:
     if kinds == {bool}:
         dtype = np.bool_
     elif kinds == {int}:
+        if any(abs(item) >= 2**63 for item in (value if isinstance(value, list) else [value])):
+            return value  # an unsigned hash, say
         dtype = np.int64
     elif kinds and kinds <= {int, float}:
         return narrowed(np.asarray(value, np.float64))[()]

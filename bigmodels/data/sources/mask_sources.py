@@ -77,7 +77,9 @@ class MaskFolder:
             if not os.path.isdir(folder):
                 raise errors.UserError(f'There is no folder {folder!r}, seen from {os.getcwd()}.')
         self._names = tuple(
-            name for name in sorted(os.listdir(folders[0])) if name.lower().endswith(SUFFIXES)
+            name
+            for name in sorted(os.listdir(folders[0]))
+            if name.lower().endswith(SUFFIXES) and not name.startswith('.')
         )
         if not self._names:
             raise errors.UserError(f'{folders[0]} holds no {" or ".join(SUFFIXES)} file.')

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bigmodels import errors
-from bigmodels.data.sources import checked_index, digest, narrowed, one_file, read_text
+from bigmodels.data.sources import BOM, checked_index, digest, narrowed, one_file, read_text
 
 # Plain numbers that lose nothing as int64 or float32 columns. Not among them: 007, integers of 19
 # digits or more, and 12e4, which may be identifiers; one such value makes its column text.
@@ -23,7 +23,6 @@ _REAL = re.compile(
 )
 # What stands for a value that is missing, in lower case and without blanks around it.
 MISSING = ('', '?', 'na', 'nan', 'none', 'null')
-BOM = '\ufeff'  # with which some programs begin a file
 
 Line = tuple[int, list[str]]  # of a CSV file: the number of its last line, and its values
 
@@ -257,6 +256,7 @@ def csv_rows(path: str, text: str, tabs: bool = False) -> tuple[list[str], list[
     Raises:
       UserError: naming the line, for what is no CSV, no row of values, or a column there twice.
     """
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a field may be a whole article
     form = dict(delimiter='\t', quoting=csv.QUOTE_NONE) if tabs else {}
     reader = csv.reader(io.StringIO(text.removeprefix(BOM), newline=''), strict=True, **form)
     try:
