@@ -16,9 +16,9 @@ of your own, an image and a `.txt` file of the same name each: `name='image_text
 in data.train. Captions that people wrote are in TFDS's coco_captions, which needs the internet:
 write each image and one of its five texts to such a folder, and use larger towers.
 
-Cost: two CPU cores beside other work, 38 min, 2.6 GB.
+Cost: two CPU cores beside other work, 38 min, 2.6 GB; `sigmoid` 34 min.
 Result: 74.0 % of the test images are classified rightly by their classes' names alone, and 74.1 %
-by the caption that is nearest of all (recall@1); the variant `sigmoid` is not measured yet.
+by the caption that is nearest of all (recall@1); by `sigmoid` 70.9 % and 71.0 %.
 """
 
 from configs import common
