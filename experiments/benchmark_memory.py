@@ -19,7 +19,7 @@ import measure
 from bigmodels import writers
 
 STEPS = 60
-# Most of a row's time is the machine's own; see `runs.keep_freed_memory` for what a run does.
+# Beside `runs.keep_freed_memory`, which every run does by itself.
 SETTINGS = {
     'as it is': {},
     'MALLOC_ARENA_MAX=1': {'MALLOC_ARENA_MAX': '1'},
