@@ -11,12 +11,13 @@ import importlib
 import importlib.util
 import inspect
 import json
+import math
 import pathlib
 import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -57,11 +58,14 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
 
 def set_fields(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
     """Sets fields in place, each as 'model.num_layers=2', see `load`."""
+    for override in overrides:
+        if '=' not in override:
+            raise errors.UserError(f'The override {override!r} is not KEY=VALUE.')
+    pairs = [override.split('=', 1) for override in overrides]
+    # A new name drops the arguments of the former one: names come first, of outer sections too.
+    depth = lambda key: key.count('.') if key.endswith('.name') else math.inf
     with config.unlocked():
-        for override in overrides:
-            key, equals, value = override.partition('=')
-            if not equals:
-                raise errors.UserError(f'The override {override!r} is not KEY=VALUE.')
+        for key, value in sorted(pairs, key=lambda pair: depth(pair[0])):
             _set(config, key, value)
 
 
@@ -251,10 +255,18 @@ def build(factory: Callable, section: Mapping, path: str, **given) -> Any:
                 f'wanted {hint.__name__ if inspect.isclass(hint) else hint}.'
             )
         values[key] = float(value) if hint is float else value
-    missing = [key for key in required if key not in values]
+    check_has(values, required, path)
+    return factory(**values, **given)
+
+
+def check_has(section: Any, keys: Iterable[str], path: str) -> None:
+    """Raises UserError for what is no section of a config, or one that lacks some keys."""
+    where = f'config.{path}' if path else 'config'
+    if not isinstance(section, Mapping | ml_collections.ConfigDict):
+        raise errors.UserError(f'{where} = {section!r} must be a section.')
+    missing = [key for key in keys if key not in section]
     if missing:
         raise errors.UserError(f'{where} lacks: {", ".join(missing)}.')
-    return factory(**values, **given)
 
 
 def _parameters(factory: Callable, given: Mapping) -> tuple[dict[str, Any], list[str]]:

@@ -9,6 +9,7 @@ They count all that the machine does meanwhile, of this process' machine alone.
 import ctypes
 import os
 import pathlib
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -127,12 +128,12 @@ def _passed(begin: float, end: float, wraps: float) -> float:
 
 
 def _of_processors(root: pathlib.Path) -> dict[str, tuple[float, float]]:
-    """Of whole packages: parts of them, 'intel-rapl:0:1', are counted in these."""
+    """Of whole packages, and of memory; cores are counted in those, and 'psys' has all again."""
     counters = {}
     for domain in sorted(root.glob('*-rapl:[0-9]*')):
-        if domain.name.count(':') > 1:
-            continue
         try:
+            if not re.match('package|dram$', (domain / 'name').read_text().strip()):
+                continue
             value, wraps = (
                 int((domain / name).read_text()) / 1e6
                 for name in ('energy_uj', 'max_energy_range_uj')

@@ -27,7 +27,6 @@ from bigmodels.tasks.classes import NamedClasses
 # resumed with other values. A trailing dot covers a whole section.
 EXECUTION_KEYS = (
     'mesh.',
-    'parallel',
     'xla',
     'xla.',
     'log_every',
@@ -167,6 +166,12 @@ SECTIONS = {
     'guard': guard_lib.Guard,
     'checkpoint': checkpoint_lib.Settings,
 }
+NEEDED = {
+    'model': (),
+    'task': (),
+    'optimizer': ('algorithm', 'schedule'),
+    'data': ('train', 'evals'),
+}
 
 
 def from_config(config: Mapping) -> Experiment:
@@ -217,10 +222,18 @@ def resolved(config: Mapping) -> dict[str, Any]:
     """The config as plain data with every default written out: what a run keeps.
 
     A default that changes in a later version then does not change the run.
+
+    Raises:
+      UserError: where it lacks what has no default, or names what is not there.
     """
     plain = config_lib.with_defaults(Experiment, config)
+    config_lib.check_has(plain, NEEDED, '')
+    for key, needed in NEEDED.items():
+        config_lib.check_has(plain[key], needed, key)
+    config_lib.check_has(plain['data']['evals'], (), 'data.evals')
     for key, factory in SECTIONS.items():
-        plain[key] = config_lib.with_defaults(factory, plain.get(key, {}))
+        config_lib.check_has(plain.setdefault(key, {}), (), key)
+        plain[key] = config_lib.with_defaults(factory, plain[key])
     plain['optimizer'] = config_lib.with_defaults(optimizers.make_optimizer, plain['optimizer'])
     named = [
         (plain, 'model', 'model', MODELS),
@@ -249,7 +262,9 @@ def _named_sources(section: dict, key: str, path: str) -> list[tuple[dict, str, 
 
     Before a source come the sections within it that its class variable `wraps` names.
     """
+    config_lib.check_has(section[key], (), path)
     if section[key].get('name') == 'mixture':
+        config_lib.check_has(section[key], ('sources',), path)
         sources = section[key]['sources']
         return [
             named

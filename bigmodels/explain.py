@@ -79,9 +79,11 @@ def _batch_shapes(settings: Experiment, task: Any) -> program.Shapes:
 
 def device_bytes(tree: Any) -> int:
     """The bytes that each device holds of a tree of shapes with shardings."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
+    return trees.size_bytes(
+        jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype),
+            tree,
+        )
     )
 
 

@@ -22,7 +22,7 @@ class Guard:
     """config.guard.
 
     A step is bad if its loss or the norm of its gradient is not finite, or if its loss is a spike.
-    A bad step changes nothing but the step's number.
+    A bad step changes nothing but the step's number: schedules and pruning wait too.
 
     Fields:
       policy: 'stop' ends the command at a bad step; 'skip' warns and goes on.

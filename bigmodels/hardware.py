@@ -1,6 +1,7 @@
 """Facts about chips, each with its source."""
 
 import dataclasses
+import re
 
 import jax
 
@@ -11,7 +12,7 @@ class Chip:
 
     Fields:
       name: as in --topology.
-      kind: a part of its `device_kind`.
+      kind: a regular expression of words of its `device_kind`.
       peak_flops: dense bfloat16 FLOP/s.
       memory: bytes of its main memory that a program may use.
       bandwidth: of that memory, bytes/s.
@@ -59,9 +60,11 @@ CHIPS = {
         Chip('h200', 'H200', 989e12, 0.94 * 141e9, 4.8e12, 1, 450e9, 50e9, 700),
         Chip('b200', 'B200', 2250e12, 0.94 * 180e9, 7.7e12, 1, 900e9, 50e9, 1000),
         Chip('v4', 'TPU v4', 275e12, 31.75 * GIB, 1.2e12, 6, 50e9, None, 192, 3.22),
-        Chip('v5e', 'TPU v5 lite', 197e12, 15.75 * GIB, 819e9, 4, 50e9, None, 200, 1.20, False),
-        Chip('v5p', 'TPU v5', 459e12, 94.75 * GIB, 2765e9, 6, 100e9, None, 450, 4.20, False),
-        Chip('v6e', 'TPU v6 lite', 918e12, 31.25 * GIB, 1638e9, 4, 100e9, None, 300, 2.70, False),
+        Chip('v5e', 'TPU v5( lite|e)', 197e12, 15.75 * GIB, 819e9, 4, 50e9, None, 200, 1.20, False),
+        Chip('v5p', 'TPU v5p?', 459e12, 94.75 * GIB, 2765e9, 6, 100e9, None, 450, 4.20, False),
+        Chip(
+            'v6e', 'TPU v6( lite|e)', 918e12, 31.25 * GIB, 1638e9, 4, 100e9, None, 300, 2.70, False
+        ),
     )
 }
 POWER_SOURCES = (
@@ -75,9 +78,9 @@ PRICE_SOURCE = 'Google Cloud, on demand, United States, 2025; --price replaces i
 
 def chip_of(device: jax.Device) -> Chip | None:
     """The chip of a device, None where it is not in the table, as for CPUs."""
-    # The longest name first: 'TPU v5' is a part of 'TPU v5 lite'.
+    # The longest first, as 'TPU v5' is a part of 'TPU v5 lite'.
     for chip in sorted(CHIPS.values(), key=lambda chip: -len(chip.kind)):
-        if chip.kind in device.device_kind:
+        if re.search(rf'\b{chip.kind}\b', device.device_kind):
             return chip
     return None
 

@@ -14,8 +14,8 @@ from bigmodels import errors, trees
 from bigmodels.layer_decay import layer_factors
 
 Rules = Sequence[tuple[str, Any]]
-# Biases, norm scales and embeddings are not decayed, the custom since GPT-2.
-DECAY_KERNELS = ((r'kernel$|^unembed$', True), (r'.*', False))
+# Biases, norm scales and embeddings are not decayed, the custom since GPT-2. Adapters are.
+DECAY_KERNELS = ((r'(kernel|^unembed)(/down|/up)?$', True), (r'.*', False))
 # Muon orthogonalises the matrices between hidden states; the rest is left to Adam.
 HIDDEN_MATRICES = ((r'embed|head', False), (r'kernel$', True), (r'.*', False))
 

@@ -327,12 +327,23 @@ def write_summary(
 
 
 def final_figures(workdir: pathlib.Path, step: int | None, total_steps: int) -> dict | None:
-    """The figures of a run that has made all its steps and summed them up; None otherwise."""
+    """The figures of a run that has made all its steps and summed them up; None otherwise.
+
+    Raises:
+      UserError: if it has made more, without summing them up.
+    """
     path = workdir / SUMMARY
-    if step is None or step < total_steps or not path.is_file():
+    if step is None or step < total_steps:
         return None
-    summary = read(path)
-    return summary['final'] if summary['step'] == step else None
+    summary = read(path) if path.is_file() else {'step': None}
+    if summary['step'] == step:
+        return summary['final']
+    if step > total_steps:
+        raise errors.UserError(
+            f'{workdir} is at step {step}, beyond config.total_steps = {total_steps}: give {step} '
+            f'or more, or evaluate it as it is.'
+        )
+    return None
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -63,6 +63,9 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
         )
     axis_types = (AxisType.Auto,) * len(AXES)
     num_slices = len({getattr(device, 'slice_index', 0) for device in devices})
+    if num_slices > 1 and devices[0].platform in GPU:  # JAX counts hosts of GPUs as slices too
+        arranged = mesh_utils.create_device_mesh(sizes, devices)
+        return jax.sharding.Mesh(arranged, AXES, axis_types=axis_types)
     if num_slices == 1:
         return jax.make_mesh(sizes, AXES, axis_types=axis_types, devices=list(devices))
     replicas, rest = sizes[0], sizes[1:]

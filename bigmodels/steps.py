@@ -134,6 +134,7 @@ def train_step(
         model_state = jax.lax.pmean(model_state, axis_name)
     squares = [jnp.square(g).sum() for g in jax.tree.leaves(grads)]
     grad_norm = jnp.sqrt(sum(squares))
+    updates = state.step if state.guard is None else state.step - state.guard.skips
     loss = metrics_lib.mean(metrics['loss'])
     good, memory, judged = guard_lib.judge(guard, state.guard, loss, grad_norm)
     # Not a select: that needs the old optimiser state beside the new, so XLA copies it.
@@ -143,7 +144,7 @@ def train_step(
         **metrics,
         **judged,
         **spent(state.step + 1),
-        'learning_rate': schedule(state.step),
+        'learning_rate': schedule(updates),
         'grad_norm': grad_norm,
         'grad_squares': jnp.stack(squares),
         'param_norm': optax.tree.norm(kept.params),

@@ -99,7 +99,7 @@ def _train(settings, mesh, task, resolved, workdir, resume, signals, watch, comp
             initial = aside.submit(run.make_init_state(settings.seed)) if start is None else None
             train_step = compile_step(run, settings.parallel)
         watch.lap('compilation')
-        state = initial.result() if initial else _restored(workdir, start, run, settings, resume)
+        state = initial.result() if initial else _restored(workdir, start, run, settings)
         rundir.record(workdir, resolved, data.fingerprints, data.shapes)
         watch.lap('state')
         meter = energy.Meter(mesh)
@@ -164,10 +164,10 @@ def _watch(settings, run: program.Program, data: _Data, workdir) -> guard_lib.Wa
     return guard_lib.Watch(settings.guard, names, describe_batch)
 
 
-def _restored(workdir: pathlib.Path, step: int, run: program.Program, settings, resume):
-    """The state of a checkpoint; a changed config's guard begins with an empty memory."""
+def _restored(workdir: pathlib.Path, step: int, run: program.Program, settings):
+    """The state of a checkpoint; a guard of another config begins with an empty memory."""
     wanted = run.state_shapes
-    if resume == 'changed':
+    if rundir.read_config(workdir).to_dict().get('guard') != dataclasses.asdict(settings.guard):
         wanted = wanted.replace(guard=None)
     state = checkpoint.restore(workdir / rundir.CHECKPOINTS, step, wanted)
     if state.guard is None:

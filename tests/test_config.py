@@ -201,6 +201,39 @@ def test_every_config_is_fully_typed(spec):
     assert experiment.make_task(again).model == task.model
 
 
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'model': None}, r'config\.model = None must be a section'),
+        ({'optimizer': {'learning_rate': 1.0}}, r'config\.optimizer lacks: algorithm, schedule'),
+        (
+            {'data': {'train': {'name': 'mixture'}, 'evals': {}}},
+            r'config\.data\.train lacks: sources',
+        ),
+        (
+            {'data': {'train': {'name': 'digits'}, 'evals': 'x'}},
+            r"config\.data\.evals = 'x' must be",
+        ),
+        ({'checkpoint': None}, r'config\.checkpoint = None must be a section'),
+    ],
+)
+def test_sections_that_are_not_there_are_named(change, message):
+    with pytest.raises(errors.UserError, match=message):
+        experiment.resolved(_digits() | change)
+    with pytest.raises(errors.UserError, match='config lacks: model, task, optimizer, data'):
+        experiment.resolved({})
+
+
+@pytest.mark.parametrize('order', [1, -1])
+def test_a_new_name_drops_no_override(order):
+    changed = ml_collections.ConfigDict(
+        {'a': {'name': 'x', 'old': 1, 'part': {'name': 'y', 'k': 2}}}
+    )
+    overrides = ['a.name=z', 'a.b1=0.5', 'a.part={"name": "y", "k": 3}']
+    config.set_fields(changed, overrides[::order])
+    assert changed.to_dict() == {'a': {'name': 'z', 'b1': 0.5, 'part': {'name': 'y', 'k': 3}}}
+
+
 def _digits():
     return config.to_plain(config.load(str(CONFIGS / 'digits_mlp.py:tiny')))
 
@@ -233,7 +266,7 @@ def test_batch_must_divide_over_devices():
 def test_only_execution_keys_may_differ_on_resume():
     old, new = _digits(), _digits()
     new['mesh'] = {'data': 2, 'fsdp': 4}
-    new['parallel'], new['log_every'] = 'pmap', 7
+    new['log_every'] = 7
     new['checkpoint'] |= {'every': 3, 'keep_last': 9}
     new['data'] |= {'threads': 0, 'buffer': 1, 'workers': 2}
     assert experiment.blocking_differences(old, new) == {}

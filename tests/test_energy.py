@@ -14,21 +14,28 @@ def mesh_of(count=2):
     return sharding.make_mesh(sharding.MeshShape(), jax.devices()[:count])
 
 
-def counter(root, name, joules, wraps=100.0):
+def counter(root, name, joules, wraps=100.0, kind='package-0'):
     domain = root / name
     domain.mkdir(parents=True, exist_ok=True)
+    (domain / 'name').write_text(f'{kind}\n')
     (domain / 'energy_uj').write_text(f'{round(joules * 1e6)}\n')
     (domain / 'max_energy_range_uj').write_text(f'{round(wraps * 1e6)}\n')
 
 
 def test_processors_are_read_at_the_beginning_and_at_the_end(tmp_path):
-    for name, joules in (('intel-rapl:0', 10), ('intel-rapl:1', 99), ('intel-rapl:0:0', 5)):
+    counter(tmp_path, 'intel-rapl:2', 0, kind='psys')
+    counter(tmp_path, 'intel-rapl:0:1', 7, kind='dram')
+    counter(tmp_path, 'intel-rapl:0:0', 5, kind='core')
+    for name, joules in (('intel-rapl:0', 10), ('intel-rapl:1', 99)):
         counter(tmp_path, name, joules)
     meter = energy.Meter(mesh_of(), tmp_path)
-    for name, joules in (('intel-rapl:0', 46), ('intel-rapl:1', 35), ('intel-rapl:0:0', 20)):
+    counter(tmp_path, 'intel-rapl:2', 90, kind='psys')
+    counter(tmp_path, 'intel-rapl:0:1', 8, kind='dram')
+    counter(tmp_path, 'intel-rapl:0:0', 20, kind='core')
+    for name, joules in (('intel-rapl:0', 46), ('intel-rapl:1', 35)):
         counter(tmp_path, name, joules)  # the second began again at 100
     cost = meter.cost(7, 3.0, print)
-    assert cost['kilowatt_hours'] == pytest.approx((36 + 36) / 3.6e6)
+    assert cost['kilowatt_hours'] == pytest.approx((36 + 36 + 1) / 3.6e6)
     assert cost['energy_source'] == 'measured by RAPL'
     assert (cost['flops'], cost['flops_source']) == (21.0, "the task's formula")
     assert cost['device_seconds'] == pytest.approx(2 * cost['seconds'], abs=0.11)

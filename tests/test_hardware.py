@@ -17,7 +17,9 @@ from bigmodels import hardware
         ('TPU v5 lite', 'v5e'),
         ('TPU v5', 'v5p'),
         ('TPU v5p', 'v5p'),
+        ('TPU v5e', 'v5e'),
         ('TPU v6 lite', 'v6e'),
+        ('NVIDIA RTX A1000 6GB Laptop GPU', None),
         ('cpu', None),
     ],
 )

@@ -345,6 +345,14 @@ def test_slices_are_replicas():
         sharding.make_mesh(sharding.MeshShape(), devices)
 
 
+def test_hosts_of_gpus_are_no_slices():
+    devices = [SliceDevice(i, i // 4, 'gpu', 'NVIDIA H100', i // 4) for i in range(8)]
+    assert sharding.make_mesh(sharding.MeshShape(), devices).shape['data'] == 8
+    mesh = sharding.make_mesh(sharding.MeshShape(data=2, fsdp=-1), devices)
+    assert [device.id for device in mesh.devices.flat] == list(range(8))
+    assert mesh.shape['fsdp'] == 4
+
+
 def test_batches_are_split_by_rows():
     mesh = sharding.make_mesh(sharding.MeshShape(data=2, fsdp=2, tensor=2))
     assert sharding.batch_shard(mesh) == ((0, 1, 2, 3), 4)  # one process feeds everything

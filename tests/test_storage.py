@@ -54,6 +54,8 @@ def test_a_damaged_step_is_told_set_aside_and_made_again(finished_digits, digits
     assert 'resumed at step 10' in said.err
     assert (digits_run / rundir.CHECKPOINTS / '20.damaged').is_dir()
     assert same_end(finished_digits, digits_run)
+    checkpoint.set_aside(digits_run / rundir.CHECKPOINTS, 20)
+    assert (digits_run / rundir.CHECKPOINTS / '20.2.damaged').is_dir()
 
 
 def test_what_a_killed_save_left_is_no_step(finished_digits, digits_run, capsys):

@@ -78,7 +78,9 @@ def targets(settings: Settings, params: Mapping) -> list[str]:
     matrices = [
         name
         for name, leaf in leaves.items()
-        if re.search('(^|/)kernel$|^unembed$', name) and leaf.ndim - trees.is_scanned(name) == 2
+        if re.search('(^|/)kernel$|^unembed$', name)
+        and leaf.ndim - trees.is_scanned(name) == 2
+        and 'shared' not in name.split('/')  # experts that all tokens go through
     ]
     wanted = [settings.targets]
     found = [name for name in matrices if trees.found(wanted, name, 'config.adapter.targets')]

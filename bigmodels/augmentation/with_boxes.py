@@ -24,20 +24,20 @@ class BoxAugmentation:
     """config.task.augment of a detector, in this order; 0 is not at all.
 
     Fields:
+      brightness, contrast, saturation, hue: see `colour.jitter`.
       flip, flip_vertical: the probability of a mirror image, left to right and top to bottom.
       scale: magnified by up to 1 + scale, or reduced as much, both sides alike.
       shift: moved by up to this share of each side.
-      brightness, contrast, saturation, hue: see `colour.jitter`.
     """
 
-    flip: float = 0.0
-    flip_vertical: float = 0.0
-    scale: float = 0.0
-    shift: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
+    flip: float = 0.0
+    flip_vertical: float = 0.0
+    scale: float = 0.0
+    shift: float = 0.0
 
     def __post_init__(self):
         most = {'flip': 1, 'flip_vertical': 1, 'shift': 1, 'hue': 0.5}

@@ -7,6 +7,7 @@ final name: a step that has its name is complete, and one whose sums agree is as
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import pathlib
@@ -206,8 +207,10 @@ def add_figures(directory: pathlib.Path, step: int, values: Mapping[str, float])
 
 
 def set_aside(directory: pathlib.Path, step: int) -> None:
-    """Renames a damaged step, so that its number can be saved again."""
-    (directory / str(step)).rename(directory / f'{step}.damaged')
+    """Renames a damaged step, so that its number can be saved again, and again be damaged."""
+    names = itertools.chain(['damaged'], (f'{again}.damaged' for again in itertools.count(2)))
+    paths = (directory / f'{step}.{name}' for name in names)
+    (directory / str(step)).rename(next(path for path in paths if not path.exists()))
 
 
 def restore(directory: pathlib.Path, step: int, abstract: TrainState) -> TrainState:
@@ -268,7 +271,7 @@ class Saver:
 
         if settings.copy_to and jax.process_index() == 0:
             self._copier = copies.Copier(self.directory, settings.copy_to, beside, MANIFEST, FROZEN)
-            for step in steps(self.directory)[-1:]:  # an earlier process may not have come to it
+            for step in steps(self.directory):  # an earlier process may not have come to it
                 self._copier.start(step)
 
     def save(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> str | None:

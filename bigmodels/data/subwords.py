@@ -163,7 +163,7 @@ class SentencePiece:
         return np.array(self._model.encode(text), np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._model.decode(int_list(ids))
+        return self._model.decode([id for id in int_list(ids) if id < self.vocab_size])
 
     def token_bytes(self) -> list[bytes]:
         return [

@@ -152,8 +152,9 @@ class Scale:
 
 def scale_of(values: np.ndarray) -> Scale:
     """The scale of values [n, C]; a column of equal values is only centred."""
-    deviations = values.std(0)
-    return Scale(values.mean(0).tolist(), np.where(deviations > 0, deviations, 1).tolist())
+    varies = values.min(0) < values.max(0)  # a deviation of equal values is rounded, and not 0
+    deviations = np.where(varies, values.std(0), 1)
+    return Scale(np.where(varies, values.mean(0), values[0]).tolist(), deviations.tolist())
 
 
 def normal_scores(values: np.ndarray, name: str) -> tuple[list[float], list[float]]:

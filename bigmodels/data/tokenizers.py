@@ -4,6 +4,7 @@
 run and `restore` reads it again, from plain data: nothing is unpickled or executed.
 """
 
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
@@ -36,7 +37,8 @@ class Tokenizer(Protocol):
     """What every tokenizer here has. Immutable, and safe to pickle and to share by threads.
 
     Special tokens stand for no text: they decode to '' and have byte length 0. Text that spells
-    one is encoded as the ordinary text that it is.
+    one is encoded as the ordinary text that it is. Ids from `vocab_size` on, of which a model may
+    have some, decode to '' too.
     """
 
     vocab_size: int  # ids are 0 <= id < vocab_size
@@ -78,7 +80,7 @@ class Bytes:
         return np.frombuffer(as_utf8(text), np.uint8).astype(np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return bytes(id for id in int_list(ids) if id).decode(errors='replace')
+        return bytes(id for id in int_list(ids) if 0 < id < 256).decode(errors='replace')
 
     def token_bytes(self) -> list[bytes]:
         return [bytes([id]) if id != self.end_of_text else b'' for id in range(self.vocab_size)]
@@ -121,7 +123,7 @@ class Characters:
         return ids.astype(np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return ''.join(self._characters[id] for id in int_list(ids))
+        return ''.join(self._characters[id] for id in int_list(ids) if id < self.vocab_size)
 
     def token_bytes(self) -> list[bytes]:
         return [character.encode() for character in self._characters]
@@ -196,6 +198,13 @@ def document(tokenizer: Tokenizer, text: str) -> np.ndarray:
     if tokenizer.begin_of_text is None:
         return ids
     return np.concatenate([np.array([tokenizer.begin_of_text], np.int32), ids])
+
+
+@functools.lru_cache(maxsize=16)
+def spelling(tokenizer: Tokenizer, num_ids: int) -> tuple[bytes, ...]:
+    """`token_bytes`, and no text for the further ids of a model that has `num_ids`."""
+    texts = tokenizer.token_bytes()
+    return (*texts, *[b''] * (num_ids - len(texts)))
 
 
 def token_id(tokenizer: Tokenizer, token: str) -> int:

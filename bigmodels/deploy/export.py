@@ -28,7 +28,7 @@ import jax.export
 import numpy as np
 from safetensors.numpy import save_file
 
-from bigmodels import errors, rundir, runs, trees
+from bigmodels import errors, rundir, runs, sharding, trees
 from bigmodels.deploy import onnx_export
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -38,7 +38,7 @@ LAYOUTS = jax.export.DisabledSafetyCheck.custom_call('LayoutConstraint')
 PROGRAM, PARAMS, TENSORS = 'program.bin', 'params.npz', 'model.safetensors'
 ONNX = 'model.onnx'
 DESCRIPTION = 'export.json'
-WIDER = {'int4': 'int8', 'float8_e4m3fn': 'float16'}
+WIDER = {'int4': 'int8', 'float8_e4m3fn': 'float16', 'bfloat16': 'float32'}
 
 
 def variables_of(run: runs.Run) -> dict[str, np.ndarray]:
@@ -128,11 +128,14 @@ def exported_program(run: runs.Run, batch_size: int = 0, length: int = 0) -> jax
     export = jax.export.export(
         jax.jit(make_predict(run)), platforms=PLATFORMS, disabled_checks=[LAYOUTS]
     )
-    if batch_size and length:
-        return export(variables, shapes)
+    # What is traced for a CPU has no kernel that only one of the platforms has.
+    on_cpu = jax.set_mesh(sharding.make_mesh(sharding.MeshShape(), jax.devices('cpu')[:1]))
     try:
-        return export(variables, shapes)
+        with on_cpu:
+            return export(variables, shapes)
     except (TypeError, jax.errors.InconclusiveDimensionOperation) as error:
+        if batch_size and length:
+            raise
         raise errors.UserError(
             f'The program of {type(run.task).__name__} needs shapes that are numbers: give '
             f'--batch_size, and --length for tokens. {str(error).splitlines()[0]}'

@@ -8,6 +8,7 @@ import functools
 import pathlib
 
 from bigmodels import errors, runs, writers
+from bigmodels.data.tokenizers import spelling
 from bigmodels.deploy import text
 from bigmodels.deploy.constraints import Grammars
 from bigmodels.deploy.sampling import Sampling
@@ -39,11 +40,12 @@ def main() -> None:
         weights=a.weights,
         method=_method(a, run),
     )
+    spelt = spelling(run.task.vocabulary, run.model.vocab_size)
     for prompt, answer in zip(a.prompt, answers, strict=True):
         print(writers.printable(prompt + answer.text))
         if a.log_probs:
             for token, log_prob in zip(answer.tokens, answer.log_probs, strict=True):
-                print(f'{log_prob:9.4f}  {run.task.vocabulary.decode([token])!r}')
+                print(f'{log_prob:9.4f}  {text.text_of(spelt, [token])!r}')
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -135,9 +137,10 @@ def _method(a: argparse.Namespace, run: runs.Run) -> text.Method:
         if not a.json_schema.is_file():
             raise errors.UserError(f'There is no file {str(a.json_schema)!r}.')
         matcher = Grammars(vocabulary).json_schema(a.json_schema.read_text())
-        return functools.partial(text.matched, matcher=matcher)
+        return functools.partial(text.matched, matcher=matcher, end=vocabulary.end_of_text)
     if a.regex is not None:
-        return functools.partial(text.matched, matcher=Grammars(vocabulary).regex(a.regex))
+        matcher = Grammars(vocabulary).regex(a.regex)
+        return functools.partial(text.matched, matcher=matcher, end=vocabulary.end_of_text)
     return text.sampled
 
 

@@ -48,28 +48,26 @@ def read(path: str) -> list[Question]:
     return questions
 
 
-def log_likelihoods(
-    task: LanguageModeling, params: Any, pairs: Sequence[tuple[np.ndarray, str]], batch_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """What a model gives texts after others: (their log-probabilities [N] in nats, tokens [N]).
+def encoded(task: LanguageModeling, question: str, choice: str) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of a question, and those of a choice after it.
 
-    Args:
-      pairs: (ids of what is before, as of `task.prompt`; the text).
+    A chat model answers. For another one a space is between them, and they are one text: what its
+    tokens have more than those of the question are the choice's, as the library lm_eval has it.
 
     Raises:
-      UserError: for a pair that is longer than the model's context.
+      UserError: for what is longer than the model's context.
     """
-    encoded = []
-    for context, text in pairs:
-        ids = task.vocabulary.encode(text)
-        if len(context) + len(ids) > task.model.max_length:
-            raise errors.UserError(
-                f'{text[:40]!r} with its question has {len(context) + len(ids)} tokens, more than '
-                f'the context of {task.model.max_length}.'
-            )
-        encoded.append((context, ids))
-    nats, _ = scoring.log_likelihoods(task.model, params, encoded, batch_size)
-    return nats, np.array([len(ids) for _, ids in encoded])
+    before = task.prompt(question)
+    if isinstance(task, Chat):
+        after = task.vocabulary.encode(choice)
+    else:
+        after = task.prompt(f'{question} {choice}')[len(before) :]
+    if len(before) + len(after) > task.model.max_length:
+        raise errors.UserError(
+            f'{choice[:40]!r} with its question has {len(before) + len(after)} tokens, more than '
+            f'the context of {task.model.max_length}.'
+        )
+    return before, after
 
 
 def evaluate(
@@ -78,17 +76,12 @@ def evaluate(
     """How often the right choice is the likeliest, as shares, and what it is given.
 
     'accuracy' is by log-probability, 'accuracy_by_length' by that over the choice's characters;
-    'perplexity' is that of the right choices, by token. A language model reads a space between the
-    question and a choice; a chat model answers.
+    'perplexity' is that of the right choices, by token.
     """
-    between = '' if isinstance(task, Chat) else ' '
-    pairs = [
-        (task.prompt(question['question']), between + choice)
-        for question in questions
-        for choice in question['choices']
-    ]
-    likelihoods, counts = log_likelihoods(task, params, pairs, batch_size)
-    by_length = likelihoods / [len(choice) for _, choice in pairs]
+    pairs = [encoded(task, q['question'], choice) for q in questions for choice in q['choices']]
+    likelihoods, _ = scoring.log_likelihoods(task.model, params, pairs, batch_size)
+    counts = [len(after) for _, after in pairs]
+    by_length = likelihoods / [len(choice) for q in questions for choice in q['choices']]
     start, right, right_by_length, nats, tokens = 0, 0, 0, 0.0, 0
     for question in questions:
         own, answer = slice(start, start + len(question['choices'])), int(question['answer'])

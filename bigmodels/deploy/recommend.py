@@ -18,8 +18,9 @@ from bigmodels.tasks.recommendation import Recommendation
 def make_recommender(run: runs.Run) -> Callable[[Sequence[str], str], list[dict[str, Any]]]:
     """(ids of a user's items, the latest last; id of the user, '' for any) -> the best next ones.
 
-    Each answer is {'item', 'title' if known, 'score'}, the best first, none of those given; there
-    are `task.count` of them. Unknown ids are left out, see `tasks.recommendation`.
+    Each answer is {'item', 'title' if known, 'score'}, the best first, none of those given that
+    the model looks at, the latest; there are `task.count` of them. Unknown ids are left out, see
+    `tasks.recommendation`.
 
     Raises:
       UserError: if the run is of another task.

@@ -70,6 +70,11 @@ class Runner:
         """Ends a request; its listener still gets the finish. Nothing if it has ended."""
         self._engine.cancel(request)
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the engine or a listener has raised."""
+        return self._failure is not None
+
     def drain(self) -> None:
         """Takes no more requests, and returns when all have ended."""
         with self._changed:

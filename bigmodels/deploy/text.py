@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigmodels import errors
-from bigmodels.data.tokenizers import Tokenizer, document
+from bigmodels.data.tokenizers import Tokenizer, document, spelling
 from bigmodels.deploy import beam_search, decoding, speculative
 from bigmodels.deploy import weights as weights_lib
 from bigmodels.deploy.engine import Engine
@@ -115,8 +115,16 @@ def searched(job: Job, *, beam_size: int) -> list[tuple[np.ndarray, np.ndarray]]
     return [(row[:n], np.full(n, np.nan)) for row, n in zip(best, counts, strict=True)]
 
 
-def matched(job: Job, *, matcher: Callable[[], Matcher]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """What `constraints` allow, by an `engine.Engine`; each prompt has a seed of its own."""
+def matched(
+    job: Job, *, matcher: Callable[[], Matcher], end: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What `constraints` allow, by an `engine.Engine`; each prompt has a seed of its own.
+
+    end: the token that ends what matches, `Tokenizer.end_of_text`, which is left out.
+
+    Raises:
+      UserError: where no token goes on with what is to match.
+    """
     longest = max(map(len, job.prompts))
     engine = Engine(
         job.model,
@@ -131,18 +139,27 @@ def matched(job: Job, *, matcher: Callable[[], Matcher]) -> list[tuple[np.ndarra
             Settings(
                 job.max_new_tokens,
                 job.sampling,
-                stops=[stop.tolist() for stop in job.stops],
+                stops=[*(stop.tolist() for stop in job.stops), [end]],
                 seed=(job.seed + i) % 2**32,
                 matcher=matcher,
             ),
         )
         for i, prompt in enumerate(job.prompts)
     ]
-    log_probs = {request: [] for request in requests}
+    found = {request: [] for request in requests}
     while engine.num_waiting + engine.num_active:
         for event in engine.step():
-            log_probs[event.request].append(event.log_prob)
-    return [(np.asarray(r.new_tokens), np.asarray(log_probs[r])) for r in requests]
+            if event.finish == 'unmatched':
+                raise errors.UserError(
+                    'No token of the model goes on with what the format wants, after '
+                    f'{len(event.request.new_tokens)} tokens.'
+                )
+            if event.token != end:
+                found[event.request].append((event.token, event.log_prob))
+    return [
+        (np.array([token for token, _ in found[r]], int), np.array([p for _, p in found[r]]))
+        for r in requests
+    ]
 
 
 def generate(
@@ -184,7 +201,8 @@ def generate(
         stops.append(np.asarray([end]))
     model, params = weights_lib.packed(task.model, params, weights)
     rows = method(Job(model, params, encoded, stops, end, max_new_tokens, sampling, seed))
-    texts = [_cut(without_end(vocabulary, ids, end), stop) for ids, _ in rows]
+    spelt = spelling(vocabulary, task.model.vocab_size)
+    texts = [_cut(text_of(spelt, ids, end), stop) for ids, _ in rows]
     return [Answer(text, *row) for text, row in zip(texts, rows, strict=True)]
 
 
@@ -193,9 +211,16 @@ def begun(vocabulary: Tokenizer, prompt: np.ndarray) -> np.ndarray:
     return prompt if len(prompt) else np.asarray([vocabulary.end_of_text])
 
 
-def without_end(vocabulary: Tokenizer, ids: Sequence[int], end: int | None) -> str:
-    """The text of generated ids, of which the last may be that which ends a text."""
-    return vocabulary.decode(ids[:-1] if len(ids) and ids[-1] == end else ids)
+def text_of(spelt: Sequence[bytes], ids: Sequence[int], end: int | None = None) -> str:
+    """How the text of a prompt goes on by generated ids, the last of which may be its `end`.
+
+    A tokenizer's `decode` leaves out a space that its texts begin with.
+
+    Args:
+      spelt: see `tokenizers.spelling`.
+    """
+    ids = ids[:-1] if len(ids) and ids[-1] == end else ids
+    return b''.join(spelt[id] for id in ids).decode(errors='replace')
 
 
 def generate_text(*arguments, **options) -> list[str]:

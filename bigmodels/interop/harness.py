@@ -9,6 +9,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 
 from bigmodels import errors, runs
+from bigmodels.data.tokenizers import spelling
 from bigmodels.deploy import scoring, weights
 from bigmodels.deploy.engine import Engine
 from bigmodels.deploy.requests import Settings
@@ -125,5 +126,6 @@ class Model(TemplateLM):
         settings = Settings(most, Sampling(temperature, **asked), ends)
         ids = self.tok_encode(context)[-(self._length - most) :] or [self.prefix_token_id]
         stops = [until] if isinstance(until, str) else list(until)
-        assembler = Assembler(self._task.vocabulary.token_bytes(), [stop for stop in stops if stop])
+        spelt = spelling(self._task.vocabulary, self._task.model.vocab_size)
+        assembler = Assembler(spelt, [stop for stop in stops if stop])
         return self._engine.submit(ids, settings), assembler

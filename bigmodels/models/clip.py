@@ -54,7 +54,7 @@ class CLIP(nn.Module):
         (r'^image_tower/patch_embed/kernel$', (None, 'fsdp')),  # [P*P*C, D]
         (r'^image_tower/(class_token|position_embed|pool/probe)$', (None, 'fsdp')),  # [1 or L, D]
         (r'^text_tower/embed/embedding$', ('tensor', 'fsdp')),  # [V, D]
-        (r'^text_tower/position_embed/embedding$', (None, 'fsdp')),  # [S, D]
+        (r'^text_tower/(position|type)_embed/embedding$', (None, 'fsdp')),  # [S, D]
         (r'head/kernel$', ('fsdp', None)),  # [D, E]
         (r'(scale|bias)$', ()),
     )

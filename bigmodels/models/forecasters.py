@@ -113,12 +113,12 @@ def patches(x: Array, size: int, stride: int) -> Array:
     Raises:
       UserError: if the rows are fewer than a patch.
     """
+    if x.shape[1] < size:
+        raise errors.UserError(
+            f'model.patch_size = {size} is longer than task.input_length = {x.shape[1]}.'
+        )
     x = jnp.pad(x, ((0, 0), (0, stride)), mode='edge')
     count = (x.shape[1] - size) // stride + 1
-    if count < 1:
-        raise errors.UserError(
-            f'model.patch_size = {size} is longer than task.input_length = {x.shape[1] - stride}.'
-        )
     starts = stride * jnp.arange(count)
     return x[:, starts[:, None] + jnp.arange(size)]
 

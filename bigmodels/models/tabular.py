@@ -100,12 +100,13 @@ def piecewise_linear(x: Array, num_features: int) -> Array:
     """x [B, N] -> [B, N, K]: how far x is through each of K bins, from 0 to 1.
 
     The bins hold equal shares of a standard normal distribution, which is that of normal scores:
-    they end at quantiles of the training values. The first and the last, which end at -3 and 3,
-    go on in a straight line.
+    they end at quantiles of the training values. The first and the last, which end at -3 and 3 or
+    one beyond their neighbours, go on in a straight line.
     """
     quantile = statistics.NormalDist().inv_cdf
     inner = [quantile(i / num_features) for i in range(1, num_features)]
-    edges = np.array([-3, *inner, 3], np.float32)
+    end = 3 if min(inner, default=0) > -3 else 1 - inner[0]
+    edges = np.array([-end, *inner, end], np.float32)
     low, high = np.zeros(num_features, np.float32), np.ones(num_features, np.float32)
     low[0], high[-1] = -np.inf, np.inf
     return jnp.clip((x[..., None] - edges[:-1]) / np.diff(edges), low, high)

@@ -99,7 +99,6 @@ class UpConv(nn.Module):
         b, h, w, c = x.shape
         shape = c, 4 * self.features
         kernel = layers.kernel_of(self, 'kernel', nn.initializers.he_normal(), shape)
-        x, kernel = layers.rounded_inputs(x, kernel)
-        y = layers.matmul(x, kernel.astype(x.dtype)).reshape(b, h, w, 2, 2, self.features)
+        y = layers.matmul(x, kernel).reshape(b, h, w, 2, 2, self.features)
         y = y.swapaxes(2, 3).reshape(b, 2 * h, 2 * w, self.features)
         return layers.add_bias(y, self.param('bias', nn.initializers.zeros, (self.features,)))

@@ -50,6 +50,7 @@ class VisionLanguage(nn.Module):
         (r'^text_tower/embed/embedding$', ('tensor', 'fsdp')),  # [V, D]
         (r'^text_tower/position_embed/embedding$', (None, 'fsdp')),  # [S, D]
         (r'^text_tower/unembed$', ('fsdp', 'tensor')),  # [D, V]
+        (r'^text_tower/logits_transform/dense/kernel$', ('fsdp', None)),  # [D, D]
         (r'(scale|bias)$', ()),
     )
 

@@ -124,7 +124,8 @@ class Retrieval(Recommendation):
             variables, batch['users'], batch['inputs'], method=self.model.queries
         )
         rows = jnp.arange(self.model.num_items)
-        return queries @ self.model.apply(variables, rows, method=self.model.items).T
+        items = self.model.apply(variables, rows, method=self.model.items)
+        return jnp.matmul(queries, items.T, precision='highest')  # which orders near ties
 
     def scores_of_items(self, params, batch) -> jax.Array:
         """The products of each query and all items, [B, V]; -inf for those seen."""
@@ -133,13 +134,6 @@ class Retrieval(Recommendation):
     def targets_of(self, batch) -> jax.Array:
         """The rows of the held-out items, int [B]."""
         return batch['targets']
-
-    def items(self, shapes: Mapping[str, Any]) -> tuple[int, str]:
-        """The number of examples in a batch, and their unit."""
-        return len(shapes['targets']), 'examples'
-
-    def flops_per_step(self, params, shapes) -> None:
-        """Not known by formula."""
 
     def facts(self) -> dict[str, str]:
         """What the start screen says of the model."""

@@ -15,7 +15,7 @@ from bigmodels import config, errors, losses, metrics
 from bigmodels.augmentation import Augmentation
 from bigmodels.data import images
 from bigmodels.scores import segmentation as scores_lib
-from bigmodels.tasks.base import Defaults, Examples, array_of
+from bigmodels.tasks.base import Defaults, Examples, array_of, described
 from bigmodels.tasks.classification import AUGMENTATION
 
 MOST_DRAWN = 16  # images in a picture
@@ -255,7 +255,7 @@ class PaddedExamples(Examples):
         size, most = example['weights'].shape, tuple(self.task.image_size)
         if size != most:
             raise errors.UserError(
-                f'{self.source.describe()}, record {index}: the image is padded to {size[0]} x '
+                f'{described(self.source)}, record {index}: the image is padded to {size[0]} x '
                 f'{size[1]} pixels, which is beyond config.task.image_size = {most}.'
             )
         return example

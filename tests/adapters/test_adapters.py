@@ -10,6 +10,7 @@ import pytest
 
 from bigmodels import adapters, errors, trees
 from bigmodels.models.transformer import Transformer
+from bigmodels.models.unet import UNet
 from bigmodels.models.vit import ViT
 from tests import programs, test_sharding
 
@@ -122,6 +123,26 @@ def test_each_row_of_a_batch_has_the_adapter_that_it_asks_for():
             alone = apply(name, adapters.joined(settings, several[which], frozen))
             np.testing.assert_allclose(together[row], alone[row], rtol=2e-5, atol=2e-5)
         np.testing.assert_allclose(together[1], apply(name, params)[1], rtol=2e-5, atol=2e-5)
+
+
+def test_up_convolutions_may_have_adapters_and_shared_experts_none():
+    everything = adapters.Settings(rank=2, alpha=4.0, targets='.*')
+    unet, images = UNet(num_classes=2, widths=(4, 8)), jnp.ones((1, 4, 4, 3))
+    variables = jax.jit(unet.init)(jax.random.key(0), images)
+    trained, frozen = adapters.split(everything, variables['params'], jax.random.key(1))
+    assert 'up_0/kernel/down' in trees.flatten_named(trained)
+    joined = adapters.joined(everything, jax.tree.map(lambda leaf: leaf + 0.1, trained), frozen)
+    one, other = (
+        jax.jit(unet.apply)({**variables, 'params': params}, images)
+        for params in (joined, adapters.merged(joined))
+    )
+    np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
+
+    moe = dict(num_experts=2, experts_per_token=1, num_shared_experts=1)
+    params = jax.eval_shape(Transformer(**SIZES, moe=moe).init, jax.random.key(0), inputs_of('moe'))
+    names = adapters.targets(everything, params['params'])
+    assert any('router' in name for name in names)
+    assert not any('shared' in name for name in names)
 
 
 def test_what_names_nothing_is_an_error_that_names_what_there_is():

@@ -133,3 +133,5 @@ def test_a_scale_standardises_and_restores():
     np.testing.assert_allclose(standardised.mean(0), 0, atol=1e-6)
     np.testing.assert_allclose(standardised.std(0), [1, 0], atol=1e-6)
     np.testing.assert_allclose(scale.restored(standardised), values, rtol=1e-5)
+    equal = table_encoding.scale_of(np.full((1000, 1), 0.1))
+    np.testing.assert_allclose(equal.standardised(np.array([[0.1], [0.2]])), [[0], [0.1]])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bigmodels import errors
-from bigmodels.data import tokenizers
-from bigmodels.deploy import multiple_choice
+from bigmodels.data import subwords, tokenizers
+from bigmodels.deploy import multiple_choice, text
 from bigmodels.models.transformer import Transformer
 from bigmodels.tasks.chat import Chat
 from bigmodels.tasks.language_modeling import LanguageModeling
@@ -50,11 +50,11 @@ def test_the_likeliest_is_chosen(kind, model, params):
                 len(ids) - len(choice) - (kind is LanguageModeling)
             )  # the space is of the choice
             found.append(sum(logp[i - 1, ids[i]] for i in range(start, len(ids))))
-        spaced = [len(choice) + (kind is LanguageModeling) for choice in question['choices']]
+        lengths = [len(choice) for choice in question['choices']]
         right += np.argmax(found) == question['answer']
-        right_by_length += np.argmax(np.divide(found, spaced)) == question['answer']
+        right_by_length += np.argmax(np.divide(found, lengths)) == question['answer']
         nats -= found[question['answer']]
-        tokens += spaced[question['answer']]
+        tokens += lengths[question['answer']] + (kind is LanguageModeling)
     figures = multiple_choice.evaluate(task, params, QUESTIONS, batch_size=4)
     assert figures['accuracy'] == right / 3
     assert figures['accuracy_by_length'] == right_by_length / 3
@@ -86,4 +86,20 @@ def test_a_field_that_is_not_there_and_a_question_that_is_too_long(tmp_path, mod
         multiple_choice.read(str(path))
     task = LanguageModeling(model, {'name': 'bytes'}, 48, vocabulary=tokenizers.Bytes())
     with pytest.raises(errors.UserError, match='has 50 tokens, more than the context of 48'):
-        multiple_choice.log_likelihoods(task, params, [(task.prompt('x' * 49), 'y')], 1)
+        multiple_choice.encoded(task, 'x' * 48, 'y')
+
+
+def test_a_choice_has_the_tokens_that_it_has_in_its_text(model):
+    """Of a tokenizer that puts a space before every text, none is doubled."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    marked = Tokenizer(models.BPE({'▁': 0, 'a': 1, 'b': 2, '</s>': 3}, []))
+    marked.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='first', split=False)
+    marked.decoder = decoders.Metaspace(prepend_scheme='first')
+    vocabulary = subwords.HuggingFace(marked.to_str(), '</s>')
+    task = LanguageModeling(model, {'name': 'bytes'}, 48, vocabulary=vocabulary)
+    before, after = multiple_choice.encoded(task, 'ab', 'ba')
+    assert before.tolist() == [0, 1, 2]
+    assert after.tolist() == [0, 2, 1]
+    assert text.text_of(tokenizers.spelling(vocabulary, 8), after) == ' ba'
+    assert text.text_of(tokenizers.spelling(vocabulary, 8), [1, 7, 3], 3) == 'a'

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bigmodels import errors, runs, train
-from bigmodels.deploy import multiple_choice
+from bigmodels.deploy import multiple_choice, scoring
 from bigmodels.deploy.sampling import Sampling
 from bigmodels.deploy.text import generate_text
 from bigmodels.interop import lm_eval as command
@@ -121,9 +121,11 @@ def test_the_command_asks_a_task_of_a_file(harness, tmp_path, capsys, monkeypatc
     run = runs.open_run(tmp_path / 'run')
     right = 0
     for question in questions:
-        before = run.task.prompt(question['question'])
-        pairs = [(before, f' {choice}') for choice in question['choices']]
-        nats, _ = multiple_choice.log_likelihoods(run.task, run.params, pairs, 4)
+        pairs = [
+            multiple_choice.encoded(run.task, question['question'], choice)
+            for choice in question['choices']
+        ]
+        nats, _ = scoring.log_likelihoods(run.model, run.params, pairs, 4)
         right += nats.argmax() == question['answer']
     assert figures['sums']['acc,none'] == pytest.approx(right / 2)
     assert figures['step'] == 20

@@ -220,6 +220,8 @@ def test_what_runs_and_why():
         (dict(head_dim=160), 'not 160'),
         (dict(head_dim=12), 'not 12'),
         (dict(softcap=50.0), 'soft cap'),
+        (dict(length=197), 'even lengths, not 197'),
+        (dict(query_length=1), 'even lengths, not 1'),
         (dict(cached=True), 'cache'),
     ):
         settings = dict(dtype=bf16, head_dim=64, length=128) | blocked

@@ -60,6 +60,8 @@ def test_the_papers_number_of_patches():
 def test_a_patch_longer_than_the_rows_is_refused():
     with pytest.raises(errors.UserError, match='patch_size = 40 is longer than .* = 24'):
         SMALL.clone(patch_size=40).init(jax.random.key(0), SERIES)
+    with pytest.raises(errors.UserError, match='patch_size = 26 is longer than .* = 24'):
+        SMALL.clone(patch_size=26).init(jax.random.key(0), SERIES)
 
 
 def test_the_trend_is_a_moving_average_of_the_series_with_its_ends_repeated():

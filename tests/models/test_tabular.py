@@ -30,6 +30,9 @@ def test_piecewise_linear_encoding_is_equation_1():
         else:
             expected[index] = (value - low) / (high - low)
     np.testing.assert_allclose(tabular.piecewise_linear(jnp.array(x), 4), expected, atol=1e-5)
+    many = np.asarray(tabular.piecewise_linear(jnp.zeros((1, 1)), 1000))
+    assert (np.diff(many[0, 0]) <= 0).all()
+    assert many.sum() == pytest.approx(500, abs=0.01)
 
 
 def test_periodic_features_are_sines_and_cosines():

@@ -446,6 +446,7 @@ def test_dropout_is_for_training_only():
         (dict(num_heads=5), 'not divisible by num_heads = 5'),
         (dict(num_kv_heads=3), 'must be a multiple of num_kv_heads = 3'),
         (dict(head_dim=7), 'even head_dim, not 7'),
+        (dict(sliding_window=0), 'sliding_window = 0 must be at least 1'),
     ],
 )
 def test_mistakes(changes, message):

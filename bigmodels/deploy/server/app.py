@@ -206,12 +206,15 @@ class Server:
         )
 
     async def _health(self, request: Request) -> Response:
+        if self._generation is not None and self._generation.has_failed:
+            return PlainTextResponse('failed\n', 503)
         return PlainTextResponse('alive\n')
 
     async def _readiness(self, request: Request) -> Response:
         if not self.is_ready:
             return PlainTextResponse('not ready\n', 503)
-        return PlainTextResponse('ready\n')
+        alive = await self._health(request)
+        return alive if alive.status_code != 200 else PlainTextResponse('ready\n')
 
     async def _description(self, request: Request) -> Response:
         return JSONResponse(self._document)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from bigmodels.data import chat
+from bigmodels.data.tokenizers import document
 from bigmodels.deploy.server import forms
 from bigmodels.tasks.chat import Chat
 
@@ -29,7 +30,7 @@ def prompt(
         said = [{'role': roles.get(m.role, m.role), 'content': _content(m)} for m in messages]
         return chat.prompt(vocabulary, said), [], [(chat.end_of_answer(vocabulary),)]
     turns = [f'{message.role}: {_content(message)}\n\n' for message in messages]
-    ids = vocabulary.encode(''.join([*turns, 'assistant:']))
+    ids = document(vocabulary, ''.join([*turns, 'assistant:']))
     return ids, [f'\n{role}:' for role in ROLES], []
 
 

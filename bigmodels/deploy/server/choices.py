@@ -6,8 +6,9 @@ from typing import Any
 
 from bigmodels.deploy.server.generation import Piece
 
-# (index, pieces, whether with logprobs, whether they begin it) -> the choice, or a part of it.
-Choice = Callable[[int, Sequence[Piece], bool, bool], dict[str, Any]]
+# (index, pieces, whether with logprobs, the characters before them or None where they begin it) ->
+# the choice, or a part of it.
+Choice = Callable[[int, Sequence[Piece], bool, int | None], dict[str, Any]]
 
 
 class Choices:
@@ -16,16 +17,18 @@ class Choices:
     def __init__(self, spelling: Sequence[bytes]):
         self._spelling = spelling
 
-    def text(self, index: int, pieces: Sequence[Piece], logprobs: bool, is_first: bool) -> dict:
+    def text(self, index: int, pieces: Sequence[Piece], logprobs: bool, before: int | None) -> dict:
         """Of a completion, and a part of it alike."""
         return {
             'index': index,
             'text': _text(pieces),
-            'logprobs': self._text_logprobs(pieces) if logprobs else None,
+            'logprobs': self._text_logprobs(pieces, before or 0) if logprobs else None,
             'finish_reason': pieces[-1].finish,
         }
 
-    def message(self, index: int, pieces: Sequence[Piece], logprobs: bool, is_first: bool) -> dict:
+    def message(
+        self, index: int, pieces: Sequence[Piece], logprobs: bool, before: int | None
+    ) -> dict:
         """Of a chat."""
         return {
             'index': index,
@@ -34,9 +37,11 @@ class Choices:
             'finish_reason': pieces[-1].finish,
         }
 
-    def delta(self, index: int, pieces: Sequence[Piece], logprobs: bool, is_first: bool) -> dict:
+    def delta(
+        self, index: int, pieces: Sequence[Piece], logprobs: bool, before: int | None
+    ) -> dict:
         """Of a chat, a part."""
-        role = {'role': 'assistant'} if is_first else {}
+        role = {'role': 'assistant'} if before is None else {}
         return {
             'index': index,
             'delta': {**role, 'content': _text(pieces)},
@@ -44,7 +49,7 @@ class Choices:
             'finish_reason': pieces[-1].finish,
         }
 
-    def _text_logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+    def _text_logprobs(self, pieces: Sequence[Piece], before: int) -> dict[str, Any]:
         texts = [piece.text for piece in pieces]
         return {
             'tokens': [self._name(piece.token) for piece in pieces],
@@ -53,7 +58,7 @@ class Choices:
                 {self._name(token): log_prob for token, log_prob in piece.alternatives} or None
                 for piece in pieces
             ],
-            'text_offset': list(itertools.accumulate(map(len, texts[:-1]), initial=0)),
+            'text_offset': list(itertools.accumulate(map(len, texts[:-1]), initial=before)),
         }
 
     def _chat_logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any]:

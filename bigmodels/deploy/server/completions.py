@@ -148,7 +148,7 @@ class Completions:
         usage = _usage(count, sum(map(len, pieces)))
         if echoed is not None:
             pieces = [[*echoed[i // asked.n], *parts] for i, parts in enumerate(pieces)]
-        choices = [answer.choice(i, parts, logprobs, True) for i, parts in enumerate(pieces)]
+        choices = [answer.choice(i, parts, logprobs, None) for i, parts in enumerate(pieces)]
         return JSONResponse(answer.body(choices, usage))
 
     async def _counted(self, merged: AsyncIterator) -> AsyncIterator[tuple[int, Piece]]:
@@ -192,13 +192,13 @@ async def _events(
     answer: '_Answer', merged: AsyncIterator, prompt_tokens: int | None, logprobs: bool
 ) -> AsyncIterator[str]:
     """Server-sent events: a part of one choice each, the usage if it is asked for, and the end."""
-    count, begun = 0, set()
+    count, lengths = 0, {}
     async with contextlib.aclosing(merged):
         async for index, piece in merged:
             count += 1
             if piece.text or piece.finish or logprobs:
-                choice = answer.choice(index, [piece], logprobs, index not in begun)
-                begun.add(index)
+                choice = answer.choice(index, [piece], logprobs, lengths.get(index))
+                lengths[index] = lengths.get(index, 0) + len(piece.text)
                 yield _event(answer.body([choice]))
     if prompt_tokens is not None:
         yield _event(answer.body([], _usage(prompt_tokens, count)))

@@ -44,7 +44,7 @@ class Form(pydantic.BaseModel):
 
 
 class OpenAIForm(Form):
-    """What all requests of the OpenAI API have."""
+    """What all requests of the OpenAI API have; a field that is null is as one not given."""
 
     model: str = Field(description='as /v1/models names it')
     user: Any = None
@@ -53,6 +53,14 @@ class OpenAIForm(Form):
     service_tier: Any = None
     safety_identifier: Any = None
     prompt_cache_key: Any = None
+
+    @pydantic.model_validator(mode='before')
+    @classmethod
+    def _without_nulls(cls, asked: Any) -> Any:
+        if not isinstance(asked, dict):
+            return asked
+        return {name: asked[name] for name in asked
+                if asked[name] is not None or name not in cls.model_fields}  # fmt: skip
 
 
 class Embeddings(OpenAIForm):
@@ -137,11 +145,16 @@ class TextPart(Form):
 
 
 class Message(Form):
-    """Of a chat."""
+    """Of a chat; what an answer's message has besides may be sent back with it."""
 
     role: Literal['system', 'developer', 'user', 'assistant']
     content: str | list[TextPart]
     name: str | None = None
+    refusal: None = None
+    annotations: Any = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
 
 
 class TextFormat(Form):

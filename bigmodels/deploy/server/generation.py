@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from bigmodels import errors, runs
+from bigmodels.data.tokenizers import spelling
 from bigmodels.deploy import weights as weights_lib
 from bigmodels.deploy.constraints import Grammars
 from bigmodels.deploy.engine import Engine
@@ -50,7 +51,7 @@ class Generation:
     Fields:
       tasks: by the names of the models.
       length: the most tokens of a prompt and its answer.
-      spelling: the bytes of each token.
+      spelling: the bytes of each token the model may give.
       packed: the model and its params as the engine has them, once it is warm.
     """
 
@@ -69,7 +70,7 @@ class Generation:
         self.length = min(run.model.max_length for run in served.values())
         first = next(iter(served.values()))
         self._model, self._vocabulary = first.model, first.task.vocabulary
-        self.spelling = self._vocabulary.token_bytes()
+        self.spelling = spelling(self._vocabulary, self._model.vocab_size)
 
     def warm(self) -> None:
         """Compiles the engine and starts it."""
@@ -82,6 +83,11 @@ class Generation:
         """Ends what is being generated."""
         if self._runner is not None:
             self._runner.close()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the engine has raised: it answers nothing any more."""
+        return self._runner is not None and self._runner.has_failed
 
     def adapter(self, model: str) -> int:
         """The place of a model among those that are served."""

@@ -117,6 +117,10 @@ class Settings:
         sizes = self.num_layers, self.embed_dim, self.num_heads, self.vocab_size
         if min(*sizes, self.vocab_multiple) < 1:
             raise errors.UserError('The sizes of a Transformer must be at least 1.')
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise errors.UserError(
+                f'sliding_window = {self.sliding_window} must be at least 1, or None for none.'
+            )
         if self.head_dim is None and self.embed_dim % self.num_heads:
             raise errors.UserError(
                 f'embed_dim = {self.embed_dim} is not divisible by num_heads = {self.num_heads}: '

@@ -80,6 +80,7 @@ def attend(
         cached=query_slots is not None,
         cross=key_segment_ids is not None,
         biased=bias is not None,
+        query_length=query.shape[1],
     )
     options = dict(causal=causal, window=window, segment_ids=segment_ids)
     # Of these remat keeps more than their output, which their backward pass needs as well.
@@ -130,10 +131,12 @@ def choose_implementation(
     cross: bool = False,
     platform: str | None = None,
     biased: bool = False,
+    query_length: int | None = None,
 ) -> tuple[str, str]:
     """The implementation that will run and, in words, why.
 
-    It depends on the mesh that is set, see `jax.set_mesh`, and on its devices' platform.
+    It depends on the mesh that is set, see `jax.set_mesh`, and on its devices' platform. `length`
+    is of the keys, `query_length` of queries that are not as many.
 
     Raises:
       UserError: if an explicit request cannot run here, or the length does not divide.
@@ -152,7 +155,7 @@ def choose_implementation(
         requested = 'auto'  # the same model decodes, and is initialised, without a mesh
     platform = platform or sharding.platform()
     obstacles = {
-        'cudnn': _cudnn_obstacle(platform, dtype, head_dim, softcap),
+        'cudnn': _cudnn_obstacle(platform, dtype, head_dim, softcap, query_length, length),
         'splash': _splash_obstacle(platform, dtype, length),
     }
     if cached:
@@ -178,7 +181,9 @@ def choose_implementation(
     return 'xla', f'auto: {length} keys fit a full score matrix; no {fused}: {obstacle}'
 
 
-def _cudnn_obstacle(platform: str, dtype, head_dim: int, softcap: float | None) -> str | None:
+def _cudnn_obstacle(
+    platform: str, dtype, head_dim: int, softcap: float | None, *lengths: int | None
+) -> str | None:
     """Why cuDNN's kernel cannot run, or None."""
     if platform not in sharding.GPU:
         return f'it needs an NVIDIA GPU and this is {platform}'
@@ -186,7 +191,13 @@ def _cudnn_obstacle(platform: str, dtype, head_dim: int, softcap: float | None) 
         return f'it computes in bfloat16 or float16, not {jnp.dtype(dtype).name}'
     if head_dim > 128 or head_dim % 8:
         return f'it takes head dimensions up to 128 in steps of 8, not {head_dim}'
+    if odd := [size for size in lengths if _is_odd(size)]:
+        return f'its gradient takes even lengths, not {odd[0]}'
     return None if softcap is None else 'it has no soft cap'
+
+
+def _is_odd(length: int | None) -> bool:
+    return length is not None and not jax.export.is_symbolic_dim(length) and length % 2 == 1
 
 
 def _splash_obstacle(platform: str, dtype, length: int) -> str | None:

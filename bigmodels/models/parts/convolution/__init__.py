@@ -32,10 +32,10 @@ def convolve(x: Array, kernel: Array, stride: int = 1, padding: int | None = Non
     Zeros surround the images, `padding` on each side; by default K // 2, so that odd kernels keep
     their size.
     """
-    kernel = kernel.astype(x.dtype)
     padding = len(kernel) // 2 if padding is None else padding
     if kernel.shape[:2] == (1, 1) and not padding:
         return layers.matmul(x[:, ::stride, ::stride], kernel[0, 0])
+    kernel = kernel.astype(x.dtype)
     # Blocks of a batch that is split would move, and a batch of any size has none.
     whole = sharding.num_batch_shards() == 1 and not jax.export.is_symbolic_dim(x.shape[0])
     many = x.shape[-1] >= MIN_CHANNELS or x.shape[0] == 1
