@@ -90,8 +90,7 @@ class ChatTemplate:
 
 def beside(directory: pathlib.Path) -> ChatTemplate | None:
     """The template in a tokenizer's directory: a file, or an entry of tokenizer_config.json."""
-    config, file = directory / TOKENIZER_CONFIG, directory / FILE
-    entries = json.loads(config.read_text(encoding='utf-8')) if config.is_file() else {}
+    entries, file = config_beside(directory), directory / FILE
     source = entries.get('chat_template')
     if isinstance(source, list):  # several, by name
         source = {each['name']: each['template'] for each in source}.get('default')
@@ -100,6 +99,12 @@ def beside(directory: pathlib.Path) -> ChatTemplate | None:
     if source is None:
         return None
     return ChatTemplate(source, special_tokens(entries))
+
+
+def config_beside(directory: pathlib.Path) -> Mapping[str, Any]:
+    """The entries of a directory's tokenizer_config.json, none where it has none."""
+    file = directory / TOKENIZER_CONFIG
+    return json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
 
 
 def special_tokens(entries: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -22,8 +22,8 @@ class HuggingFace:
     """A `tokenizer.json` of the Hugging Face `tokenizers` library.
 
     `end_of_text` names the token that ends a document; if it is empty, the customary names are
-    looked up. `begin_of_text` names the one that begins it; empty for none. `chat_template` is kept
-    for those who ask for it.
+    looked up. `begin_of_text` names the one that begins it; empty for none. `chat_template` and
+    `roles`, pairs such as ('pad_token', '<pad>'), are kept for those who ask for them.
 
     Byte lengths are exact for byte-level BPE. Vocabularies that mark word starts (WordPiece,
     Metaspace) may count one byte too many per text, for a first space that is not there.
@@ -35,8 +35,9 @@ class HuggingFace:
         end_of_text: str = '',
         begin_of_text: str = '',
         chat_template: chat_templates.ChatTemplate | None = None,
+        roles: tuple[tuple[str, str], ...] = (),
     ):
-        self.content, self.chat_template = content, chat_template
+        self.content, self.chat_template, self._roles = content, chat_template, roles
         self._tokenizer = _of_content(content)
         # Text that spells a special token must not become one.
         self._tokenizer.encode_special_tokens = True
@@ -61,7 +62,7 @@ class HuggingFace:
 
     def __reduce__(self):
         names = self._end_of_text_name, self._begin_of_text_name
-        return HuggingFace, (self.content, *names, self.chat_template)
+        return HuggingFace, (self.content, *names, self.chat_template, self._roles)
 
     def encode(self, text: str) -> np.ndarray:
         as_utf8(text)
@@ -109,6 +110,7 @@ class HuggingFace:
     def special_tokens(self) -> dict[str, str]:
         """The tokens that have a role, by its name, such as 'eos_token'."""
         tokens = dict(self.chat_template.tokens) if self.chat_template else {}
+        tokens |= dict(self._roles)
         tokens['eos_token'] = self._end_of_text_name
         return tokens | (
             {'bos_token': self._begin_of_text_name} if self._begin_of_text_name else {}
@@ -128,6 +130,7 @@ class HuggingFace:
             'kind': 'hugging_face',
             'end_of_text': self._end_of_text_name,
             'begin_of_text': self._begin_of_text_name,
+            'roles': self._roles,
         }
         if self.chat_template is not None:
             description['chat_template'] = dataclasses.asdict(self.chat_template)
@@ -205,7 +208,9 @@ def load_hugging_face(
     content = read(file).decode()
     _tokenizers()
     try:
-        return HuggingFace(content, end_of_text, begin_of_text, chat_templates.beside(file.parent))
+        template = chat_templates.beside(file.parent)
+        roles = chat_templates.special_tokens(chat_templates.config_beside(file.parent))
+        return HuggingFace(content, end_of_text, begin_of_text, template, roles)
     except errors.UserError:
         raise
     except Exception as error:  # the library raises no narrower class
@@ -223,6 +228,11 @@ def published_names(file: pathlib.Path, end_id: int | None) -> tuple[str, str, s
     end = (end_id is not None and tokenizer.id_to_token(end_id)) or ''
     known = tokenizer.get_vocab(with_added_tokens=True)
     return end, first, next((mask for mask in _MASKS if mask in known), '')
+
+
+def published_id(file: pathlib.Path, token: str) -> int | None:
+    """The id of a token of a tokenizer.json, None where it has none."""
+    return _of_content(read(file).decode()).token_to_id(token)
 
 
 def load_sentencepiece(texts: Texts, path: str, begin: bool = False) -> SentencePiece:

@@ -184,7 +184,8 @@ def restore(directory) -> Tokenizer:
         given = description.get('chat_template')
         template = given and chat_templates.ChatTemplate(given['source'], _pairs(given['tokens']))
         begin = description.get('begin_of_text', '')
-        return HuggingFace(content, description['end_of_text'], begin, template)
+        roles = _pairs(description.get('roles', ()))
+        return HuggingFace(content, description['end_of_text'], begin, template, roles)
     if kind == 'sentencepiece':
         content = read(directory / 'tokenizer.model')
         return SentencePiece(content, description.get('begin', False))

@@ -1,5 +1,9 @@
 """Published classifiers of images: `models.vit` and `models.resnet`."""
 
+from collections.abc import Sequence
+
+import flax.linen as nn
+
 from bigmodels import errors
 from bigmodels.interop.family import GELU, Entries, Family
 from bigmodels.interop.image_tables import RESNET, VIT
@@ -14,7 +18,16 @@ def _read_classes(config: Entries) -> Entries:
 
 
 def _write_classes(model: ViT | ResNet) -> Entries:
-    names = [f'LABEL_{i}' for i in range(model.num_classes)]
+    return _labels([f'LABEL_{i}' for i in range(model.num_classes)])
+
+
+def names(classes: Sequence[str], model: nn.Module) -> Entries:
+    """What config.json says of the classes that a classifier's run knows by name, if it does."""
+    is_classifier = isinstance(model, ViT | ResNet) and len(classes) == model.num_classes
+    return _labels([str(name) for name in classes]) if is_classifier else {}
+
+
+def _labels(names: Sequence[str]) -> Entries:
     return {
         'id2label': {str(i): name for i, name in enumerate(names)},
         'label2id': {name: i for i, name in enumerate(names)},

@@ -18,7 +18,15 @@ import ml_collections
 from bigmodels import compress, errors, experiment, rundir, runs, sharding, trees
 from bigmodels import config as config_lib
 from bigmodels.data import subwords, tokenizers
-from bigmodels.interop import directories, families, pictures, sections, sounds, weights
+from bigmodels.interop import (
+    classifiers,
+    directories,
+    families,
+    pictures,
+    sections,
+    sounds,
+    weights,
+)
 from bigmodels.models.parts.layers import Dtype
 from bigmodels.state import TrainState
 from bigmodels.tasks.speech_to_text import SpeechToText
@@ -156,9 +164,10 @@ def to_directory(
     entries = family.config(run.model) | {'torch_dtype': dtype} | _as_published(run, KEPT)
     if images:
         entries = pictures.config(entries, run.model, params)
+        entries |= classifiers.names(getattr(run.task, 'classes', ()), run.model)
     if texts:
         of_texts = entries.get('text_config', entries)
-        told = sounds.token_ids(run.task) if speech else _token_ids(run.task.vocabulary)
+        told = sounds.token_ids(run.task) if speech else _token_ids(run.task)
         of_texts |= told | _as_published(run, TOKEN_IDS)
     variables = {**params, **run.model_state}
     vocab_size = getattr(run.model, 'vocab_size', None)
@@ -174,7 +183,7 @@ def to_directory(
             if speech:
                 sounds.write(made, run.task)
             if texts:
-                _write_tokenizer(made, run.task.vocabulary)
+                _write_tokenizer(made, run.task.vocabulary, family.model_type)
             directories.write_json(made / directories.CONFIG, entries)
             if out.exists():
                 out.rmdir()  # empty, as `check_unused` has seen
@@ -192,11 +201,15 @@ def _as_published(run: runs.Run, keys: Sequence[str]) -> dict[str, Any]:
     return {key: published[key] for key in keys if key in published}
 
 
-def _token_ids(vocabulary: tokenizers.Tokenizer) -> dict[str, Any]:
-    return {'bos_token_id': vocabulary.begin_of_text, 'eos_token_id': vocabulary.end_of_text}
+def _token_ids(task: Any) -> dict[str, Any]:
+    vocabulary, start = task.vocabulary, getattr(task, 'start', None)
+    ids = {'bos_token_id': vocabulary.begin_of_text, 'eos_token_id': vocabulary.end_of_text}
+    return ids if start is None else ids | {'decoder_start_token_id': start}
 
 
-def _write_tokenizer(directory: pathlib.Path, vocabulary: tokenizers.Tokenizer) -> None:
+def _write_tokenizer(
+    directory: pathlib.Path, vocabulary: tokenizers.Tokenizer, model_type: str
+) -> None:
     """Its files, of the kinds that such directories hold; others have no such form."""
     if isinstance(vocabulary, subwords.HuggingFace):
         entries = {'tokenizer_class': 'PreTrainedTokenizerFast', **vocabulary.special_tokens}
@@ -206,7 +219,10 @@ def _write_tokenizer(directory: pathlib.Path, vocabulary: tokenizers.Tokenizer) 
             path = directory / directories.CHAT_TEMPLATE
             path.write_text(vocabulary.chat_template.source, encoding='utf-8')
     elif isinstance(vocabulary, subwords.SentencePiece):
-        (directory / directories.SENTENCEPIECE).write_bytes(vocabulary.content)
+        name = directories.SPIECE if model_type == 't5' else directories.SENTENCEPIECE
+        (directory / name).write_bytes(vocabulary.content)
+        entries = {'add_bos_token': vocabulary.begin_of_text is not None}
+        directories.write_json(directory / directories.TOKENIZER_CONFIG, entries)
 
 
 def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:

@@ -17,7 +17,8 @@ from bigmodels.deploy.sampling import Sampling
 from bigmodels.deploy.server.texts import Assembler
 
 # What tasks say of generation that changes nothing here.
-_IGNORED = ('do_sample', 'use_cache', 'max_length')
+_IGNORED = ('use_cache', 'max_length')
+_MOST = ('max_gen_toks', 'max_new_tokens', 'max_tokens', 'max_completion_tokens')
 
 
 class Model(TemplateLM):
@@ -94,7 +95,7 @@ class Model(TemplateLM):
         if self._engine is None:
             packed = weights.packed(self._task.model, self._params)
             self._engine = Engine(*packed, slots=self._batch_size)
-        waiting = [self._submitted(*request.args) for request in requests]
+        waiting = [self._submitted(i, *request.args) for i, request in enumerate(requests)]
         by_request = dict(waiting)
         texts = dict.fromkeys(by_request, '')
         while self._engine.num_waiting + self._engine.num_active:
@@ -108,12 +109,22 @@ class Model(TemplateLM):
                     self._engine.cancel(event.request)
         return list(texts.values())
 
-    def _submitted(self, context: str, asked: Mapping[str, Any]) -> tuple[Any, Assembler]:
-        """A request to the engine, and what makes a text of its tokens."""
+    def _submitted(
+        self, seed: int, context: str, asked: Mapping[str, Any]
+    ) -> tuple[Any, Assembler]:
+        """A request to the engine, and what makes a text of its tokens.
+
+        seed: of the request alone, as tasks repeat one whose answers are to differ.
+        """
         asked = {name: value for name, value in asked.items() if name not in _IGNORED}
         until = asked.pop('until', None) or []
-        most = asked.pop('max_gen_toks', self._max_new_tokens)
-        temperature = asked.pop('temperature', 0.0)
+        given = [asked.pop(name) for name in _MOST if name in asked]
+        most = given[0] if given else self._max_new_tokens
+        sampled = asked.pop('do_sample', None)
+        temperature = asked.pop('temperature', float(bool(sampled)))
+        temperature = 0.0 if sampled is False else temperature
+        if asked.pop('num_beams', 1) != 1:
+            raise errors.UserError('A task asks for beam search, which is not done here.')
         if not 0 < most < self._length:
             raise errors.UserError(
                 f'max_gen_toks = {most} must be from 1 to {self._length - 1}: the context of the '
@@ -123,7 +134,7 @@ class Model(TemplateLM):
             if not hasattr(Sampling, name):
                 raise errors.unknown('setting of generation', name, vars(Sampling()))
         ends = () if self._task.end is None else ((self._task.end,),)
-        settings = Settings(most, Sampling(temperature, **asked), ends)
+        settings = Settings(most, Sampling(temperature, **asked), ends, seed)
         ids = self.tok_encode(context)[-(self._length - most) :] or [self.prefix_token_id]
         stops = [until] if isinstance(until, str) else list(until)
         spelt = spelling(self._task.vocabulary, self._task.model.vocab_size)

@@ -80,12 +80,15 @@ def config(entries: Mapping, model: nn.Module, params: Mapping) -> dict[str, Any
 def write(directory: pathlib.Path, task: Any) -> None:
     """Writes the file for a task's images."""
     levels = {'image_mean': task.mean, 'image_std': task.std}
+    side = task.image_size
     entries = {
-        'image_processor_type': 'ViTImageProcessor',
+        'image_processor_type': 'CLIPImageProcessor',  # which scales the shorter side, and cuts
         **{
             key: [value / 255 for value in (values if isinstance(values, tuple) else [values] * 3)]
             for key, values in levels.items()
         },
-        'size': {'height': task.image_size, 'width': task.image_size},
+        'size': {'shortest_edge': side},
+        'crop_size': {'height': side, 'width': side},
+        'resample': 2,  # bilinear
     }
     directories.write_json(directory / FILE, entries)

@@ -60,11 +60,19 @@ def _image_text(
         'tokenizer': vocabulary,
         'loss': 'sigmoid' if 'init_bias' in fields else 'softmax',
         'classes': CLASSES,
-        **({'padding': of_texts.get('pad_token_id', 1)} if sees_padding else {}),
+        **({'padding': _padding(directory, of_texts)} if sees_padding else {}),
         **pictures.read(directory, published),
     }
     images = {'name': 'image_folder', 'path': 'images'}
     return _sets({'name': 'captioned', 'images': images, 'classes': CLASSES}), task
+
+
+def _padding(directory: pathlib.Path, of_texts: Mapping) -> int:
+    """The id that fills texts up: the tokenizer's, as newer files say nothing of it elsewhere."""
+    entries, file = chat_templates.config_beside(directory), directory / directories.TOKENIZER
+    name = dict(chat_templates.special_tokens(entries)).get('pad_token')
+    id = subwords.published_id(file, name) if name and file.is_file() else None
+    return of_texts.get('pad_token_id', 1) if id is None else id
 
 
 def _text_to_text(
@@ -111,8 +119,7 @@ _TASKS = {
 
 def tokenizer(directory: pathlib.Path, published: Mapping) -> tuple[Entries, str]:
     """The config section of a directory's tokenizer, empty where it has none, and its mask."""
-    path = directory / directories.TOKENIZER_CONFIG
-    entries = directories.read_json(path) if path.is_file() else {}
+    entries = chat_templates.config_beside(directory)
     if (directory / directories.TOKENIZER).is_file():
         ends = published.get('eos_token_id')
         end, begin, mask = subwords.published_names(

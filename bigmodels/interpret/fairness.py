@@ -94,17 +94,22 @@ def disparities(figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         if selected.max()
         else float('nan'),
         'equalised_odds_difference': max(
-            float(np.nanmax(found) - np.nanmin(found))
-            for found in (rates('true_positive_rate'), rates('false_positive_rate'))
+            (
+                float(np.nanmax(found) - np.nanmin(found))
+                for found in (rates('true_positive_rate'), rates('false_positive_rate'))
+                if not np.isnan(found).all()
+            ),
+            default=float('nan'),
         ),
     }
 
 
 def reweighing(targets: Sequence, groups: Sequence) -> np.ndarray:
-    """Example weights with which targets and groups are independent: float64 [N], of mean 1.
+    """Example weights with which targets and groups are independent: float64 [N].
 
     P(group) P(target) / P(group, target), by their shares of the examples (Kamiran and Calders
-    2012, section 5.3).
+    2012, section 5.3). Where every group has every target their mean is 1; else they cannot be
+    independent.
     """
     pairs = list(zip(map(str, groups), map(str, targets), strict=True))
     _, group = np.unique([pair[0] for pair in pairs], return_inverse=True)

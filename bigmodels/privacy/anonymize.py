@@ -18,7 +18,8 @@ from collections.abc import Sequence
 
 from bigmodels import errors
 from bigmodels.data.personal import KINDS, Anonymizer, Change, changed, read_names, read_secret
-from bigmodels.data.sources import read_text
+from bigmodels.data.sources import BOM, read_text
+from bigmodels.data.sources.table_sources import csv_rows
 
 
 def of_text(text: str, change: Change, fields: Sequence[str]) -> str:
@@ -48,18 +49,20 @@ def of_json_lines(text: str, change: Change, fields: Sequence[str]) -> str:
 
 def of_csv(text: str, change: Change, fields: Sequence[str]) -> str:
     """Rows under a header: the named columns."""
-    reader = csv.DictReader(io.StringIO(text), strict=True)
-    header = reader.fieldnames or ()
+    header, rows = csv_rows('the table', text)
     for field in fields:
         if field not in header:
             raise errors.unknown('column', field, header)
     out = io.StringIO()
-    writer = csv.DictWriter(out, header, lineterminator='\n')
-    writer.writeheader()
-    for number, row in enumerate(reader, 1):
-        if None in row or None in row.values():
-            raise errors.UserError(f'Row {number} has not the {len(header)} columns of the header.')
-        writer.writerow({**row, **{field: change(row[field]) for field in fields or header}})
+    writer = csv.writer(out, lineterminator='\n')
+    writer.writerow(header)
+    chosen = [not fields or name in fields for name in header]
+    for number, row in rows:
+        if len(row) != len(header):
+            raise errors.UserError(
+                f'Line {number} has not the {len(header)} columns of the header.'
+            )
+        writer.writerow([change(v) if wanted else v for v, wanted in zip(row, chosen, strict=True)])
     return out.getvalue()
 
 
@@ -93,8 +96,9 @@ def main() -> None:
     suffix = options.input.name.removesuffix('.gz')
     convert = FORMATS.get(pathlib.Path(suffix).suffix, of_text)
     try:
-        result = convert(read_text(str(options.input)), change, _listed(options.fields))
-    except (errors.UserError, csv.Error) as error:
+        text = read_text(str(options.input)).removeprefix(BOM)
+        result = convert(text, change, _listed(options.fields))
+    except errors.UserError as error:
         raise errors.UserError(f'{options.input}: {error}') from error
     options.output.write_text(result)
     print(json.dumps({'found': dict(sorted(total.items())), 'written': str(options.output)}))

@@ -5,8 +5,7 @@ for one of its training examples. Reference models, which have not seen it, tell
 would be anyway (Carlini et al. 2022, "LiRA", with a common variance).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -26,20 +25,15 @@ def example_losses(run: runs.Run, source: Sequence, batch_size: int = 256) -> np
     """
     examples = run.task.examples(source, pipeline.cache_dir(), train=False)
     batches = pipeline.evaluation_batches(examples, batch_size)
-    losses = [_losses(run.task.loss_fn, run.params, run.model_state, batches[i])
-              for i in range(len(batches))]  # fmt: skip
-    return np.concatenate(losses)[: len(examples)].astype(np.float64)
 
-
-def _losses(loss_fn: Callable, params: Any, model_state: Any, batch: Mapping) -> np.ndarray:
-    """[B], each example taken alone."""
-
-    def loss(example):
-        alone = jax.tree.map(lambda x: x[None], example)
-        _, (pairs, _) = loss_fn(params, model_state, alone, jax.random.key(0), train=False)
+    def loss(params, model_state, example):
+        alone, key = jax.tree.map(lambda x: x[None], example), jax.random.key(0)
+        _, (pairs, _) = run.task.loss_fn(params, model_state, alone, key, train=False)
         return metrics.mean(pairs['loss'])
 
-    return np.asarray(jax.jit(jax.vmap(loss))(batch))
+    each = jax.jit(jax.vmap(loss, in_axes=(None, None, 0)))
+    losses = [each(run.params, run.model_state, batches[i]) for i in range(len(batches))]
+    return np.concatenate(losses)[: len(examples)].astype(np.float64)
 
 
 def membership_scores(losses: np.ndarray, reference: np.ndarray | None = None) -> np.ndarray:

@@ -98,10 +98,12 @@ def _band_keys(values: np.ndarray) -> Iterator[tuple[int, bytes]]:
 def contamination(training: Sequence[str], test: Sequence[str], length: int) -> list[float]:
     """For each test text, the share of its n-grams that are in some training text.
 
-    (Brown et al. 2020, appendix C, with the share in place of one common n-gram of 13 words)
+    A test text of fewer words is one n-gram, of as many. (Brown et al. 2020, appendix C, with the
+    share in place of one common n-gram of 13 words)
     """
-    known = set().union(*(ngrams(text, length) for text in training))
     parts = [ngrams(text, length) for text in test]
+    sizes = {len(words) for own in parts for words in own}
+    known = {words for size in sizes for text in training for words in ngrams(text, size)}
     return [len(own & known) / max(1, len(own)) for own in parts]
 
 
@@ -115,7 +117,12 @@ def main() -> None:
     aim.add_argument('--output', type=pathlib.Path, help='where the lines that stay are written')
     aim.add_argument('--against', type=pathlib.Path, help='JSON lines of a test set')
     parser.add_argument('--field', default='text', help='which holds the text')
-    parser.add_argument('--threshold', type=float, default=0.8, help='Jaccard similarity')
+    parser.add_argument(
+        '--threshold',
+        type=float,
+        default=0.8,
+        help='Jaccard similarity; under 0.6 pairs are missed',
+    )
     parser.add_argument('--ngram', type=int, default=5, help='words in an n-gram')
     options = parser.parse_args()
     if not 0 < options.threshold <= 1 or options.ngram < 1:

@@ -88,9 +88,10 @@ class MaskedLanguageModeling(tokens.TokenSequences):
           UserError: for an empty text, and one of more than L tokens.
         """
         ids = self._with_masks(text.text_of(raw, self.text_field))
-        if not 0 < len(ids) <= self.sequence_length:
+        least = 1 + self.append_end_of_text
+        if not least <= len(ids) <= self.sequence_length:
             raise errors.UserError(
-                f'The text has {len(ids)} tokens: from 1 to task.sequence_length = '
+                f'The text has {len(ids)} tokens: from {least} to task.sequence_length = '
                 f'{self.sequence_length} are wanted.'
             )
         padded = np.zeros((2, self.sequence_length), np.int32)
@@ -98,17 +99,20 @@ class MaskedLanguageModeling(tokens.TokenSequences):
         return {'inputs': padded[0], 'segment_ids': padded[1]}
 
     def _with_masks(self, text: str) -> np.ndarray:
-        """The ids of a text, in which [MASK] stands for one."""
+        """The ids of a text, in which [MASK] stands for one, up to its end."""
         # A word's token begins with the blank before it.
         parts = re.split(' ?' + re.escape(MASK), text)
         ids = [tokenizers.document(self.vocabulary, parts[0])]
         for part in parts[1:]:
             ids += [np.array([self.mask_id], np.int32), self.vocabulary.encode(part)]
+        if self.append_end_of_text:
+            ids.append(np.array([self.vocabulary.end_of_text], np.int32))
         return np.concatenate(ids)
 
     def postprocess(self, prediction: np.ndarray) -> dict[str, str]:
         """Token ids of `predict` -> {'text'}."""
-        return {'text': self.vocabulary.decode(prediction[prediction >= 0])}
+        ids = prediction[prediction >= 0]
+        return {'text': self.vocabulary.decode(ids[:-1] if self.append_end_of_text else ids)}
 
     def loss_fn(self, params, model_state, batch, rng, train: bool):
         """Cross-entropy in nats per masked token, and how many of them are told right."""

@@ -108,6 +108,5 @@ class SparseCoding(Defaults):
 
     def facts(self) -> dict[str, str]:
         """What the start screen says of the model."""
-        kept = self.model.top_k or 'any number of'
-        return {'model': f'{type(self.model).__name__}, {self.model.num_features} features, {kept} '
-                'active'}  # fmt: skip
+        kept = getattr(self.model, 'top_k', 0) or 'any number'
+        return {'model': f'{type(self.model).__name__}, {kept} of its features active'}

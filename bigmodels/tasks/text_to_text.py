@@ -83,7 +83,8 @@ class TextToText(tokens.Tokenized):
         text_scores.check(self.score_names)
 
     @property
-    def _start(self) -> int:
+    def start(self) -> int:
+        """The token before the first one of a target."""
         return self.vocabulary.end_of_text if self.start_id is None else self.start_id
 
     def _text_fields(self) -> Sequence[str]:
@@ -173,7 +174,7 @@ class TextToText(tokens.Tokenized):
     def loss_fn(self, params, model_state, batch, rng, train: bool):
         """Cross-entropy in nats per target token, and how often the next one is the likeliest."""
         positions = batch.get('positions', jnp.arange(batch['targets'].shape[1])[None])
-        before = jnp.where(positions == 0, self._start, jnp.roll(batch['targets'], 1, axis=1))
+        before = jnp.where(positions == 0, self.start, jnp.roll(batch['targets'], 1, axis=1))
         logits = self.model.apply(
             {'params': params},
             batch['inputs'],
@@ -205,7 +206,7 @@ class TextToText(tokens.Tokenized):
             max_length=self.target_length,
             end=self.vocabulary.end_of_text,
             alpha=self.length_penalty,
-            start=self._start,
+            start=self.start,
         )
         return found.tokens[:, 0]
 

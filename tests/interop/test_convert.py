@@ -23,7 +23,7 @@ TEMPLATE = '{{ bos_token }}{% for m in messages %}{{ m.content }} </s>{% endfor 
 WORDS = ['<unk>', '<s>', '</s>', *(f'w{i}' for i in range(40))]
 
 
-def add_tokenizer(directory, more=()) -> None:
+def add_tokenizer(directory, more=(), **roles) -> None:
     """Words, with a first token as Llama's and a chat template."""
     library = pytest.importorskip('tokenizers')
     vocabulary = {word: id for id, word in enumerate([*WORDS, *more])}
@@ -34,7 +34,9 @@ def add_tokenizer(directory, more=()) -> None:
         single='<s> $A', pair='<s> $A $B', special_tokens=[('<s>', 1)]
     )
     tokenizer.save(str(directory / directories.TOKENIZER))
-    entries = {'bos_token': '<s>', 'eos_token': '</s>', 'chat_template': TEMPLATE}
+    entries = {'bos_token': '<s>', 'eos_token': '</s>', **roles}
+    if not roles:
+        entries['chat_template'] = TEMPLATE
     directories.write_json(directory / directories.TOKENIZER_CONFIG, entries)
 
 
@@ -140,12 +142,12 @@ def test_a_run_that_was_trained_has_the_token_ids_of_its_tokenizer(run, tmp_path
 def test_a_masked_language_model_becomes_a_run_with_its_own_mask(tmp_path):
     known = published.golden('roberta')
     directory = known.save(tmp_path / 'roberta')
-    add_tokenizer(directory, ['<mask>'])
+    add_tokenizer(directory, ['<mask>'], mask_token='<mask>', pad_token='<unk>')
     convert.to_run(str(directory), tmp_path / 'run')
     run = runs.open_run(tmp_path / 'run')
     assert run.task.mask_id == run.task.vocabulary.vocab_size - 1 == len(WORDS)
     given = run.task.preprocess({'text': 'w0 [MASK] w1'})['inputs']
-    np.testing.assert_array_equal(given[:5], [1, 3, len(WORDS), 4, 0])
+    np.testing.assert_array_equal(given[:6], [1, 3, len(WORDS), 4, 2, 0])
     logits = run.task.logits(run.params, {'inputs': known.inputs[0]})
     np.testing.assert_allclose(logits, known.logits, atol=1e-4)
     family = convert.to_directory(tmp_path / 'run', tmp_path / 'back', dtype='bfloat16')
@@ -153,6 +155,8 @@ def test_a_masked_language_model_becomes_a_run_with_its_own_mask(tmp_path):
     assert trees.first_difference(directories.tensors(tmp_path / 'back'), known.tensors) is None
     config = directories.read_json(tmp_path / 'back' / directories.CONFIG)
     assert (config['pad_token_id'], config['max_position_embeddings']) == (1, 32)
+    roles = directories.read_json(tmp_path / 'back' / directories.TOKENIZER_CONFIG)
+    assert (roles['mask_token'], roles['pad_token']) == ('<mask>', '<unk>')
     with pytest.raises(errors.UserError, match=r"no token '\[MASK\]'; special are: .*'<mask>'"):
         tokenizers.token_id(run.task.vocabulary, '[MASK]')
     with pytest.raises(errors.UserError, match='this Bytes has not'):
@@ -207,13 +211,19 @@ def test_a_resnet_becomes_a_run_with_its_averages_and_comes_back(tmp_path):
     assert all((known.tensors[name] == x).all() for name, x in back.items())
     written = directories.read_json(tmp_path / 'back' / pictures.FILE)
     np.testing.assert_allclose(written['image_mean'], means)
+    names = dataclasses.replace(run.task, classes=('a', 'b', 'c'))
+    names.save(tmp_path / 'run' / rundir.PREPROCESSING)
+    convert.to_directory(tmp_path / 'run', tmp_path / 'named')
+    config = directories.read_json(tmp_path / 'named' / directories.CONFIG)
+    assert config['id2label'] == {'0': 'a', '1': 'b', '2': 'c'}
 
 
 @pytest.mark.parametrize('case', ['clip', 'siglip'])
 def test_a_model_of_images_and_texts_becomes_a_run_that_classifies_by_words(case, tmp_path):
     known = published.golden(case)
     directory = known.save(tmp_path / case)
-    add_tokenizer(directory)
+    roles = {'pad_token': '</s>'} if case == 'siglip' else {}
+    add_tokenizer(directory, **roles)
     overrides = ["task.classes=('w0','w1 w2')", "task.templates=('{}',)"]
     convert.to_run(str(directory), tmp_path / 'run', overrides)
     run = runs.open_run(tmp_path / 'run')
@@ -222,7 +232,7 @@ def test_a_model_of_images_and_texts_becomes_a_run_that_classifies_by_words(case
     np.testing.assert_allclose(scores, known.logits, atol=1e-4)
     # Begin, word, end; behind it nothing, or padding that is seen.
     example = run.task.text_example(tokenizers.document(run.task.vocabulary, 'w0'))
-    filler = 0 if case == 'clip' else 1
+    filler = 0 if case == 'clip' else 2  # as the tokenizer says, and config.json does not
     np.testing.assert_array_equal(example['tokens'], [1, 3, 2] + [filler] * 6)
     np.testing.assert_array_equal(
         example['segment_ids'], np.ones(9) if case == 'siglip' else [1] * 3 + [0] * 6
@@ -262,6 +272,10 @@ def test_an_encoder_decoder_becomes_a_run_that_answers_and_comes_back(tmp_path):
     assert trees.first_difference(directories.tensors(tmp_path / 'back'), known.tensors) is None
     with pytest.raises(errors.UserError, match='start_id = 61 must be a token'):
         dataclasses.replace(run.task, start_id=61)
+    (tmp_path / 'run' / rundir.CONVERTED).unlink()  # as of one that was trained
+    convert.to_directory(tmp_path / 'run', tmp_path / 'trained')
+    config = directories.read_json(tmp_path / 'trained' / directories.CONFIG)
+    assert config['decoder_start_token_id'] == run.task.start == 0
 
 
 def test_what_cannot_be_converted_is_told(directory, run, tmp_path):

@@ -49,6 +49,10 @@ def test_disparities_by_hand():
     lonely = fairness.by_group([1, 1, 0], [0.9, 0.2, 0.9], ['a', 'a', 'b'])
     assert math.isnan(lonely['b']['true_positive_rate'])
     assert fairness.disparities(lonely)['equalised_odds_difference'] == 0
+    rates = {'selection_rate': 0.5, 'true_positive_rate': np.nan}
+    figures = {'a': rates | {'false_positive_rate': 0.1}, 'b': rates | {'false_positive_rate': 0.4}}
+    odds = fairness.disparities(figures)['equalised_odds_difference']
+    assert odds == pytest.approx(0.3)
     with pytest.raises(errors.UserError, match=r'got \(2,\), \(3,\) and \(2,\)'):
         fairness.by_group([1, 0], [0.1, 0.2, 0.3], ['a', 'b'])
     with pytest.raises(errors.UserError, match='got'):

@@ -120,10 +120,12 @@ def test_files_of_each_format_by_the_command(tmp_path, capsys):
     rows = list(csv.reader(text.splitlines(keepends=True)))
     assert rows == [['who', 'n'], ['"<EMAIL>", she\nsaid', '1'], ['nobody', '2']]
     (tmp_path / 'b.csv').write_text('a,b\n1\n')
+    (tmp_path / 'twice.csv').write_text('a,a\n1,2\n')
     (tmp_path / 'b.jsonl').write_text('{"a": 1}\n[]\n')
     for name, options, message in (
         ('a.txt', {}, 'exists already'),
-        ('b.csv', {}, 'Row 1 has not the 2 columns'),
+        ('b.csv', {}, 'Line 2 has not the 2 columns'),
+        ('twice.csv', {}, 'names a column twice: a, a'),
         ('b.jsonl', {}, 'Line 2 is no JSON object'),
         ('b.jsonl', {'fields': 'c'}, "field of line 1 'c'"),
     ):

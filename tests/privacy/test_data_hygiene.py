@@ -41,6 +41,11 @@ def test_k_anonymity_by_the_command(tmp_path, capsys):
     with pytest.raises(SystemExit, match='1'):
         commands.printed(k_anonymity, capsys, input=path, columns='age,town', k=4)
     assert json.loads(capsys.readouterr().out)['first_offending'] == [5, 6, 7, 8]
+    exact = tmp_path / 'exact.csv'
+    exact.write_text('amount\n1234567.89\n1234567.91\n')  # one number in float32
+    with pytest.raises(SystemExit, match='1'):
+        commands.printed(k_anonymity, capsys, input=exact, columns='amount', k=2)
+    assert json.loads(capsys.readouterr().out)['smallest_class'] == 1
     for options, message in ((dict(columns='tow', k=2), "Did you mean 'town'"),
                              (dict(columns='town', k=0), 'at least 1')):  # fmt: skip
         with pytest.raises(errors.UserError, match=message):
@@ -94,6 +99,8 @@ def test_duplicates_and_contamination_by_the_command(tmp_path, capsys):
     told = json.loads(commands.printed(duplicates, capsys, **options))
     assert (told['known'], told['first_known']) == (1, [0])
     np.testing.assert_allclose(told['mean_share'], (1 + 18 / 48) / 3)
+    part = ' '.join(texts[2].split()[10:18])  # of fewer words than an n-gram
+    assert duplicates.contamination(texts, [part, f'{part} other'], 13) == [1, 0]
     for options, message in (
         (dict(output=out), 'exists already'),
         (dict(against=test, field='txt'), 'record 0 has no text in --field=txt'),

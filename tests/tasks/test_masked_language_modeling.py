@@ -118,11 +118,11 @@ def test_texts_are_filled_in_where_they_say_mask():
     task = make()
     example = task.preprocess({'text': 'a [MASK] b[MASK]'})
     expected = np.zeros(L, np.int32)
-    expected[:5] = ord('a'), 256, ord(' '), ord('b'), 256
+    expected[:6] = ord('a'), 256, ord(' '), ord('b'), 256, 0
     np.testing.assert_array_equal(example['inputs'], expected)
-    np.testing.assert_array_equal(example['segment_ids'], np.arange(L) < 5)
-    for text, count in (('', 0), ('a' * (L + 1), L + 1)):
-        with pytest.raises(errors.UserError, match=f'has {count} tokens: from 1 to .* = {L}'):
+    np.testing.assert_array_equal(example['segment_ids'], np.arange(L) < 6)
+    for text, count in (('', 1), ('a' * L, L + 1)):
+        with pytest.raises(errors.UserError, match=f'has {count} tokens: from 2 to .* = {L}'):
             task.preprocess({'text': text})
 
 
@@ -138,12 +138,12 @@ def test_masks_of_several_texts_are_told_as_of_one(params):
         expected = np.where(ids[0] == task.mask_id, own, ids[0])
         np.testing.assert_array_equal(tokens[:length], expected)
         assert (tokens[length:] == -1).all()
-        assert len(task.postprocess(tokens)['text'].encode('utf-8', 'replace')) >= length
+        assert len(task.postprocess(tokens)['text'].encode('utf-8', 'replace')) >= length - 1
 
 
 def test_chunks_of_a_corpus_are_filled_in_as_texts_of_that_length_are(params):
     task = make()
-    example = task.preprocess({'text': 'abcd[MASK]efghi[MASK]klmnopqrs'})
+    example = task.preprocess({'text': 'abcd[MASK]efghi[MASK]klmnopqr'})
     batch = {name: value[None] for name, value in example.items()}
     assert batch['segment_ids'].all()
     filled = task.predict(params, {}, {'inputs': batch['inputs']})
@@ -153,7 +153,7 @@ def test_chunks_of_a_corpus_are_filled_in_as_texts_of_that_length_are(params):
 def test_a_sample_that_cannot_be_encoded_is_refused_before_training():
     tokenizer = {'name': 'characters', 'characters': 'so !'}
     task = dataclasses.replace(make(), tokenizer=tokenizer, sample_text='so [MASK]!')
-    assert task.fit(()).shown()[0].shape == (4,)
+    assert task.fit(()).shown()[0].shape == (5,)
     with pytest.raises(errors.UserError, match="'x'"):
         dataclasses.replace(task, sample_text='x [MASK]').fit(())
 
