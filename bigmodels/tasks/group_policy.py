@@ -34,7 +34,7 @@ class GroupPolicy(Tokenized):
     that such a run resumes like any other.
 
     Fields:
-      model: a causal `Transformer`.
+      model: a causal `Transformer` without experts and dropout.
       tokenizer: the config's section, from which `fit` or `restored` makes `vocabulary`.
       prompt_length: P, the most tokens of a prompt.
       answer_length: A, the most tokens of an answer, its end included.
@@ -67,6 +67,11 @@ class GroupPolicy(Tokenized):
                 raise errors.UserError(
                     f'task.{name} = {getattr(self, name)} must be at least {least}.'
                 )
+        if self.model.moe is not None or self.model.dropout_rate:
+            raise errors.UserError(
+                'An answer is learnt by how probable it was when it was drawn: experts that drop '
+                'tokens and dropout change that. Leave model.moe out, and dropout_rate at 0.'
+            )
         if self.temperature <= 0:
             raise errors.UserError(f'task.temperature = {self.temperature} must be over 0.')
 

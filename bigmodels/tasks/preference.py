@@ -19,8 +19,8 @@ class Preference(Chat):
     """Pairs of `sources.chat_sources.Preferences` -> DPO's loss (Rafailov et al. 2023, eq. 7).
 
     The reference is the frozen base: the same params without their adapters, in the same step. So
-    it needs `config.adapter`, no second model, and no probabilities computed ahead. Fields beside
-    those of `Chat`:
+    it needs `config.adapter`, no second model, and no probabilities computed ahead. What experts
+    add to other losses is left out. Fields beside those of `Chat`:
       beta: how far the model may move from the reference; larger is less.
     """
 

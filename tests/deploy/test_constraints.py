@@ -1,5 +1,6 @@
 """Answers under a grammar, whatever the model would say."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -35,7 +36,7 @@ def grammars():
 
 def answers(matcher, prompts, sampling, count=25):
     task, params = task_and_params(positions='learned')
-    method = functools.partial(text_lib.matched, matcher=matcher)
+    method = functools.partial(text_lib.matched, matcher=matcher, end=task.vocabulary.end_of_text)
     return text_lib.generate(task, params, prompts, count, sampling, seed=3, method=method)
 
 
@@ -103,6 +104,36 @@ def test_what_the_tokens_cannot_spell_ends_its_request_alone():
     }  # fmt: skip
     assert len(stuck.new_tokens) == 2
     assert len(beside.new_tokens) == 9
+
+
+def test_what_ends_a_text_of_a_grammar_is_no_part_of_it():
+    """Where the model ends no text itself, and the token that does is a character."""
+    task, params = task_and_params(positions='learned')
+    letters = tokenizers.Characters('abc')
+    task = dataclasses.replace(task, vocabulary=letters, append_end_of_text=False)
+
+    def answer(pattern):
+        method = functools.partial(
+            text_lib.matched, matcher=Grammars(letters).regex(pattern), end=letters.end_of_text
+        )
+        [found] = text_lib.generate(task, params, ['a'], 9, HOT, seed=0, method=method)
+        assert len(found.tokens) == len(found.log_probs) == len(found.text)
+        return found.text
+
+    assert answer('abc') == 'abc'
+    assert re.fullmatch('[ab]+', answer('[ab]{1,3}'))
+    with pytest.raises(errors.UserError, match='No token of the model goes on .* after 2 tokens'):
+        answer('a(b|c)x')
+
+
+def test_ids_beyond_those_of_the_tokenizer_spell_nothing():
+    task, params = task_and_params(positions='learned')
+    task = dataclasses.replace(task, vocabulary=tokenizers.Characters('abc'))
+    [answer] = text_lib.generate(task, params, ['a'], 9, HOT, seed=0)
+    assert answer.tokens.max() > 3
+    assert set(answer.text) <= set('abc\n')
+    assert task.vocabulary.decode([0, 77, 1]) == '\na'
+    assert tokenizers.Bytes().decode([97, 300]) == 'a'
 
 
 def test_mistakes(monkeypatch):

@@ -345,6 +345,7 @@ def test_a_failure_is_told_to_all(monkeypatch):
             runner.drain()
         assert isinstance(raised.value.__cause__, ZeroDivisionError)
         assert finishes == ['failed']
+        assert runner.has_failed
         with pytest.raises(RuntimeError, match='engine has failed'):
             runner.submit(PROMPTS[0], Settings(6), listener=print)
     engine().cancel(request)

@@ -92,6 +92,7 @@ def test_the_client_gets_completions_as_they_are_generated_alone(text):
 
 def test_a_seed_repeats_a_text_and_a_stream_has_its_parts(text):
     asked = dict(model='tiny', prompt='for ', max_tokens=24, temperature=1.2, seed=7, n=2)
+    asked['logprobs'] = 0
     whole = text.client.completions.create(**asked)
     assert whole.choices[0].text != whole.choices[1].text
     parts = {0: '', 1: ''}
@@ -100,6 +101,8 @@ def test_a_seed_repeats_a_text_and_a_stream_has_its_parts(text):
     )
     for chunk in stream:
         for choice in chunk.choices:
+            if choice.text:
+                assert choice.logprobs.text_offset == [len(parts[choice.index])]
             parts[choice.index] += choice.text
     assert [parts[0], parts[1]] == [choice.text for choice in whole.choices]
     assert chunk.usage == whole.usage
@@ -185,6 +188,21 @@ def test_the_client_chats_by_plain_role_markers(text):
         deltas = [chunk.choices[0].delta for chunk in stream]
     assert deltas[0].role == 'assistant'
     assert ''.join(delta.content for delta in deltas) == whole.choices[0].message.content
+    again = [*messages, whole.choices[0].message, messages[1]]  # as clients send it back
+    found = text.client.chat.completions.create(**asked | {'messages': again})
+    assert found.usage.prompt_tokens > whole.usage.prompt_tokens
+
+
+def test_what_is_null_is_not_given(text):
+    headers = {'Authorization': f'Bearer {KEY}'}
+    asked = {'model': 'tiny', 'prompt': 'a', 'seed': 1}
+    names = ('temperature', 'top_p', 'n', 'stream', 'max_tokens', 'presence_penalty', 'echo')
+    found = [text.post('/v1/completions', asked | given, headers)
+             for given in ({}, dict.fromkeys(names))]  # fmt: skip
+    assert found[0][0] == found[1][0] == 200
+    assert found[0][1]['choices'] == found[1][1]['choices']
+    status, answer = text.post('/v1/completions', asked | {'max_token': None}, headers)
+    assert (status, answer['error']['param']) == (400, 'max_token')
 
 
 CHAT = {'messages': [{'role': 'user', 'content': 'a'}]}

@@ -24,6 +24,11 @@ def test_a_language_model_reads_the_names_of_the_roles():
     assert ends == []
     assert BYTES.decode(ids) == 'developer: Be brief.\n\nuser: Hello\n\nassistant:'
     assert '\nuser:' in stops
+    trained = tokenizers.train_bpe(lambda: iter(['Hello Be brief.'] * 3), 280)
+    vocabulary = tokenizers.HuggingFace(trained.content, begin_of_text='<|endoftext|>')
+    begun, *_ = chats.prompt(dataclasses.replace(task, vocabulary=vocabulary), MESSAGES)
+    assert begun[0] == vocabulary.begin_of_text
+    assert vocabulary.decode(begun) == BYTES.decode(ids)
 
 
 def test_a_tuned_model_reads_its_markers_and_ends_of_answers():
