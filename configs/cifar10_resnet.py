@@ -28,13 +28,13 @@ def get_config(variant: str = ''):
         stage_sizes=(0, 1, 1, 1),
         stage_widths=(64, 128, 256, 256),
     )
-    common.use_strong_cifar10(config, learning_rate=0.03)
+    common.use_strong_cifar10(config, learning_rate=0.01)
     config.optimizer.algorithm.momentum = 0.85
-    config.optimizer.weight_decay = 0.3
+    config.optimizer.weight_decay = 0.2
     config.ema_decay = 0.95  # about as fast as BatchNorm's averages, which it goes with
     config.batch_size = 128
-    config.total_steps = 3600
-    config.eval_every = 1200
+    config.total_steps = 3500
+    config.eval_every = 1750
     if variant == 'tiny':
         config = common.tiny(config)
         config.model.stage_widths = (8, 16, 16, 16)
