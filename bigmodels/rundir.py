@@ -16,6 +16,7 @@ curves.png, summary.json, and what the task demonstrates, such as sample.txt
 import contextlib
 import errno
 import json
+import math
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -323,7 +324,12 @@ def write_summary(
     """Sums up a run that is complete: the cost of its loop, see `energy`, and the seconds of its
     start by name; both since it was last resumed."""
     times = {**cost, 'startup_seconds': startup}
-    write_json(workdir / SUMMARY, {'step': step, 'final': figures, **times})
+    write_json(workdir / SUMMARY, {'step': step, 'final': as_json(figures), **times})
+
+
+def as_json(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """Figures as JSON has them: null for one that has no value."""
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 
 def final_figures(workdir: pathlib.Path, step: int | None, total_steps: int) -> dict | None:
@@ -337,7 +343,8 @@ def final_figures(workdir: pathlib.Path, step: int | None, total_steps: int) -> 
         return None
     summary = read(path) if path.is_file() else {'step': None}
     if summary['step'] == step:
-        return summary['final']
+        final = summary['final'].items()
+        return {name: math.nan if value is None else value for name, value in final}
     if step > total_steps:
         raise errors.UserError(
             f'{workdir} is at step {step}, beyond config.total_steps = {total_steps}: give {step} '

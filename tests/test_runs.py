@@ -1,6 +1,7 @@
 """Opening a run: config as data, parameters, preprocessing; and what its directory refuses."""
 
 import argparse
+import json
 import os
 import pathlib
 
@@ -123,3 +124,15 @@ def test_a_tokenizer_that_does_not_fit_the_model(finished, tmp_path):
     rundir.write_json(tmp_path / 'config.json', kept)
     with pytest.raises(errors.UserError, match=r'tokenizer has 256 tokens .*vocab_size is 100'):
         runs.open_run(tmp_path)
+
+
+def test_a_figure_without_a_value_is_null_in_a_summary(tmp_path):
+    rundir.write_summary(tmp_path, 3, {'a': 1.5, 'b': float('nan')}, {}, {})
+    summary = json.loads((tmp_path / rundir.SUMMARY).read_text(), parse_constant=pytest.fail)
+    assert summary['final'] == {'a': 1.5, 'b': None}
+    figures = rundir.final_figures(tmp_path, 3, 3)
+    assert figures['a'] == 1.5
+    assert np.isnan(figures['b'])
+    assert rundir.final_figures(tmp_path, 2, 3) is None
+    with pytest.raises(errors.UserError, match='at step 4, beyond config.total_steps = 3'):
+        rundir.final_figures(tmp_path, 4, 3)
