@@ -181,6 +181,7 @@ def choose(choices: Mapping[str, Callable], section: Mapping, path: str, **given
 
 def chosen(choices: Mapping[str, Callable], section: Mapping, path: str) -> Callable:
     """What `section['name']` names."""
+    check_has(section, (), path)
     if 'name' not in section:
         raise errors.UserError(f'config.{path} needs a name, one of: {", ".join(sorted(choices))}.')
     return lookup(choices, section['name'], path)

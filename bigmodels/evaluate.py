@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from bigmodels import errors, experiment, metrics, program, rundir, runs, sharding
+from bigmodels import errors, experiment, metrics, program, runs, sharding
 
 LAG = 2  # batches under way while an earlier one's figures are read
 
@@ -109,7 +109,7 @@ def main() -> None:
     drawn = []
     see = draw if arguments.pictures else None
     results = evaluate(eval_step, run.task, run.params, run.model_state, sets, mesh, see=see)
-    print(json.dumps({'step': run.step, **rundir.as_json(results)}, indent=1))
+    print(json.dumps({'step': run.step, **metrics.plain(results)}, indent=1))
     if arguments.pictures and not drawn:
         raise errors.UserError(
             f'The task of {arguments.workdir} has drawn no pictures: its config asks for none. '

@@ -166,12 +166,6 @@ SECTIONS = {
     'guard': guard_lib.Guard,
     'checkpoint': checkpoint_lib.Settings,
 }
-NEEDED = {
-    'model': (),
-    'task': (),
-    'optimizer': ('algorithm', 'schedule'),
-    'data': ('train', 'evals'),
-}
 
 
 def from_config(config: Mapping) -> Experiment:
@@ -227,9 +221,9 @@ def resolved(config: Mapping) -> dict[str, Any]:
       UserError: where it lacks what has no default, or names what is not there.
     """
     plain = config_lib.with_defaults(Experiment, config)
-    config_lib.check_has(plain, NEEDED, '')
-    for key, needed in NEEDED.items():
-        config_lib.check_has(plain[key], needed, key)
+    config_lib.check_has(plain, ('model', 'task', 'optimizer', 'data'), '')
+    config_lib.check_has(plain['optimizer'], ('algorithm', 'schedule'), 'optimizer')
+    config_lib.check_has(plain['data'], ('train', 'evals'), 'data')
     config_lib.check_has(plain['data']['evals'], (), 'data.evals')
     for key, factory in SECTIONS.items():
         config_lib.check_has(plain.setdefault(key, {}), (), key)
@@ -266,6 +260,7 @@ def _named_sources(section: dict, key: str, path: str) -> list[tuple[dict, str, 
     if section[key].get('name') == 'mixture':
         config_lib.check_has(section[key], ('sources',), path)
         sources = section[key]['sources']
+        config_lib.check_has(sources, (), f'{path}.sources')
         return [
             named
             for name in sources

@@ -35,3 +35,8 @@ def means_of_all(pairs: Sequence[Mapping[str, Pair]]) -> dict[str, float]:
         total, count = np.sum([batch[name] for batch in pairs], axis=0, dtype=np.float64)
         means[name] = float(total / count) if count else math.nan
     return means
+
+
+def plain(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """Figures as JSON has them: None for one that is no finite number."""
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}

@@ -14,8 +14,8 @@ from bigmodels import errors, trees
 from bigmodels.layer_decay import layer_factors
 
 Rules = Sequence[tuple[str, Any]]
-# Biases, norm scales and embeddings are not decayed, the custom since GPT-2. Adapters are.
-DECAY_KERNELS = ((r'(kernel|^unembed)(/down|/up)?$', True), (r'.*', False))
+# Biases, norm scales and embeddings are not decayed, the custom since GPT-2.
+DECAY_KERNELS = ((r'kernel$|^unembed$', True), (r'.*', False))
 # Muon orthogonalises the matrices between hidden states; the rest is left to Adam.
 HIDDEN_MATRICES = ((r'embed|head', False), (r'kernel$', True), (r'.*', False))
 
@@ -48,7 +48,8 @@ def make_optimizer(
       l1, l2: weights of sum(|p|) and sum(p^2)/2 in the gradient; the reported loss leaves them
         out.
       weight_decay_rules, penalty_rules: (regex, bool) pairs; the first regex found in a
-        parameter's name decides, and every parameter must be covered.
+        parameter's name decides, and every parameter must be covered. An adapter's is the name of
+        its kernel.
       learning_rate_rules: (regex, factor) pairs, likewise; none means 1 for all.
       layer_decay: the learning rate of each layer as a share of the next one's, see
         `layer_decay.layer_factors`.
@@ -69,16 +70,16 @@ def make_optimizer(
     rate = make_schedule(learning_rate, total_steps, schedule)
     parts = []
     if l2:
-        mask = trees.match_rules(penalty_rules, params, 'optimizer.penalty_rules')
+        mask = _of_kernels(penalty_rules, params, 'optimizer.penalty_rules')
         parts.append(optax.add_decayed_weights(l2, mask))
     if l1:
-        mask = trees.match_rules(penalty_rules, params, 'optimizer.penalty_rules')
+        mask = _of_kernels(penalty_rules, params, 'optimizer.penalty_rules')
         parts.append(optax.masked(_add_l1(l1), mask))
     if clip_norm is not None:
         parts.append(optax.clip_by_global_norm(clip_norm))
     parts.append(config_lib.choose(ALGORITHMS, algorithm, 'optimizer.algorithm'))
     if weight_decay:
-        mask = trees.match_rules(weight_decay_rules, params, 'optimizer.weight_decay_rules')
+        mask = _of_kernels(weight_decay_rules, params, 'optimizer.weight_decay_rules')
         parts.append(optax.add_decayed_weights(weight_decay, mask))
     if learning_rate_rules:
         factors = trees.match_rules(learning_rate_rules, params, 'optimizer.learning_rate_rules')
@@ -90,6 +91,12 @@ def make_optimizer(
     if freeze:
         tx = _freeze(tx, freeze, params)
     return tx, rate
+
+
+def _of_kernels(rules: Rules, params: Any, what: str) -> Any:
+    """`trees.match_rules`, in which an adapter is called as its kernel."""
+    called = lambda name: re.sub(r'(kernel|^unembed)/(down|up)$', r'\1', name)
+    return trees.match_rules(rules, params, what, called)
 
 
 def _add_l1(weight: float) -> optax.GradientTransformation:

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import jax
 import ml_collections
 
-from bigmodels import checkpoint, errors, experiment, lock, processes
+from bigmodels import checkpoint, errors, experiment, lock, metrics, processes
 from bigmodels import config as config_lib
 from bigmodels.state import TrainState
 
@@ -50,10 +50,13 @@ RESUME_RULES = (
 
 
 def default(spec: str) -> pathlib.Path:
-    """Where the run of `configs/x.py:variant` is kept if nobody says: runs/x_variant."""
+    """Where the run of `configs/x.py:variant` is kept if nobody says: runs/x_variant.
+
+    Of a variant that is a path it is the last part's stem.
+    """
     path, _, variant = spec.partition(':')
-    name = pathlib.Path(path).stem
-    return pathlib.Path('runs', f'{name}_{variant}' if variant and '/' not in variant else name)
+    parts = filter(None, (pathlib.Path(path).stem, pathlib.Path(variant).stem))
+    return pathlib.Path('runs', '_'.join(parts))
 
 
 @contextlib.contextmanager
@@ -324,12 +327,7 @@ def write_summary(
     """Sums up a run that is complete: the cost of its loop, see `energy`, and the seconds of its
     start by name; both since it was last resumed."""
     times = {**cost, 'startup_seconds': startup}
-    write_json(workdir / SUMMARY, {'step': step, 'final': as_json(figures), **times})
-
-
-def as_json(figures: Mapping[str, float]) -> dict[str, float | None]:
-    """Figures as JSON has them: null for one that has no value."""
-    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+    write_json(workdir / SUMMARY, {'step': step, 'final': metrics.plain(figures), **times})
 
 
 def final_figures(workdir: pathlib.Path, step: int | None, total_steps: int) -> dict | None:

@@ -31,6 +31,7 @@ from bigmodels import (
     trees,
     writers,
 )
+from bigmodels import config as config_lib
 from bigmodels import guard as guard_lib
 from bigmodels.data import pipeline
 
@@ -167,7 +168,8 @@ def _watch(settings, run: program.Program, data: _Data, workdir) -> guard_lib.Wa
 def _restored(workdir: pathlib.Path, step: int, run: program.Program, settings):
     """The state of a checkpoint; a guard of another config begins with an empty memory."""
     wanted = run.state_shapes
-    if rundir.read_config(workdir).to_dict().get('guard') != dataclasses.asdict(settings.guard):
+    kept = rundir.read_config(workdir).get('guard', {})
+    if config_lib.with_defaults(guard_lib.Guard, kept) != dataclasses.asdict(settings.guard):
         wanted = wanted.replace(guard=None)
     state = checkpoint.restore(workdir / rundir.CHECKPOINTS, step, wanted)
     if state.guard is None:

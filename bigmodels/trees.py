@@ -28,8 +28,17 @@ def map_named(
     )
 
 
-def match_rules(rules: Sequence[tuple[str, Any]], tree: Any, what: str) -> Any:
+def match_rules(
+    rules: Sequence[tuple[str, Any]],
+    tree: Any,
+    what: str,
+    called: Callable[[str], str] = lambda name: name,
+) -> Any:
     """A tree with, for each leaf, the value of the first rule whose regex is found in its name.
+
+    Args:
+      what: the rules are, for errors.
+      called: a leaf's name -> the one that rules are looked for in.
 
     Raises:
       UserError: if a leaf is matched by no rule, so that nothing is left out by accident.
@@ -38,7 +47,7 @@ def match_rules(rules: Sequence[tuple[str, Any]], tree: Any, what: str) -> Any:
 
     def first_match(name: str, _):
         for pattern, value in rules:
-            if re.search(pattern, name):
+            if re.search(pattern, called(name)):
                 return value
         uncovered.append(name)
         return None

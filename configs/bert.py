@@ -10,7 +10,8 @@ Result: 4.47 nats a hidden token of the held-out novels, 24.6 % of them right, b
 
 configs/sst2_bert.py fine-tunes it. The published BERT's data are Wikipedia and books: with TFDS
 `--config.data.train.name=tfds --config.data.train.dataset=wikipedia/20230601.en
---config.data.train.split=train`, and `--config.task.packing=documents`.
+--config.data.train.split=train`, prepared as docs/data.md says, and
+`--config.task.packing=documents`.
 """
 
 from configs import common

@@ -1,9 +1,9 @@
-"""Images and captions in one space (CLIP, Radford et al. 2021), on captions of CIFAR-10's classes.
+r"""Images and captions in one space (CLIP, Radford et al. 2021), on captions of CIFAR-10's classes.
 
     python -m bigmodels.main --config=configs/clip.py
     python -m bigmodels.main --config=configs/clip.py:sigmoid
     python -m bigmodels.predict --workdir=runs/clip --input=pictures
-    python -m bigmodels.predict --workdir=runs/clip --input=pictures \\
+    python -m bigmodels.predict --workdir=runs/clip --input=pictures \
         --config.task.classes="('animal','vehicle')"
 
 The variant `sigmoid` is SigLIP (Zhai et al. 2023), with its first temperature and bias. Images are

@@ -1,4 +1,4 @@
-"""A Conformer learns 44 read sentences by heart, in characters: a check of variable lengths.
+r"""A Conformer learns 44 read sentences by heart, in characters: a check of variable lengths.
 
     pip install -e '.[speech]' && python -m bigmodels.main --config=configs/speech_sentences.py
 
@@ -8,10 +8,10 @@ Recordings of 1.5 to 11.7 s of LJSpeech, LibriSpeech and LibriVox at 16 and 22 k
 For one, LibriSpeech as it is unpacked, or any set with a table of transcripts, such as Common Voice
 (`--config.data.train.name=transcribed`, whose fields say where its files are):
 
-    --config.data.train.name=librispeech --config.data.train.path=LibriSpeech/train-clean-100 \\
-    --config.data.evals.learnt.name=librispeech \\
-    --config.data.evals.learnt.path=LibriSpeech/dev-clean --config.model.num_classes=30 \\
-    --config.task.sound.max_seconds=36.0 --config.task.max_tokens=640 \\
+    --config.data.train.name=librispeech --config.data.train.path=LibriSpeech/train-clean-100 \
+    --config.data.evals.learnt.name=librispeech \
+    --config.data.evals.learnt.path=LibriSpeech/dev-clean --config.model.num_classes=30 \
+    --config.task.sound.max_seconds=36.0 --config.task.max_tokens=640 \
     --config.model.dropout_rate=0.1 --config.total_steps=100000
 
 Cost: two CPU cores, 6.7 min beside other work.

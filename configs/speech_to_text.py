@@ -12,8 +12,8 @@ speech recognition; for one, name folders with wav/ and transcripts.csv by `data
 
     python -m bigmodels.interop.convert --from=hf://openai/whisper-tiny --to=runs/whisper
     python -m bigmodels.main --config=configs/speech_to_text.py:runs/whisper
-    python -m bigmodels.predict --workdir=runs/speech_to_text --input=a.wav
-    python -m bigmodels.interop.convert --from=runs/speech_to_text --to=published
+    python -m bigmodels.predict --workdir=runs/speech_to_text_whisper --input=a.wav
+    python -m bigmodels.interop.convert --from=runs/speech_to_text_whisper --to=published
 
 Cost and result: not measured yet.
 """

@@ -8,8 +8,8 @@ its test digits. A digit that leaves at one side comes in at the other, so no fr
 way: see `MovingDigits`, and its DIRECTIONS for what the labels mean. Answers are for a GIF, for a
 folder of frames, or for a folder of these.
 
-Full size, not tried here: 101 actions by TFDS `name='tfds', dataset='ucf101'`, which TFDS prepares
-with internet and ffmpeg; task.num_frames=32, image_size=224, mean=114.5, std=58.4; ViViT-B/16x2:
+Full size, not tried here: 101 actions by TFDS `name='tfds', dataset='ucf101'`, which `tfds build`
+prepares with TensorFlow and ffmpeg (docs/data.md); task.num_frames=32, image_size=224, mean=114.5, std=58.4; ViViT-B/16x2:
 num_layers=12, num_temporal_layers=4, embed_dim=768, num_heads=12, mlp_dim=3072, patch_size=16,
 pool='token', num_classes=101. TFDS `moving_mnist` has two digits, and no labels.
 

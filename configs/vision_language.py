@@ -1,7 +1,7 @@
-"""Answers to questions about scenes of digits, by an image before a decoder (PaliGemma).
+r"""Answers to questions about scenes of digits, by an image before a decoder (PaliGemma).
 
     python -m bigmodels.main --config=configs/vision_language.py
-    echo '{"image": "scene.png", "question": "what is the sum?"}' | \\
+    echo '{"image": "scene.png", "question": "what is the sum?"}' | \
         python -m bigmodels.predict --workdir=runs/vision_language --input=-
 
 Data: the four files of MNIST in `mnist/`; scenes of one to four digits are made as they are read,

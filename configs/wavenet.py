@@ -1,7 +1,7 @@
-"""A WaveNet that says the digits it is asked for, in the voice asked for: spoken digits at 8 kHz.
+r"""A WaveNet that says the digits it is asked for, in the voice asked for: spoken digits at 8 kHz.
 
     python -m bigmodels.main --config=configs/wavenet.py
-    echo '{"label": 3, "speaker": 1, "seed": 0}' | \\
+    echo '{"label": 3, "speaker": 1, "seed": 0}' | \
         python -m bigmodels.predict --workdir=runs/wavenet --input=- --pictures=said
     python experiments/sample_speech.py --workdir=runs/wavenet --judge=runs/speech_digits
 

@@ -62,6 +62,14 @@ def test_a_copy_that_fails_is_told_and_made_up_for(tmp_path, monkeypatch, capsys
     assert checkpoint.newest_good(tmp_path / 'copy' / rundir.CHECKPOINTS) == (20, {})
 
 
+def test_all_steps_of_a_run_are_copied_whenever_it_is_asked_for(tmp_path):
+    values = {'checkpoint.every': 10, 'checkpoint.keep_last': 2}
+    train_lib.train(test_train.digits_config(**values), tmp_path / 'run')
+    (tmp_path / 'run' / 'summary.json').unlink()
+    train_lib.train(config(tmp_path / 'copy', **values), tmp_path / 'run')
+    assert checkpoint.steps(tmp_path / 'copy' / rundir.CHECKPOINTS) == [10, 20]
+
+
 def test_a_target_that_cannot_be_written_is_a_mistake(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(errors.UserError, match='copy_to = .* cannot be written'):

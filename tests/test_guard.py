@@ -243,13 +243,18 @@ def test_resuming_amid_skips_equals_going_through(tmp_path):
     bad = [row['step'] for row in rows if row.get('skipped') and 'train/loss' not in row]
     assert spikes
     assert bad
+    rates = {row['step']: row['learning_rate'] for row in rows if 'learning_rate' in row}
+    assert all(
+        rates[step] == rates[step + 1] for step in spikes if step + 1 in rates
+    )  # not applied
     shutil.copytree(through, stopped)
-    (stopped / 'summary.json').unlink()
-    directory = stopped / rundir.CHECKPOINTS
-    for step in checkpoint.steps(directory):
-        if step > max(step for step in spikes + bad if step < 20):
-            shutil.rmtree(directory / str(step))
-    train_lib.train(config, stopped)
-    ends = [commands.arrays(run, 20) for run in (through, stopped)]
+    ends = [commands.arrays(through, 20)]
     assert all(ends[0].values())  # every part has arrays
-    assert trees.first_difference(*ends) is None
+    for resume in ('same', 'changed'):  # of a guard that is the same
+        (stopped / 'summary.json').unlink()
+        directory = stopped / rundir.CHECKPOINTS
+        for step in checkpoint.steps(directory):
+            if step > max(step for step in spikes + bad if step < 20):
+                shutil.rmtree(directory / str(step))
+        train_lib.train(config, stopped, resume=resume)
+        assert trees.first_difference(ends[0], commands.arrays(stopped, 20)) is None

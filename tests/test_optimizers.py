@@ -208,6 +208,21 @@ def test_learning_rate_rules():
     assert (given['embed']['embedding'] == jnp.float32(PARAMS['embed']['embedding'])).all()
 
 
+def test_adapters_are_decayed_as_their_kernels_are():
+    params = {
+        'mlp': {'kernel': {'down': jnp.ones((2, 1)), 'up': jnp.ones((1, 2))}, 'bias': jnp.ones(2)}
+    }
+    for settings in (dict(weight_decay=0.5), dict(l2=0.5), dict(l1=0.5)):
+        tx, _ = optimizers.make_optimizer(
+            params, 10, learning_rate=0.1, algorithm={'name': 'sgd', 'momentum': 0.0},
+            schedule={'name': 'constant'}, **settings,
+        )  # fmt: skip
+        updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+        moved = {name: float(leaf.max()) for name, leaf in trees.flatten_named(updates).items()}
+        assert moved['mlp/bias'] == 0
+        assert moved['mlp/kernel/down'] == moved['mlp/kernel/up'] == pytest.approx(-0.05)
+
+
 @pytest.mark.parametrize('algorithm', ['adamw', 'sgd', 'lion', 'muon', 'adafactor'])
 def test_frozen_parameters_stay_and_have_no_state(algorithm):
     tx, _ = make(

@@ -271,8 +271,8 @@ class Saver:
 
         if settings.copy_to and jax.process_index() == 0:
             self._copier = copies.Copier(self.directory, settings.copy_to, beside, MANIFEST, FROZEN)
-            for step in steps(self.directory):  # an earlier process may not have come to it
-                self._copier.start(step)
+            for step in reversed(steps(self.directory)):  # what an earlier process left
+                self._copier.start(step, if_there=True)
 
     def save(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> str | None:
         """Starts saving; returns what went wrong with the save before, or None."""

@@ -54,10 +54,13 @@ class Copier:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def start(self, step: int) -> None:
-        """Has a saved step copied, after those that were asked for before."""
+    def start(self, step: int, if_there: bool = False) -> None:
+        """Has a saved step copied, after those that were asked for before.
+
+        if_there: it is nothing to tell if it has been deleted by then.
+        """
         self._known.add(step)
-        self._wanted.put(step)
+        self._wanted.put((step, if_there))
 
     def poll(self) -> str | None:
         """What went wrong since the last call, or None; never waits."""
@@ -75,7 +78,10 @@ class Copier:
         return self.poll()
 
     def _run(self) -> None:
-        while (step := self._wanted.get()) is not None:
+        while (wanted := self._wanted.get()) is not None:
+            step, if_there = wanted
+            if if_there and not (self._checkpoints / str(step)).is_dir():
+                continue
             self._copying = step
             try:
                 self._copy_step(step)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bigmodels import errors, runs
-from bigmodels.data import text as texts
+from bigmodels.data.text import text_of
 from bigmodels.data.tokenizers import spelling
 from bigmodels.deploy import text, weights
 from bigmodels.deploy.engine import Engine
@@ -48,7 +48,7 @@ class Continuations:
         Raises:
           UserError: for a prompt that is no text, or leaves no room in the context.
         """
-        ids = self._task.prompt(texts.text_of(record, 'prompt'))
+        ids = self._task.prompt(text_of(record, 'prompt'))
         longest = self._task.model.max_length
         if len(ids) >= longest:
             raise errors.UserError(
@@ -77,4 +77,4 @@ class Continuations:
         while self._engine.num_waiting + self._engine.num_active:
             self._engine.step()
         spelt = spelling(task.vocabulary, task.model.vocab_size)
-        return [{'text': text.text_of(spelt, r.new_tokens, task.end)} for r in requests]
+        return [{'text': text.spelt_text(spelt, r.new_tokens, task.end)} for r in requests]

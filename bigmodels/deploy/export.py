@@ -17,6 +17,7 @@ flatbuffers that JAX reads artefacts with:
 """
 
 import argparse
+import contextlib
 import importlib.util
 import pathlib
 import shutil
@@ -109,6 +110,13 @@ def input_shapes(run: runs.Run, batch_size: int = 0, length: int = 0) -> dict[st
     return {name: shape_of(name) for name in shapes if name in taken}
 
 
+def of_no_platform() -> contextlib.AbstractContextManager:
+    """A context in which programs are traced without kernels that this accelerator alone has."""
+    if jax.default_backend() == 'cpu':
+        return contextlib.nullcontext()
+    return jax.set_mesh(sharding.make_mesh(sharding.MeshShape(), jax.devices('cpu')[:1]))
+
+
 def _check_answers(task: Any) -> None:
     if not hasattr(task, 'predict'):
         raise errors.UserError(f'{type(task).__name__} has no predict that could be exported.')
@@ -128,10 +136,8 @@ def exported_program(run: runs.Run, batch_size: int = 0, length: int = 0) -> jax
     export = jax.export.export(
         jax.jit(make_predict(run)), platforms=PLATFORMS, disabled_checks=[LAYOUTS]
     )
-    # What is traced for a CPU has no kernel that only one of the platforms has.
-    on_cpu = jax.set_mesh(sharding.make_mesh(sharding.MeshShape(), jax.devices('cpu')[:1]))
     try:
-        with on_cpu:
+        with of_no_platform():
             return export(variables, shapes)
     except (TypeError, jax.errors.InconclusiveDimensionOperation) as error:
         if batch_size and length:
@@ -193,7 +199,8 @@ def _onnx(run: runs.Run, batch_size: int, length: int) -> tuple[dict, dict]:
     _check_answers(run.task)
     shapes = input_shapes(run, batch_size, length or getattr(run.task, 'sequence_length', 0))
     predict, variables = make_predict(run), variables_of(run)
-    content, outputs = onnx_export.converted(lambda batch: predict(variables, batch), shapes)
+    with of_no_platform():
+        content, outputs = onnx_export.converted(lambda batch: predict(variables, batch), shapes)
     inputs = {name: onnx_export.described(shape) for name, shape in shapes.items()}
     return {'inputs': inputs, 'outputs': outputs}, {ONNX: lambda path: path.write_bytes(content)}
 

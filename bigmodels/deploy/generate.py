@@ -45,7 +45,7 @@ def main() -> None:
         print(writers.printable(prompt + answer.text))
         if a.log_probs:
             for token, log_prob in zip(answer.tokens, answer.log_probs, strict=True):
-                print(f'{log_prob:9.4f}  {text.text_of(spelt, [token])!r}')
+                print(f'{log_prob:9.4f}  {text.spelt_text(spelt, [token])!r}')
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -137,11 +137,11 @@ def _method(a: argparse.Namespace, run: runs.Run) -> text.Method:
         if not a.json_schema.is_file():
             raise errors.UserError(f'There is no file {str(a.json_schema)!r}.')
         matcher = Grammars(vocabulary).json_schema(a.json_schema.read_text())
-        return functools.partial(text.matched, matcher=matcher, end=vocabulary.end_of_text)
-    if a.regex is not None:
+    elif a.regex is not None:
         matcher = Grammars(vocabulary).regex(a.regex)
-        return functools.partial(text.matched, matcher=matcher, end=vocabulary.end_of_text)
-    return text.sampled
+    else:
+        return text.sampled
+    return functools.partial(text.matched, matcher=matcher, end=vocabulary.end_of_text)
 
 
 if __name__ == '__main__':

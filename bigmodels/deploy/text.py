@@ -202,7 +202,7 @@ def generate(
     model, params = weights_lib.packed(task.model, params, weights)
     rows = method(Job(model, params, encoded, stops, end, max_new_tokens, sampling, seed))
     spelt = spelling(vocabulary, task.model.vocab_size)
-    texts = [_cut(text_of(spelt, ids, end), stop) for ids, _ in rows]
+    texts = [_cut(spelt_text(spelt, ids, end), stop) for ids, _ in rows]
     return [Answer(text, *row) for text, row in zip(texts, rows, strict=True)]
 
 
@@ -211,7 +211,7 @@ def begun(vocabulary: Tokenizer, prompt: np.ndarray) -> np.ndarray:
     return prompt if len(prompt) else np.asarray([vocabulary.end_of_text])
 
 
-def text_of(spelt: Sequence[bytes], ids: Sequence[int], end: int | None = None) -> str:
+def spelt_text(spelt: Sequence[bytes], ids: Sequence[int], end: int | None = None) -> str:
     """How the text of a prompt goes on by generated ids, the last of which may be its `end`.
 
     A tokenizer's `decode` leaves out a space that its texts begin with.

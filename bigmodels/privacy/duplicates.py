@@ -102,8 +102,10 @@ def contamination(training: Sequence[str], test: Sequence[str], length: int) -> 
     share in place of one common n-gram of 13 words)
     """
     parts = [ngrams(text, length) for text in test]
-    sizes = {len(words) for own in parts for words in own}
-    known = {words for size in sizes for text in training for words in ngrams(text, size)}
+    wanted = frozenset().union(*parts)
+    known = set()
+    for size in {len(words) for words in wanted}:
+        known.update(*(wanted & ngrams(text, size) for text in training))
     return [len(own & known) / max(1, len(own)) for own in parts]
 
 

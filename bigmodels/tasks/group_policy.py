@@ -34,7 +34,7 @@ class GroupPolicy(Tokenized):
     that such a run resumes like any other.
 
     Fields:
-      model: a causal `Transformer` without experts and dropout.
+      model: a causal `Transformer`, trained without dropout and what experts add to the loss.
       tokenizer: the config's section, from which `fit` or `restored` makes `vocabulary`.
       prompt_length: P, the most tokens of a prompt.
       answer_length: A, the most tokens of an answer, its end included.
@@ -67,11 +67,6 @@ class GroupPolicy(Tokenized):
                 raise errors.UserError(
                     f'task.{name} = {getattr(self, name)} must be at least {least}.'
                 )
-        if self.model.moe is not None or self.model.dropout_rate:
-            raise errors.UserError(
-                'An answer is learnt by how probable it was when it was drawn: experts that drop '
-                'tokens and dropout change that. Leave model.moe out, and dropout_rate at 0.'
-            )
         if self.temperature <= 0:
             raise errors.UserError(f'task.temperature = {self.temperature} must be over 0.')
 
@@ -151,6 +146,13 @@ class GroupPolicy(Tokenized):
             figures = {'loss': 1 - reward, 'reward': reward, 'answer_tokens': counts}
             pairs = {name: metrics.pair(f, batch['weights']) for name, f in figures.items()}
             return metrics.mean(pairs['loss']), (pairs, model_state)
+        experts = self.model.experts
+        if self.model.dropout_rate or (experts and experts.capacity_factor is not None):
+            raise errors.UserError(
+                'An answer is learnt by how probable it was when it was drawn, which dropout and '
+                'experts of a capacity change: set model.dropout_rate = 0 and '
+                'model.moe.capacity_factor = None.'
+            )
         sample_rng, dropout_rng = jax.random.split(rng)
         repeated = {key: jnp.repeat(value, self.group_size, axis=0) for key, value in batch.items()}
         sampling = Sampling(temperature=self.temperature)

@@ -108,5 +108,6 @@ class SparseCoding(Defaults):
 
     def facts(self) -> dict[str, str]:
         """What the start screen says of the model."""
-        kept = getattr(self.model, 'top_k', 0) or 'any number'
-        return {'model': f'{type(self.model).__name__}, {kept} of its features active'}
+        sizes = {name: getattr(self.model, name, None) for name in ('num_features', 'top_k')}
+        told = [f'{name} {size}' for name, size in sizes.items() if size]
+        return {'model': ', '.join([type(self.model).__name__, *told])}

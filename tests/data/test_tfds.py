@@ -1,9 +1,13 @@
 """TFDS without TensorFlow: preparing from local files, reading, and what can go wrong."""
 
+import contextlib
+import functools
 import gzip
+import http.server
 import pickle
 import shutil
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -110,7 +114,7 @@ def test_errors(prepared_text, tmp_path):
     with pytest.raises(errors.UserError, match=r"no such split 'valid'.*\['train'\]"):
         Tfds('sayings', 'valid', data_dir=str(prepared_text))
     for dataset in ('mnist', 'movielens/100k-ratings', 'glue/sst2', 'wmt14_translate/de-en'):
-        with pytest.raises(errors.UserError, match=r'not prepared in .*Set manual_dir'):
+        with pytest.raises(errors.UserError, match=r'not prepared in .*Set download=True'):
             Tfds(dataset, 'train', data_dir=str(tmp_path))
     with pytest.raises(errors.UserError, match='is not a folder'):
         Tfds('mnist', 'train', data_dir=str(tmp_path), manual_dir=str(tmp_path / 'absent'))
@@ -119,6 +123,50 @@ def test_errors(prepared_text, tmp_path):
         errors.UserError, match=r"images-idx3-ubyte.gz' is not in manual_dir.*Fetch"
     ):
         Tfds('mnist', 'train', data_dir=str(tmp_path), manual_dir=str(tmp_path / 'empty'))
+
+
+def test_files_are_fetched_where_asked(tmp_path):
+    import tensorflow_datasets as tfds
+
+    (tmp_path / 'far').mkdir()
+    (tmp_path / 'far' / 'words.txt').write_text('ja\nnein\n')
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / 'far')
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    class Fetched(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version('1.0.0')
+        file = 'words.txt'
+
+        def _info(self):
+            features = tfds.features.FeaturesDict({'text': tfds.features.Text()})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, manager):
+            path = manager.download(f'http://127.0.0.1:{server.server_port}/{self.file}')
+            return {'train': self._generate_examples(path)}
+
+        def _generate_examples(self, path):
+            for i, word in enumerate(path.read_text().split()):
+                yield i, {'text': word}
+
+    section = {'name': 'tfds', 'dataset': 'fetched', 'split': 'train'}
+    with contextlib.closing(server), contextlib.ExitStack() as stack:
+        stack.callback(server.shutdown)
+        (tmp_path / 'empty').mkdir()
+        local = section | {'data_dir': str(tmp_path / 'one'), 'manual_dir': str(tmp_path / 'empty')}
+        with pytest.raises(errors.UserError, match=r"'words.txt' is not in manual_dir.*Fetch http"):
+            config.choose(SOURCES, local, 'data')
+        source = config.choose(SOURCES, local | {'download': True}, 'data')
+        assert sorted(record['text'] for record in source) == ['ja', 'nein']
+        assert [path.name for path in (tmp_path / 'empty').iterdir()] == ['words.txt']
+        Fetched.file = 'absent.txt'
+        with pytest.raises(errors.UserError, match='absent.txt cannot be fetched: .*404'):
+            config.choose(
+                SOURCES, section | {'data_dir': str(tmp_path / 'two'), 'download': True}, 'data'
+            )
+    downloads = tmp_path / 'two' / 'downloads' / 'fetched'
+    assert list(downloads.iterdir()) == []
 
 
 def test_a_format_without_random_access_is_named(prepared_text, tmp_path):

@@ -101,5 +101,5 @@ def test_a_choice_has_the_tokens_that_it_has_in_its_text(model):
     before, after = multiple_choice.encoded(task, 'ab', 'ba')
     assert before.tolist() == [0, 1, 2]
     assert after.tolist() == [0, 2, 1]
-    assert text.text_of(tokenizers.spelling(vocabulary, 8), after) == ' ba'
-    assert text.text_of(tokenizers.spelling(vocabulary, 8), [1, 7, 3], 3) == 'a'
+    assert text.spelt_text(tokenizers.spelling(vocabulary, 8), after) == ' ba'
+    assert text.spelt_text(tokenizers.spelling(vocabulary, 8), [1, 7, 3], 3) == 'a'

@@ -13,6 +13,7 @@ import soundfile
 
 from bigmodels import errors
 from bigmodels.deploy.server import failures, records
+from bigmodels.deploy.server.app import Server
 from bigmodels.deploy.server.batching import Batcher
 from bigmodels.deploy.server.limits import Admission, Limits
 from bigmodels.deploy.server.telemetry import Metrics, Observed
@@ -100,6 +101,15 @@ def test_an_unforeseen_fault_tells_nothing_of_itself():
 
     status, body = asked(broken, Limits(), part(b''))
     assert (status, b'secret' in body) == (500, False)
+
+
+def test_a_server_whose_engine_failed_is_neither_ready_nor_alive():
+    server = object.__new__(Server)
+    server.is_ready = True
+    for failed, status in ((False, 200), (True, 503)):
+        server._generation = types.SimpleNamespace(has_failed=failed)
+        for answer in (server._readiness, server._health):
+            assert asyncio.run(answer(None)).status_code == status
 
 
 @pytest.mark.parametrize('given', [b'', b'key', b'Basic key', b'Bearer', b'Bearer other', b'\xff'])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import shutil
 import sys
 import types
@@ -13,10 +14,11 @@ import pytest
 from bigmodels import config as config_lib
 from bigmodels import errors, evaluate, program, rundir, runs, trees
 from bigmodels import train as train_lib
-from bigmodels.data import tokenizers
+from bigmodels.data import subwords, tokenizers
 from bigmodels.deploy import generate
 from bigmodels.experiment import InitFrom
-from bigmodels.interop import convert, directories, pictures
+from bigmodels.interop import convert, directories, pictures, sections
+from tests.data.test_tokenizers import train_sentencepiece
 from tests.interop import published
 
 TEMPLATE = '{{ bos_token }}{% for m in messages %}{{ m.content }} </s>{% endfor %}'
@@ -276,6 +278,17 @@ def test_an_encoder_decoder_becomes_a_run_that_answers_and_comes_back(tmp_path):
     convert.to_directory(tmp_path / 'run', tmp_path / 'trained')
     config = directories.read_json(tmp_path / 'trained' / directories.CONFIG)
     assert config['decoder_start_token_id'] == run.task.start == 0
+
+
+@pytest.mark.parametrize(('family', 'begin'), [('t5', False), ('llama', False), ('llama', True)])
+def test_a_sentencepiece_model_is_found_again_as_it_was(family, begin, tmp_path):
+    vocabulary = subwords.SentencePiece(
+        pathlib.Path(train_sentencepiece(tmp_path)).read_bytes(), begin
+    )
+    convert._write_tokenizer(tmp_path, vocabulary, family)
+    section, _ = sections.tokenizer(tmp_path, {})
+    assert pathlib.Path(section['path']).read_bytes() == vocabulary.content
+    assert section['begin'] is begin
 
 
 def test_what_cannot_be_converted_is_told(directory, run, tmp_path):

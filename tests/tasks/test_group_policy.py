@@ -1,5 +1,6 @@
 """The policy's loss against its published form, worked out from answers that are made again."""
 
+import dataclasses
 import functools
 import json
 
@@ -51,6 +52,16 @@ def test_an_example_is_a_prompt_and_what_ends_its_answer():
     assert example['lengths'] == 5
     assert example['targets'].tolist() == [*b'15', END, -1]
     assert make_task().preprocess({'prompt': '1+1='}).keys() == {'inputs', 'lengths'}
+
+
+@pytest.mark.parametrize(
+    'changes', [dict(dropout_rate=0.1), dict(moe=dict(num_experts=2, experts_per_token=1))]
+)
+def test_what_makes_an_answer_less_probable_than_when_it_was_drawn_is_refused(changes):
+    task, batch, params = task_batch_and_params()
+    changed = dataclasses.replace(task, model=task.model.clone(**changes))
+    with pytest.raises(errors.UserError, match=r'dropout_rate = 0 and model\.moe\.capacity_factor'):
+        changed.loss_fn(params, {}, batch, jax.random.key(0), train=True)
 
 
 def test_a_prompt_begins_as_documents_do():

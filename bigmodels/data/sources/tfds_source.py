@@ -8,12 +8,16 @@ import importlib.util
 import io
 import os
 import pathlib
+import posixpath
+import shutil
 import sys
 import tempfile
 import types
+import urllib.request
 import warnings
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
@@ -43,8 +47,9 @@ class Tfds:
     Records are as TFDS decodes them, with `Text` features as str; other byte strings stay bytes.
 
     A data set that is not yet prepared in `data_dir` (default: TFDS's own, ~/tensorflow_datasets)
-    is prepared there from `manual_dir`, which holds the raw files under their original names, as
-    array_record and without any download. TFDS compares each file with the SHA-256 that it has
+    is prepared there as array_record, from `manual_dir`, which holds the raw files under their
+    original names; by default `downloads` in `data_dir`. With `download` files that are not there
+    are fetched first; without it nothing is. TFDS compares each file with the SHA-256 that it has
     registered. A file whose content is right but whose bytes are not (an archive compressed anew)
     fails that test: `verify_checksums=False` accepts it, with a warning that names it, and what
     it holds is then the user's to answer for.
@@ -57,16 +62,17 @@ class Tfds:
         data_dir: str | None = None,
         manual_dir: str | None = None,
         verify_checksums: bool = True,
+        download: bool = False,
     ):
         builder = _find_builder(dataset, data_dir)
         if not builder.is_prepared():
-            if manual_dir is None:
+            if manual_dir is None and not download:
                 raise errors.UserError(
                     f'The TFDS data set {dataset!r} is not prepared in {builder.data_dir}. Set '
-                    'manual_dir to a folder with its raw files to prepare it there, or data_dir '
-                    'to where it has been prepared.'
+                    'download=True to fetch its files and prepare it there, manual_dir to a folder '
+                    'that has them, or data_dir to where it has been prepared.'
                 )
-            _prepare(builder, manual_dir, verify_checksums)
+            _prepare(builder, manual_dir, verify_checksums, download)
         try:
             self._records = builder.as_data_source(split)
         except NotImplementedError as error:
@@ -131,26 +137,30 @@ def _find_builder(dataset: str, data_dir: str | None):
         raise errors.unknown('TFDS data set', dataset.split('/')[0].split(':')[0], known) from error
 
 
-def _prepare(builder, manual_dir: str, verify_checksums: bool) -> None:
-    """Writes the data set into the builder's data_dir, from local files alone."""
+def _prepare(builder, manual_dir: str | None, verify_checksums: bool, download: bool) -> None:
+    """Writes the data set into the builder's data_dir, from files of `manual_dir`."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import download_manager
 
+    root = pathlib.Path(builder.data_dir_root).expanduser()
+    root.mkdir(parents=True, exist_ok=True)
+    if manual_dir is None:
+        manual_dir = str(root / 'downloads' / builder.name)
+        os.makedirs(manual_dir, exist_ok=True)
     if not os.path.isdir(manual_dir):
         raise errors.UserError(f'manual_dir = {manual_dir!r} is not a folder.')
     builder._make_download_manager = functools.partial(
-        _local_manager, builder, builder._make_download_manager, manual_dir, verify_checksums
-    )
-    root = pathlib.Path(builder.data_dir_root).expanduser()
-    root.mkdir(parents=True, exist_ok=True)
+        _local_manager, builder, builder._make_download_manager, manual_dir, verify_checksums,
+        download,
+    )  # fmt: skip
     # TFDS would reuse an earlier extraction by file name alone, and MNIST's and Fashion-MNIST's
     # files have the same names: so each preparation extracts into a folder of its own.
     with tempfile.TemporaryDirectory(dir=root, prefix='.extracting-') as scratch:
-        download = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
+        settings = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
         try:
             with _tensorflow_names(builder):
                 builder.download_and_prepare(
-                    download_dir=scratch, download_config=download, file_format='array_record'
+                    download_dir=scratch, download_config=settings, file_format='array_record'
                 )
         except download_manager.NonMatchingChecksumError as error:
             raise errors.UserError(
@@ -159,20 +169,33 @@ def _prepare(builder, manual_dir: str, verify_checksums: bool) -> None:
             ) from error
 
 
-def _local_manager(builder, make_manager, manual_dir: str, verify_checksums: bool, **kwargs):
-    """TFDS's download manager, which finds files in `manual_dir` and may not download."""
+def _local_manager(
+    builder, make_manager, manual_dir: str, verify_checksums: bool, download: bool, **kwargs
+):
+    """TFDS's download manager, which finds files in `manual_dir`, or puts them there.
+
+    TFDS's own downloads need TensorFlow.
+    """
     from tensorflow_datasets.core.download import checksums
+    from tensorflow_datasets.core.utils.lazy_imports_utils import promise
 
     manager = make_manager(**kwargs)
 
-    def refuse(resource):
+    def fetch(resource):
         known = manager._url_infos.get(resource.url)
-        raise errors.UserError(
-            f'{(known and known.filename) or resource.url!r} is not in manual_dir = {manual_dir!r}.'
-            f' Fetch {resource.url} and put it there under its original name.'
-        )
+        name = (known and known.filename) or posixpath.basename(urlsplit(resource.url).path)
+        if not download:
+            raise errors.UserError(
+                f'{name!r} is not in manual_dir = {manual_dir!r}. Fetch {resource.url} and put it '
+                f'there under its original name, or set download=True.'
+            )
+        path = pathlib.Path(manual_dir, name)
+        _fetch(resource.url, path)
+        found = checksums.compute_url_info(path)
+        manager._register_or_validate_checksums(resource.url, found, path)
+        return promise.Promise.resolve(path)
 
-    manager._download = refuse
+    manager._download = fetch
     if not verify_checksums:
         # A copy: TFDS shares one dict of the checksums of all data sets.
         manager._url_infos = dict(manager._url_infos)
@@ -184,6 +207,20 @@ def _local_manager(builder, make_manager, manual_dir: str, verify_checksums: boo
                     warnings.warn(f'{path} is not the registered file: {found}', stacklevel=2)
                 manager._url_infos[url] = found
     return manager
+
+
+def _fetch(url: str, path: pathlib.Path) -> None:
+    """Writes what a URL has to a file, which is there only when it is whole."""
+    print(f'fetching {url} to {path}', file=sys.stderr)
+    partial = path.with_name(f'{path.name}.partial')
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer, partial.open('wb') as file:
+            shutil.copyfileobj(answer, file)
+    except OSError as error:
+        raise errors.UserError(
+            f'{url} cannot be fetched: {error}. Put the file into {path.parent} by hand.'
+        ) from error
+    partial.replace(path)
 
 
 @contextlib.contextmanager
