@@ -57,21 +57,28 @@ def ended_at_step_10(workdir, copy):
     return copy
 
 
-@pytest.mark.slow
-def test_any_number_of_processes_trains_evaluates_and_resumes_as_one(tmp_path):
-    path, overrides = commands.tiny_text(tmp_path)
+@pytest.fixture(scope='module')
+def by_one(tmp_path_factory):
+    """A run by one process, and its config: (directory, path, overrides)."""
+    folder = tmp_path_factory.mktemp('one')
+    path, overrides = commands.tiny_text(folder)
     overrides += ['log_every=1', 'eval_every=10']
+    train_lib.train(config.load(path, overrides), folder / 'run')
+    return folder / 'run', path, overrides
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_trains_evaluates_and_resumes_as_one(by_one, tmp_path):
+    one, path, overrides = by_one
     arguments = [f'--config={path}', *(f'--config.{override}' for override in overrides)]
-    settings = config.load(path, overrides)
-    one, two, four = tmp_path / 'one', tmp_path / 'two', tmp_path / 'four'
-    train_lib.train(settings, one)
+    two, four = tmp_path / 'two', tmp_path / 'four'
 
     err = launched(2, 2, *arguments, f'--workdir={two}', '--config.mesh.fsdp=2')
     assert '[0] step 20/20' in err
     assert not re.search(r'^\[1\] (step|devices|loss) ', err, re.MULTILINE)
     assert_same_figures(one, two)
 
-    typed = experiment.from_config(settings)
+    typed = experiment.from_config(config.load(path, overrides))
     task = experiment.make_task(typed).restored(one / rundir.PREPROCESSING)
     held_out = experiment.evaluation_sets(typed, task)['valid']
     assert not held_out[len(held_out) - 1]['weights'].all()  # its size does not divide
@@ -87,12 +94,10 @@ def test_any_number_of_processes_trains_evaluates_and_resumes_as_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_several_processes_learn_from_a_teacher_as_one(tmp_path):
-    path, overrides = commands.tiny_text(tmp_path)
-    overrides += ['log_every=1', 'eval_every=10']
-    teacher, one, two = tmp_path / 'teacher', tmp_path / 'one', tmp_path / 'two'
-    train_lib.train(config.load(path, overrides), teacher)
-    overrides += [f'distill.teacher={teacher}', 'model.num_layers=1']
+def test_several_processes_learn_from_a_teacher_as_one(by_one, tmp_path):
+    teacher, path, overrides = by_one
+    one, two = tmp_path / 'one', tmp_path / 'two'
+    overrides = [*overrides, f'distill.teacher={teacher}', 'model.num_layers=1']
     train_lib.train(config.load(path, overrides), one)
     arguments = [f'--config={path}', *(f'--config.{override}' for override in overrides)]
     launched(2, 2, *arguments, f'--workdir={two}', '--config.mesh.fsdp=2')
@@ -108,18 +113,18 @@ def test_processes_feed_whatever_rows_their_devices_hold(capfd):
 
 
 def start_endless(workdir, *arguments: str):
-    """A launched run of two processes that has made 20 steps: (the launcher, pids)."""
+    """A launched run of two processes that has made 6 steps: (the launcher, pids)."""
     process = commands.start(
         'bigmodels.launch', '--processes=2', '--', DIGITS, f'--workdir={workdir}',
-        '--config.total_steps=1000000', '--config.log_every=10', *arguments,
+        '--config.total_steps=1000000', '--config.log_every=2', *arguments,
     )  # fmt: skip
     pids = {}
     for line in process.stderr:
         if started := re.match(r'launch: process (\d) is pid (\d+)', line):
             pids[int(started[1])] = int(started[2])
-        if line.startswith('[0] step 20/'):
+        if line.startswith('[0] step 6/'):
             return process, pids
-    raise AssertionError(f'the run ended with status {process.wait()} before step 20')
+    raise AssertionError(f'the run ended with status {process.wait()} before step 6')
 
 
 @pytest.mark.slow
@@ -146,7 +151,7 @@ def test_a_process_that_dies_or_hangs_ends_the_others_by_name(tmp_path, number, 
     process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGKILL
     step, damaged = checkpoint.newest_good(tmp_path / 'run' / rundir.CHECKPOINTS)
-    assert step >= 10
+    assert step >= 4
     assert not damaged
 
 

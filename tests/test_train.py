@@ -126,10 +126,11 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     config = digits_config(
         **{'optimizer.learning_rate': 1e38, 'optimizer.clip_norm': None, 'checkpoint.every': 1}
     )
-    with pytest.raises(errors.UserError, match=r'At step (\d+) \(batch \d+\) the loss is'):
+    with pytest.raises(errors.UserError, match=r'At step \d+ \(batch \d+\) the loss is') as raised:
         train_lib.train(config, tmp_path)
     step, damaged = checkpoint.newest_good(tmp_path / rundir.CHECKPOINTS)
     assert not damaged
+    assert (step or 0) == int(str(raised.value).split()[2]) - 1
     if step is not None:
         values = commands.arrays(tmp_path, step)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(values['params']))
