@@ -52,10 +52,10 @@ RESUME_RULES = (
 def default(spec: str) -> pathlib.Path:
     """Where the run of `configs/x.py:variant` is kept if nobody says: runs/x_variant.
 
-    Of a variant that is a path it is the last part's stem.
+    Of a variant that is a path it is the last part.
     """
     path, _, variant = spec.partition(':')
-    parts = filter(None, (pathlib.Path(path).stem, pathlib.Path(variant).stem))
+    parts = filter(None, (pathlib.Path(path).stem, pathlib.Path(variant).name))
     return pathlib.Path('runs', '_'.join(parts))
 
 

@@ -20,7 +20,7 @@ from bigmodels import hardware
         ('TPU v5e', 'v5e'),
         ('TPU v6 lite', 'v6e'),
         ('NVIDIA RTX A1000 6GB Laptop GPU', None),
-        ('NVIDIA GB200', 'b200'),
+        ('NVIDIA GB200', None),
         ('cpu', None),
     ],
 )

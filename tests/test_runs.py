@@ -129,7 +129,7 @@ def test_a_tokenizer_that_does_not_fit_the_model(finished, tmp_path):
 def test_where_a_run_is_kept_if_nobody_says():
     names = ('configs/chat.py', 'configs/chat.py:full', 'chat.py:runs/published', 'a.py:b/c.txt')
     kept = [str(rundir.default(name)) for name in names]
-    assert kept == ['runs/chat', 'runs/chat_full', 'runs/chat_published', 'runs/a_c']
+    assert kept == ['runs/chat', 'runs/chat_full', 'runs/chat_published', 'runs/a_c.txt']
 
 
 def test_a_figure_without_a_value_is_null_in_a_summary(tmp_path):

@@ -80,14 +80,14 @@ class Copier:
     def _run(self) -> None:
         while (wanted := self._wanted.get()) is not None:
             step, if_there = wanted
-            if if_there and not (self._checkpoints / str(step)).is_dir():
-                continue
             self._copying = step
             try:
                 self._copy_step(step)
             except Exception as error:  # a failed copy must not end the training
                 why = f'{type(error).__name__}: {error}'
                 if not (self._checkpoints / str(step)).is_dir():
+                    if if_there:
+                        continue
                     why = 'it was deleted before; a larger config.checkpoint.keep_last leaves time'
                 self._problems.put(f'step {step} was not copied to {self._target}: {why}')
 

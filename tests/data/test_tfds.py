@@ -151,7 +151,7 @@ def test_files_are_fetched_where_asked(tmp_path):
                 yield i, {'text': word}
 
     section = {'name': 'tfds', 'dataset': 'fetched', 'split': 'train'}
-    with contextlib.closing(server), contextlib.ExitStack() as stack:
+    with server, contextlib.ExitStack() as stack:
         stack.callback(server.shutdown)
         (tmp_path / 'empty').mkdir()
         local = section | {'data_dir': str(tmp_path / 'one'), 'manual_dir': str(tmp_path / 'empty')}

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import glob
+import http.client
 import importlib
 import importlib.util
 import io
@@ -48,9 +49,9 @@ class Tfds:
 
     A data set that is not yet prepared in `data_dir` (default: TFDS's own, ~/tensorflow_datasets)
     is prepared there as array_record, from `manual_dir`, which holds the raw files under their
-    original names; by default `downloads` in `data_dir`. With `download` files that are not there
-    are fetched first; without it nothing is. TFDS compares each file with the SHA-256 that it has
-    registered. A file whose content is right but whose bytes are not (an archive compressed anew)
+    original names; by default `downloads/NAME` in `data_dir`. With `download` files that are not
+    there are fetched first; without it nothing is. TFDS compares each file with the SHA-256 that it
+    has registered. A file whose content is right but whose bytes are not (an archive compressed anew)
     fails that test: `verify_checksums=False` accepts it, with a warning that names it, and what
     it holds is then the user's to answer for.
     """
@@ -184,15 +185,20 @@ def _local_manager(
     def fetch(resource):
         known = manager._url_infos.get(resource.url)
         name = (known and known.filename) or posixpath.basename(urlsplit(resource.url).path)
-        if not download:
+        path = pathlib.Path(manual_dir, name)
+        if not path.is_file() and not download:
             raise errors.UserError(
                 f'{name!r} is not in manual_dir = {manual_dir!r}. Fetch {resource.url} and put it '
                 f'there under its original name, or set download=True.'
             )
-        path = pathlib.Path(manual_dir, name)
-        _fetch(resource.url, path)
-        found = checksums.compute_url_info(path)
-        manager._register_or_validate_checksums(resource.url, found, path)
+        with (
+            contextlib.nullcontext(path) if path.is_file() else _fetched(resource.url, path) as got
+        ):
+            found = checksums.compute_url_info(got)
+            if verify_checksums:
+                manager._register_or_validate_checksums(resource.url, found, path)
+            elif known and known != found:
+                warnings.warn(f'{path} is not the registered file: {found}', stacklevel=2)
         return promise.Promise.resolve(path)
 
     manager._download = fetch
@@ -209,18 +215,25 @@ def _local_manager(
     return manager
 
 
-def _fetch(url: str, path: pathlib.Path) -> None:
-    """Writes what a URL has to a file, which is there only when it is whole."""
+@contextlib.contextmanager
+def _fetched(url: str, path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """What a URL has as a file, which gets its name if nothing is raised meanwhile."""
     print(f'fetching {url} to {path}', file=sys.stderr)
-    partial = path.with_name(f'{path.name}.partial')
+    partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
     try:
-        with urllib.request.urlopen(url, timeout=60) as answer, partial.open('wb') as file:
-            shutil.copyfileobj(answer, file)
-    except OSError as error:
-        raise errors.UserError(
-            f'{url} cannot be fetched: {error}. Put the file into {path.parent} by hand.'
-        ) from error
-    partial.replace(path)
+        try:
+            with urllib.request.urlopen(url, timeout=60) as answer, partial.open('wb') as file:
+                shutil.copyfileobj(answer, file)
+                if answer.length:  # closed early, of which nothing is raised
+                    raise OSError(f'{answer.length:,} bytes are missing')
+        except (OSError, http.client.HTTPException) as error:
+            raise errors.UserError(
+                f'{url} cannot be fetched: {error}. Put the file into {path.parent} by hand.'
+            ) from error
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
