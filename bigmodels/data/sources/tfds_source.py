@@ -51,9 +51,9 @@ class Tfds:
     is prepared there as array_record, from `manual_dir`, which holds the raw files under their
     original names; by default `downloads/NAME` in `data_dir`. With `download` files that are not
     there are fetched first; without it nothing is. TFDS compares each file with the SHA-256 that it
-    has registered. A file whose content is right but whose bytes are not (an archive compressed anew)
-    fails that test: `verify_checksums=False` accepts it, with a warning that names it, and what
-    it holds is then the user's to answer for.
+    has registered. A file whose content is right but whose bytes are not (an archive compressed
+    anew) fails that test: `verify_checksums=False` accepts it, with a warning that names it, and
+    what it holds is then the user's to answer for.
     """
 
     def __init__(
