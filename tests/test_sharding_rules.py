@@ -23,7 +23,7 @@ VARIANTS = {
             embed_dim=16,
             project_images=False,
             image=dict(num_layers=2, embed_dim=16, num_heads=2, patch_size=4, pool='attention'),
-            text=TRANSFORMER,
+            text=TRANSFORMER | dict(token_types=2),
         ),
     ],
     'convnet': [
@@ -65,7 +65,9 @@ VARIANTS = {
             image=dict(num_layers=2, embed_dim=16, num_heads=2, patch_size=4, pool='none'),
             text=TRANSFORMER | text,
         )
-        for text in (dict(positions='learned'), dict(tie_embeddings=False))
+        for text in (
+            dict(positions='learned'), dict(tie_embeddings=False), dict(logits_transform=True)
+        )  # fmt: skip
     ],
     'vit': [
         dict(num_classes=8, num_layers=2, embed_dim=16, num_heads=2, patch_size=4, pool=pool)

@@ -111,7 +111,7 @@ def test_from_a_language_model_to_the_loss_that_its_features_keep(tmp_path, caps
     variables = opened.params, opened.model_state, opened.batches[0]
     _, wanted = activations.capture(opened.task, *variables, [path])
     np.testing.assert_allclose(found[:32], wanted[path][0], rtol=1e-4, atol=1e-5)
-    overrides = ['model.num_features=64', 'model.top_k=16', 'total_steps=60', 'batch_size=64']
+    overrides = ['model.num_features=64', 'model.top_k=16', 'total_steps=200', 'batch_size=64']
     spec = str(commands.ROOT / 'configs/sparse_autoencoder.py:tiny')
     figures = train.train(config.load(spec, overrides), tmp_path / 'coder')
     assert figures['valid/explained_variance'] > 0.3
