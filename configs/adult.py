@@ -6,11 +6,12 @@
 The files are `adult_train.csv.gz` and `adult_test.csv.gz`, the UCI set with a header row; any other
 table is trained on by its own CSV file and the names of its columns.
 
-Cost: two CPU cores, 20 s for the perceptron; 3 to 6 min for the FT-Transformer, beside other work.
-Result: an area under the ROC curve of 0.923 (perceptron) and 0.918 (FT-Transformer) on the test
-records, where boosted trees have 0.927, so that the FT-Transformer is 0.009 under them, more than
+Cost: two CPU cores, 20 s for the perceptron; 3.5 min for the FT-Transformer, beside other work.
+Result: an area under the ROC curve of 0.923 (perceptron) and 0.920 (FT-Transformer) on the test
+records, where boosted trees have 0.927, so that the FT-Transformer is 0.007 under them, more than
 the 0.005 that were hoped for: `python experiments/benchmark_tables.py`,
-experiments/results/tables.json.
+experiments/results/tables.json. Its dropout was chosen by the validation records, on which 0.4 has
+0.926 and 0.5 0.924; two layers of 32 with 0.3 have 0.922 there, and 0.9225 on the test.
 """
 
 from configs import common
@@ -37,8 +38,10 @@ def get_config(variant: str = ''):
     common.table_model(config, variant, num_outputs=2, num_categories=128)
     # Gains and losses of capital are few exact sums, of which some tell all: high frequencies.
     config.model.update(numeric='periodic', num_features=64, frequency_scale=3.0)
-    if variant != 'ft_transformer':
-        config.model.dropout_rate = 0.5
+    config.model.dropout_rate = 0.5
+    if variant == 'ft_transformer':
+        config.model.dropout_rate = 0.4
+        config.optimizer.learning_rate = 5e-4
     config.task = dict(
         name='table_classification', label_key='income', numeric=NUMERIC, categorical=CATEGORICAL
     )
@@ -46,7 +49,7 @@ def get_config(variant: str = ''):
     test = train | dict(path=common.data_path('adult/adult_test.csv.gz'))
     config.data.train = train | dict(without=('::10',))
     config.data.evals = dict(valid=train | dict(rows='::10'), test=test)
-    config.total_steps = 800 if variant == 'ft_transformer' else 1200
+    config.total_steps = 1600 if variant == 'ft_transformer' else 1200
     config.checkpoint.best_metric = 'valid/roc_auc'
     config.checkpoint.best_mode = 'max'
     if variant == 'tiny':

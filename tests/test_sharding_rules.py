@@ -66,7 +66,9 @@ VARIANTS = {
             text=TRANSFORMER | text,
         )
         for text in (
-            dict(positions='learned'), dict(tie_embeddings=False), dict(logits_transform=True)
+            dict(positions='learned'),
+            dict(tie_embeddings=False),
+            dict(logits_transform=True),
         )  # fmt: skip
     ],
     'vit': [
