@@ -63,13 +63,13 @@ VARIANTS = {
     'vision_language': [
         dict(
             image=dict(num_layers=2, embed_dim=16, num_heads=2, patch_size=4, pool='none'),
-            text=TRANSFORMER | text,
+            text=TRANSFORMER | {name: value},
         )
-        for text in (
-            dict(positions='learned'),
-            dict(tie_embeddings=False),
-            dict(logits_transform=True),
-        )  # fmt: skip
+        for name, value in (
+            ('positions', 'learned'),
+            ('tie_embeddings', False),
+            ('logits_transform', True),
+        )
     ],
     'vit': [
         dict(num_classes=8, num_layers=2, embed_dim=16, num_heads=2, patch_size=4, pool=pool)
