@@ -7,8 +7,8 @@ Data: `cifar10/cifar10_jpeg.npz`; by TFDS, lossless: `name='tfds', dataset='cifa
 Cost: two CPU cores, 53 min with large pages, which Linux gives to
 `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` before the command.
 Result: 89.3 % of the test images right, 2.7 points less than the 92 % that were hoped for. In 1,200
-steps the learning rate 0.01 reached 85.3 %, half of it 83.6 %; four times the batch at 0.03 and 0.06,
-with decay 1, 84.3 and 83.0 %. At 0.03 with decay 0.3 it was 87.2 % after 3,600.
+steps the learning rate 0.01 reached 85.3 %, half of it 83.6 %; four times the batch at 0.03 and
+0.06, with decay 1, 84.3 and 83.0 %. At 0.03 with decay 0.3 it was 87.2 % after 3,600.
 """
 
 from configs import common
