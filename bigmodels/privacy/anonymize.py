@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from bigmodels import errors
 from bigmodels.data.personal import KINDS, Anonymizer, Change, changed, read_names, read_secret
 from bigmodels.data.sources import BOM, read_text
-from bigmodels.data.sources.table_sources import csv_rows
+from bigmodels.data.sources.table_sources import whole_rows
 
 
 def of_text(text: str, change: Change, fields: Sequence[str]) -> str:
@@ -49,7 +49,7 @@ def of_json_lines(text: str, change: Change, fields: Sequence[str]) -> str:
 
 def of_csv(text: str, change: Change, fields: Sequence[str]) -> str:
     """Rows under a header: the named columns."""
-    header, rows = csv_rows('the table', text)
+    header, rows = whole_rows('the table', text)
     for field in fields:
         if field not in header:
             raise errors.unknown('column', field, header)
@@ -57,11 +57,7 @@ def of_csv(text: str, change: Change, fields: Sequence[str]) -> str:
     writer = csv.writer(out, lineterminator='\n')
     writer.writerow(header)
     chosen = [not fields or name in fields for name in header]
-    for number, row in rows:
-        if len(row) != len(header):
-            raise errors.UserError(
-                f'Line {number} has not the {len(header)} columns of the header.'
-            )
+    for row in rows:
         writer.writerow([change(v) if wanted else v for v, wanted in zip(row, chosen, strict=True)])
     return out.getvalue()
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from bigmodels import errors
 from bigmodels.data.sources import read_text
-from bigmodels.data.sources.table_sources import csv_rows
+from bigmodels.data.sources.table_sources import whole_rows
 
 
 def class_sizes(columns: Sequence[np.ndarray]) -> np.ndarray:
@@ -45,20 +45,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.k < 1:
         raise errors.UserError(f'--k = {options.k} must be at least 1.')
-    header, lines = csv_rows(str(options.input), read_text(str(options.input)))
+    header, rows = whole_rows(str(options.input), read_text(str(options.input)))
     names = options.columns.split(',')
     for name in names:
         if name not in header:
             raise errors.unknown('column', name, header)
-    for number, row in lines:
-        if len(row) != len(header):
-            raise errors.UserError(
-                f'{options.input}:{number} has {len(row)} values, where the header has '
-                f'{len(header)} columns.'
-            )
     # As they are written: numbers of a type could be equal where these are not.
     places = [header.index(name) for name in names]
-    sizes = class_sizes([np.array([row[place] for _, row in lines]) for place in places])
+    sizes = class_sizes([np.array([row[place] for row in rows]) for place in places])
     offending = np.flatnonzero(sizes < options.k)
     report = {
         'rows': len(sizes),

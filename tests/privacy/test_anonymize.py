@@ -124,7 +124,7 @@ def test_files_of_each_format_by_the_command(tmp_path, capsys):
     (tmp_path / 'b.jsonl').write_text('{"a": 1}\n[]\n')
     for name, options, message in (
         ('a.txt', {}, 'exists already'),
-        ('b.csv', {}, 'Line 2 has not the 2 columns'),
+        ('b.csv', {}, 'the table:2 has 1 values, the header has 2 columns'),
         ('twice.csv', {}, 'names a column twice: a, a'),
         ('b.jsonl', {}, 'Line 2 is no JSON object'),
         ('b.jsonl', {'fields': 'c'}, "field of line 1 'c'"),

@@ -46,6 +46,9 @@ def test_k_anonymity_by_the_command(tmp_path, capsys):
     with pytest.raises(SystemExit, match='1'):
         commands.printed(k_anonymity, capsys, input=exact, columns='amount', k=2)
     assert json.loads(capsys.readouterr().out)['smallest_class'] == 1
+    exact.write_text('a,amount\n1,2\n3\n')
+    with pytest.raises(errors.UserError, match=r'exact\.csv:3 has 1 values, the header has 2'):
+        commands.printed(k_anonymity, capsys, input=exact, columns='amount', k=2)
     for options, message in ((dict(columns='tow', k=2), "Did you mean 'town'"),
                              (dict(columns='town', k=0), 'at least 1')):  # fmt: skip
         with pytest.raises(errors.UserError, match=message):

@@ -271,6 +271,19 @@ def csv_rows(path: str, text: str, tabs: bool = False) -> tuple[list[str], list[
     return header, lines
 
 
+def whole_rows(path: str, text: str) -> tuple[list[str], list[list[str]]]:
+    """`csv_rows` of which none is broken: the header, and the rows as they are written.
+
+    Raises:
+      UserError: as it does, and for a row of another length than the header's.
+    """
+    header, lines = csv_rows(path, text)
+    for line, row in lines:
+        if problem := _problem(row, header, ()):
+            raise errors.UserError(f'{path}:{line} {problem}')
+    return header, [row for _, row in lines]
+
+
 def _selected(lines: list[Line], rows: str, without: Sequence[str], path: str) -> list[Line]:
     kept = np.zeros(len(lines), bool)
     kept[_indices(rows, len(lines), path)] = True

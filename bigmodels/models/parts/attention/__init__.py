@@ -191,7 +191,7 @@ def _cudnn_obstacle(
         return f'it computes in bfloat16 or float16, not {jnp.dtype(dtype).name}'
     if head_dim > 128 or head_dim % 8:
         return f'it takes head dimensions up to 128 in steps of 8, not {head_dim}'
-    if odd := [size for size in lengths if _is_odd(size)]:
+    if odd := [size for size in lengths if _is_odd(size)]:  # JAX 0.10 takes it for masked always
         return f'its gradient takes even lengths, not {odd[0]}'
     return None if softcap is None else 'it has no soft cap'
 
