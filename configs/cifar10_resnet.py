@@ -26,9 +26,13 @@ def get_config(variant: str = ''):
         stem='cifar',
         stem_init='cosines',
         stage_sizes=(0, 1, 1, 1),
-        stage_widths=(64, 128, 256, 256),
+        stage_widths=(24, 64, 256, 256),
+        downsampling='pool',
+        activation='gelu',
+        zero_init=False,
     )
-    common.use_strong_cifar10(config, learning_rate=0.01)
+    common.use_strong_cifar10(config, learning_rate=0.015)
+    config.task.mirror = True
     config.optimizer.algorithm.momentum = 0.85
     config.optimizer.weight_decay = 0.2
     config.ema_decay = 0.95  # about as fast as BatchNorm's averages, which it goes with

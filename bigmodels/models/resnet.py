@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from bigmodels import errors
-from bigmodels.models.parts import layers
+from bigmodels.models.parts import activations, layers
 from bigmodels.models.parts.batch_norm import BatchNorm
-from bigmodels.models.parts.convolution import Conv, cosines, max_pool
+from bigmodels.models.parts.convolution import Conv, cosines, max_pool, mean_pool
 
 Array = jax.Array
 EXPANSION = 4  # output channels of a bottleneck for each of its inner ones
@@ -42,8 +42,13 @@ class ResNet(nn.Module):
       block: 'basic' (two 3x3 convolutions) or 'bottleneck' (1x1, 3x3, 1x1).
       strides: of bottlenecks, in the 3x3 convolution ('v1.5', as is usual since Goyal et al. 2017)
         or in the first one ('v1', He et al. 2016).
+      downsampling: 'stride', of convolutions (He et al. 2016), or 'pool', for small images: of what
+        its 3x3 convolution gives a block keeps the largest of each 2x2 pixels, as networks for few
+        epochs do (Page 2018, "How to train your ResNet"), and its shortcut takes their mean (He et
+        al. 2018, arXiv:1812.01187, section 4.1).
       stem: 'imagenet' (7x7 of stride 2 and pooling) or 'cifar' (3x3, full resolution).
       stem_init: of the stem's kernel; for 'cosines' see `convolution.cosines`.
+      activation: behind the stem, between convolutions and behind blocks.
       zero_init: each branch begins as zero (Goyal et al. 2017, section 5.1).
       momentum: of BatchNorm's averages.
       dtype: of the computation; parameters, statistics and logits are float32.
@@ -55,8 +60,10 @@ class ResNet(nn.Module):
     inner_widths: Sequence[int] = ()
     block: Literal['basic', 'bottleneck'] = 'bottleneck'
     strides: Literal['v1', 'v1.5'] = 'v1.5'
+    downsampling: Literal['stride', 'pool'] = 'stride'
     stem: Literal['imagenet', 'cifar'] = 'imagenet'
     stem_init: Literal['he_normal', 'cosines'] = 'he_normal'
+    activation: Literal['relu', 'gelu', 'silu'] = 'relu'
     zero_init: bool = True
     momentum: float = 0.9
     dtype: layers.Dtype = 'float32'
@@ -71,6 +78,11 @@ class ResNet(nn.Module):
                     f'model.stage_sizes = {tuple(self.stage_sizes)} and model.{name} = '
                     f'{tuple(widths)} must have one number for each stage.'
                 )
+        if self.downsampling == 'pool' and self.strides == 'v1':
+            raise errors.UserError(
+                "model.downsampling = 'pool' is behind 3x3 convolutions, and model.strides = 'v1' "
+                'downsamples before them: leave one of them out.'
+            )
         super().__post_init__()
 
     @nn.compact
@@ -83,12 +95,14 @@ class ResNet(nn.Module):
         size, stride = (7, 2) if self.stem == 'imagenet' else (3, 1)
         init = cosines if self.stem_init == 'cosines' else nn.initializers.he_normal()
         x = Conv(width, size, stride, kernel_init=init, name='stem')(x)
-        x = jax.nn.relu(BatchNorm(self.momentum, name='stem_norm')(x, train))
+        x = _active(self, BatchNorm(self.momentum, name='stem_norm')(x, train))
         if self.stem == 'imagenet':
             x = max_pool(x, 3, stride=2)
         block, stages = BasicBlock, []
         if self.block == 'bottleneck':
             block = functools.partial(Bottleneck, stride_first=self.strides == 'v1')
+        pool = self.downsampling == 'pool'
+        settings = (pool, self.activation, self.zero_init, self.momentum)
         inner_widths = self.inner_widths or self.stage_widths
         for stage, (size, width, inner) in enumerate(
             zip(self.stage_sizes, self.stage_widths, inner_widths, strict=True)
@@ -96,7 +110,7 @@ class ResNet(nn.Module):
             for i in range(size):
                 stride = 2 if stage > 0 and i == 0 else 1
                 name = f'stage{stage}_{i}'
-                x = block(width, inner, stride, self.zero_init, self.momentum, name=name)(x, train)
+                x = block(width, inner, stride, *settings, name=name)(x, train)
             stages.append(x)
         if features:
             return stages
@@ -110,13 +124,15 @@ class BasicBlock(nn.Module):
     width: int
     inner: int
     stride: int
+    pool: bool
+    activation: str
     zero_init: bool
     momentum: float
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        y = Conv(self.inner, 3, self.stride, name='first')(x)
-        y = jax.nn.relu(BatchNorm(self.momentum, name='first_norm')(y, train))
+        y = _downsampled(self, x, name='first')
+        y = _active(self, BatchNorm(self.momentum, name='first_norm')(y, train))
         y = Conv(self.width, 3, name='last')(y)
         return _joined(self, x, y, train)
 
@@ -127,26 +143,48 @@ class Bottleneck(nn.Module):
     width: int
     inner: int
     stride: int
+    pool: bool
+    activation: str
     zero_init: bool
     momentum: float
     stride_first: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        first, middle = (self.stride, 1) if self.stride_first else (1, self.stride)
+        first = self.stride if self.stride_first else 1
         y = Conv(self.inner, 1, first, name='reduce')(x)
-        y = jax.nn.relu(BatchNorm(self.momentum, name='reduce_norm')(y, train))
-        y = Conv(self.inner, 3, middle, name='middle')(y)
-        y = jax.nn.relu(BatchNorm(self.momentum, name='middle_norm')(y, train))
+        y = _active(self, BatchNorm(self.momentum, name='reduce_norm')(y, train))
+        if self.stride_first:
+            y = Conv(self.inner, 3, name='middle')(y)
+        else:
+            y = _downsampled(self, y, name='middle')
+        y = _active(self, BatchNorm(self.momentum, name='middle_norm')(y, train))
         y = Conv(EXPANSION * self.width, 1, name='last')(y)
         return _joined(self, x, y, train)
 
 
+def _active(module: ResNet | BasicBlock | Bottleneck, x: Array) -> Array:
+    return activations.ACTIVATIONS[module.activation](x)
+
+
+def _downsampled(block: BasicBlock | Bottleneck, x: Array, name: str) -> Array:
+    """A 3x3 convolution of x, its resolution divided by the block's stride."""
+    if not block.pool or block.stride == 1:
+        return Conv(block.inner, 3, block.stride, name=name)(x)
+    if x.shape[1] % block.stride or x.shape[2] % block.stride:
+        raise errors.UserError(
+            f"model.downsampling = 'pool' halves images of even sides: a block is given "
+            f'{x.shape[1]} x {x.shape[2]} pixels.'
+        )
+    return max_pool(Conv(block.inner, 3, name=name)(x), block.stride, block.stride, padding=0)
+
+
 def _joined(block: BasicBlock | Bottleneck, x: Array, y: Array, train: bool) -> Array:
-    """relu(x + the normalised branch y); x is projected where the shapes differ."""
+    """x + the normalised branch y, activated; x is projected where the shapes differ."""
     scale_init = nn.initializers.zeros if block.zero_init else nn.initializers.ones
     y = BatchNorm(block.momentum, scale_init=scale_init, name='last_norm')(y, train)
     if x.shape != y.shape:
-        x = Conv(y.shape[-1], 1, block.stride, name='shortcut')(x)
+        x, stride = (mean_pool(x, block.stride), 1) if block.pool else (x, block.stride)
+        x = Conv(y.shape[-1], 1, stride, name='shortcut')(x)
         x = BatchNorm(block.momentum, name='shortcut_norm')(x, train)
-    return jax.nn.relu(x + y)
+    return _active(block, x + y)

@@ -34,6 +34,8 @@ class Classification(NamedClasses, Defaults):
         Pixels of pictures that are answered are from 0 to 255: so should those of training be.
       augment: changes of training images, see `augmentation.Augmentation`.
       top_k: adds the share of examples whose class is among the k most probable; 0 for none.
+      mirror: of images; outside training the logits are the mean of those of an image and of its
+        mirror image, left and right exchanged, which takes twice the time.
 
     And those of `classes.NamedClasses`: the loss, and what is reported.
     """
@@ -47,10 +49,12 @@ class Classification(NamedClasses, Defaults):
     std: float | Sequence[float] = 1.0
     augment: Mapping[str, Any] | None = None
     top_k: int = 0
+    mirror: bool = False
 
     sections: ClassVar = {'augment': Augmentation}
     label_ndim: ClassVar = 0  # the axes of a record's label
     target_keys: ClassVar = ('label_key',)
+    answer_fields: ClassVar = ('mirror',)
     alike_in_teacher: ClassVar = ('image_size', 'num_frames', 'mean', 'std')
 
     def __post_init__(self):
@@ -135,13 +139,16 @@ class Classification(NamedClasses, Defaults):
         if train and self.augment:
             augment_rng = jax.random.fold_in(rng, AUGMENTATION)
             batch = self._augmentation()(augment_rng, batch, self.mean, self.std)
-        logits, model_state = self.model.apply(
-            variables,
-            *self.model_inputs(batch),
-            train=train,
-            rngs={'dropout': rng},
-            mutable=list(model_state) if train else [],
-        )
+        if train:
+            logits, model_state = self.model.apply(
+                variables,
+                *self.model_inputs(batch),
+                train=True,
+                rngs={'dropout': rng},
+                mutable=list(model_state),
+            )
+        else:
+            logits = self.logits_of(params, model_state, batch)
         targets, weights = batch['targets'], batch['weights']
         pairs = self.class_pairs(logits, targets, weights, train)
         if train and 'share' in batch:
@@ -157,7 +164,16 @@ class Classification(NamedClasses, Defaults):
     def logits_of(self, params, model_state, batch) -> jax.Array:
         """[B, classes], as it answers."""
         variables = {'params': params, **model_state}
-        return self.model.apply(variables, *self.model_inputs(batch))
+        logits = self.model.apply(variables, *self.model_inputs(batch))
+        if not self.mirror:
+            return logits
+        images = batch['inputs']
+        if images.ndim not in (3, 4):
+            raise errors.UserError(
+                f'config.task.mirror is for images [B, H, W] or [B, H, W, C]; inputs are '
+                f'{list(images.shape)}.'
+            )
+        return (logits + self.model.apply(variables, images[:, :, ::-1])) / 2
 
     def predict(self, params, model_state, batch) -> jax.Array:
         """Probabilities [B, classes]."""

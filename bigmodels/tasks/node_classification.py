@@ -14,7 +14,7 @@ from bigmodels.data.sources.graph_sources import checked_edges
 from bigmodels.tasks.base import Examples, field_of
 from bigmodels.tasks.classification import Classification
 
-NOT_OF_NODES = ('image_size', 'augment', 'top_k', 'report', 'classes')
+NOT_OF_NODES = ('image_size', 'augment', 'top_k', 'mirror', 'report', 'classes')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,7 @@ class NodeClassification(Classification):
     input_key: str = 'features'
     normalize_rows: bool = True
 
+    answer_fields: ClassVar = ()
     alike_in_teacher: ClassVar = ('normalize_rows',)
 
     def __post_init__(self):

@@ -26,6 +26,12 @@ RESNET = dict(num_classes=10, stage_sizes=(1, 1), stage_widths=(16, 32), stem='c
 SMALL = {
     'basic': resnet.ResNet(**RESNET, block='basic', zero_init=False),
     'bottleneck': resnet.ResNet(**RESNET, zero_init=False),
+    'pooled': resnet.ResNet(
+        **RESNET, block='basic', zero_init=False, downsampling='pool', activation='gelu'
+    ),
+    'pooled bottleneck': resnet.ResNet(
+        **RESNET, zero_init=False, downsampling='pool', activation='silu'
+    ),
     'imagenet': resnet.ResNet(**RESNET | dict(stem='imagenet'), block='basic', zero_init=False),
     'token': vit.ViT(10, num_layers=2, embed_dim=32, num_heads=2, patch_size=4),
     'mean': vit.ViT(10, num_layers=2, embed_dim=32, num_heads=2, patch_size=4, pool='mean'),
@@ -154,3 +160,7 @@ def test_an_impossible_shape_is_said():
         variables(SMALL['token'].clone(patch_size=5))
     with pytest.raises(errors.UserError, match='one number for each stage'):
         resnet.ResNet(10, stage_sizes=(1, 1), stage_widths=(16,))
+    with pytest.raises(errors.UserError, match=r"model.strides = 'v1' downsamples before them"):
+        resnet.ResNet(10, strides='v1', downsampling='pool')
+    with pytest.raises(errors.UserError, match='even sides: a block is given 15 x 15 pixels'):
+        variables(SMALL['pooled'], 15)

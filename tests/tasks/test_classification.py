@@ -241,6 +241,39 @@ def test_top_k_accuracy():
     np.testing.assert_array_equal(unknown, [CLASSES] * 3)  # among no first k
 
 
+@pytest.mark.parametrize('channels', [(), (3,)])
+def test_answers_averaged_over_an_image_and_its_mirror_image(channels):
+    model = MLP(num_classes=CLASSES)
+    images = np.random.default_rng(0).normal(size=(4, 5, 6, *channels)).astype(np.float32)
+    given = {'inputs': images, 'targets': np.arange(4), 'weights': np.ones(4, np.float32)}
+    params = model.init(jax.random.key(0), images)['params']
+    task = Classification(model, mirror=True)
+
+    def logits(inputs):
+        return np.asarray(model.apply({'params': params}, inputs))
+
+    def loss(train):
+        _, (pairs, _) = task.loss_fn(params, {}, given, jax.random.key(1), train=train)
+        return metrics.mean(pairs['loss'])
+
+    def cross_entropy(values):
+        labels = given['targets']
+        return optax.losses.softmax_cross_entropy_with_integer_labels(values, labels).mean()
+
+    both = (logits(images) + logits(np.flip(images, axis=2))) / 2
+    np.testing.assert_allclose(task.predict(params, {}, given), jax.nn.softmax(both), rtol=1e-5)
+    np.testing.assert_allclose(loss(train=False), cross_entropy(both), rtol=1e-5)
+    np.testing.assert_allclose(loss(train=True), cross_entropy(logits(images)), rtol=1e-5)
+
+
+def test_only_images_have_mirror_images():
+    task, given = Classification(MODEL, mirror=True), batch()
+    params = task.init(jax.random.key(0), given)['params']
+    flat = given['inputs'].reshape(ROWS, -1)
+    with pytest.raises(errors.UserError, match=r'task.mirror is for images .* are \[20, 16\]'):
+        task.predict(params, {}, {'inputs': flat})
+
+
 def test_the_picture_has_a_row_for_each_true_class():
     task = Classification(MLP(num_classes=3), report=('f1',))
     outcomes = {'probabilities': np.eye(3)[[1, 1, 2, 0]], 'targets': np.array([0, 0, 2, 1])}

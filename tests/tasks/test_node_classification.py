@@ -89,7 +89,13 @@ def test_without_weights_every_node_counts_once(tmp_path):
 
 @pytest.mark.parametrize(
     'field',
-    [dict(image_size=8), dict(augment=dict(flip=0.5)), dict(top_k=1), dict(report=('f1',))],
+    [
+        dict(image_size=8),
+        dict(augment=dict(flip=0.5)),
+        dict(top_k=1),
+        dict(mirror=True),
+        dict(report=('f1',)),
+    ],
 )
 def test_what_is_of_images_or_whole_examples_is_refused(field):
     [name] = field

@@ -97,10 +97,20 @@ def max_pool(x: Array, size: int, stride: int, padding: int | None = None) -> Ar
     """The largest of each window of x [B, H, W, C]; by default size // 2 around the images."""
     around = size // 2 if padding is None else padding
     if size == stride and around == 0:
-        b, h, w, c = x.shape
-        whole = x[:, : h // size * size, : w // size * size]
-        return _largest(whole.reshape(b, h // size, size, w // size, size, c), size)
+        return _largest(_windows(x, size), size)
     return nn.max_pool(x, (size, size), (stride, stride), [(around, around)] * 2)
+
+
+def mean_pool(x: Array, size: int) -> Array:
+    """The mean of each of the windows of x [B, H, W, C] that lie beside each other."""
+    return _windows(x, size).astype(jnp.float32).mean((2, 4)).astype(x.dtype)
+
+
+def _windows(x: Array, size: int) -> Array:
+    """[B, H, W, C] -> [B, H / size, size, W / size, size, C], without what is left at the edges."""
+    b, h, w, c = x.shape
+    whole = x[:, : h // size * size, : w // size * size]
+    return whole.reshape(b, h // size, size, w // size, size, c)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
