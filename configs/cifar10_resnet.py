@@ -37,8 +37,8 @@ def get_config(variant: str = ''):
     config.optimizer.weight_decay = 0.2
     config.ema_decay = 0.95  # about as fast as BatchNorm's averages, which it goes with
     config.batch_size = 128
-    config.total_steps = 4400
-    config.eval_every = 2200
+    config.total_steps = 4500
+    config.eval_every = 2250
     if variant == 'tiny':
         config = common.tiny(config)
         config.model.stage_widths = (8, 16, 16, 16)
