@@ -225,6 +225,16 @@ def test_a_flac_file_must_say_how_long_it_is():
         audio.decode(bytes(data), 'a')
 
 
+def test_an_ogg_file_without_its_end_is_cut_short():
+    data = compressed(np.random.default_rng(0).normal(size=100_000) / 9, 'OGG')
+    starts = [i for i in range(len(data)) if data.startswith(b'OggS', i)]
+    assert len(starts) > 4
+    assert len(audio.decode(data + bytes(9), 'a')[0]) == 100_000
+    for length in (*starts[3:], starts[-1] + 10, starts[-1] + 27, len(data) - 1):
+        with pytest.raises(errors.UserError, match=r'^a is cut short: the page that ends'):
+            audio.decode(data[:length], 'a')
+
+
 def test_damaged_compressed_sound_is_named(monkeypatch):
     flac = compressed(np.random.default_rng(0).normal(size=16_000) / 9, 'FLAC')
     for damaged in (flac[:-9000], flac[:40], b'OggS' + bytes(100), b'ID3' + bytes(50)):
