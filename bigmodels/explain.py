@@ -13,7 +13,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from bigmodels import errors, experiment, program, sharding, tables, trees
-from bigmodels.data import pipeline
+from bigmodels.data import pipeline, tokenizers
 from bigmodels.experiment import Experiment
 
 
@@ -61,15 +61,18 @@ def abstract_program(
 ) -> tuple[Any, program.Program]:
     """The task of an experiment, and its program as shapes on a mesh."""
     task = experiment.make_task(settings)
+    if getattr(task, 'vocabulary', ()) is None:  # what its ids stand for changes no shape
+        task = dataclasses.replace(task, vocabulary=tokenizers.Bytes())
     return task, program.make_program(settings, task, mesh, _batch_shapes(settings, task))
 
 
 def _batch_shapes(settings: Experiment, task: Any) -> program.Shapes:
     """The shapes of a batch: from the task if it knows them, else from the training data."""
     if hasattr(task, 'example_shapes'):
+        weight = jax.ShapeDtypeStruct((), 'float32')  # as batches give each example without any
         return {
             key: jax.ShapeDtypeStruct((settings.batch_size, *shape.shape), shape.dtype)
-            for key, shape in task.example_shapes().items()
+            for key, shape in {'weights': weight, **task.example_shapes()}.items()
         }
     sources = experiment.training_sources(settings)
     task = task.fit(pipeline.concatenated([source for source, _ in sources]))

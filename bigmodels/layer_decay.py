@@ -12,16 +12,16 @@ import numpy as np
 from bigmodels import errors, trees
 
 _LAYER = re.compile(r'(?:^|/)layers(?:_(\d+))?(?:_\w+)?(?:/|$)')
-_EMBEDDING = re.compile(r'(?:^|/)(?:(?:\w+_)?(?:embed|token)|subsample_\d+)(?:/|$)')
+_EMBEDDING = re.compile(r'(?:^|/)(?:(?:\w+_)?(?:embed|token)|embed_norm|subsample_\d+)(?:/|$)')
 
 
 def layer_factors(params: Any, decay: float) -> Any:
     """The factor of each parameter's learning rate, a float or, for scanned layers, [layers, 1...].
 
-    Of n layers the last has the factor `decay`, the first decay**n, and embeddings, or what
-    subsamples sound, decay**(n + 1); everything else, such as a head, has 1. Layers are named
-    layers_0 to layers_(n - 1), or `layers` where they are stacked; each folder that holds such
-    names is a network of its own, and the embeddings belong to the deepest one.
+    Of n layers the last has the factor `decay`, the first decay**n, and embeddings and their norm,
+    or what subsamples sound, decay**(n + 1); everything else, such as a head, has 1. Layers are
+    named layers_0 to layers_(n - 1), or `layers` where they are stacked; each folder that holds
+    such names is a network of its own, and the embeddings belong to the deepest one.
 
     Args:
       params: arrays or shapes.

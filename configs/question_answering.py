@@ -49,7 +49,7 @@ def _as_spans(config) -> None:
         pool='none',
         encoder=encoder | dict(causal=False, tie_embeddings=True, dropout_rate=0.1),
     )
-    config.task.update(name='span_extraction', sequence_length=384)
+    config.task.update(name='span_extraction', sequence_length=384, answer_length=96)
 
 
 def _as_texts(config) -> None:
@@ -57,7 +57,7 @@ def _as_texts(config) -> None:
     config.task.update(
         name='text_to_text',
         source_length=512,
-        target_length=64,
+        target_length=96,
         cut_sources=True,
         row_length=512,
         references_field='answers',

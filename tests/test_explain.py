@@ -120,6 +120,19 @@ def test_a_text_task_is_explained_without_its_data(tmp_path):
     assert 'embed/embedding' in explain.explain('sharding', config)
 
 
+@pytest.mark.parametrize(
+    'spec', ['detect:tiny', 'arithmetic:tiny_policy', 'bert:tiny', 'translate:tiny', 'chat:tiny']
+)
+def test_the_step_of_a_task_is_traced_without_its_data(spec, tmp_path, monkeypatch):
+    monkeypatch.setenv('BIGMODELS_DATA', str(tmp_path))
+    file, variant = spec.split(':')
+    planned = settings(f'{commands.ROOT}/configs/{file}.py:{variant}')
+    mesh, _ = explain.planned_mesh(planned.mesh)
+    _, run = explain.abstract_program(planned, mesh)
+    _, figures = jax.eval_shape(run.train_step, run.state_shapes, run.batch_shapes)
+    assert figures['loss'][0].shape == ()
+
+
 def test_an_unknown_explanation():
     with pytest.raises(errors.UserError, match="'shardin'.*Did you mean 'sharding'"):
         explain.explain('shardin', config_lib.load(TINY))

@@ -13,6 +13,7 @@ PARAMS = {
     'encoder': {
         'embed': {'embedding': WEIGHT},
         'position_embed': WEIGHT,
+        'embed_norm': {'scale': WEIGHT},
         'layers_0': {'mlp': {'kernel': WEIGHT}},
         'layers_1': {'mlp': {'kernel': WEIGHT}},
         'layers_2': {'mlp': {'kernel': WEIGHT}},
@@ -24,6 +25,7 @@ PARAMS = {
 EXPECTED = {
     'encoder/embed/embedding': 0.5**4,
     'encoder/position_embed': 0.5**4,
+    'encoder/embed_norm/scale': 0.5**4,
     'encoder/layers_0/mlp/kernel': 0.5**3,
     'encoder/layers_1/mlp/kernel': 0.5**2,
     'encoder/layers_2/mlp/kernel': 0.5,

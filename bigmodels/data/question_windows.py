@@ -11,6 +11,7 @@ import numpy as np
 
 from bigmodels import errors
 from bigmodels.data.sources import checked_index
+from bigmodels.data.sources.pair_sources import check_answers
 from bigmodels.data.text import text_of
 from bigmodels.data.tokenizers import Tokenizer
 
@@ -56,14 +57,17 @@ class Windows:
         a part of it; and 'references' int32 [R, A], the tokens of right answers.
 
         Raises:
-          UserError: for a tokenizer whose tokens do not spell the text, too many answers, and
-            answers that are too long.
+          UserError: for a tokenizer whose tokens do not spell the text, too many answers, answers
+            that are too long, and those that are not where they are said to be.
         """
         encode, end = self.tokenizer.encode, self.tokenizer.end_of_text
         question = np.append(encode(text_of(record, 'question'))[: self.question_length], end)
         context = encode(text_of(record, 'context'))
         room = self.length - len(question)
-        answer = self._answer_tokens(record, context) if 'answers' in record else None
+        answer = None
+        if 'answers' in record:
+            check_answers(record)
+            answer = self._answer_tokens(record, context)
         windows = []
         for start in range(0, max(len(context) - room, 0) + self.stride, self.stride):
             part = context[start : start + room]

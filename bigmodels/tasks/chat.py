@@ -138,7 +138,9 @@ class Chat(LanguageModeling):
         return {'answers': answers, 'counts': counts, 'learnt': batch['weights'], **kept}
 
     def scores(self, outcomes: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """The scores of the scored conversations' last answers as texts."""
+        """The scores of the scored conversations' last answers as texts; NaN if none is scored."""
+        if not outcomes['scored'].any():
+            return dict.fromkeys(self.score_names, float('nan'))
         answers, references = [], []
         for i in np.flatnonzero(outcomes['scored']):
             start = outcomes['prompt_length'][i] - 1

@@ -84,31 +84,25 @@ class GroupPolicy(Tokenized):
         Raises:
           UserError: for a record without a prompt, or with a text of no token or too many.
         """
-        ids = self._encoded(text.text_of(raw, self.prompt_field), 'prompt', self.prompt_length)
+        prompt = text.text_of(raw, self.prompt_field)
+        ids = tokenizers.document(self.vocabulary, prompt).astype(np.int32)
+        if not 0 < len(ids) <= self.prompt_length:
+            raise errors.UserError(
+                f'The prompt {prompt[:40]!r} has {len(ids)} tokens, wanted 1 to '
+                f'task.prompt_length = {self.prompt_length}.'
+            )
         example = {
             'inputs': np.pad(ids, (0, self.prompt_length - len(ids))),
             'lengths': np.int32(len(ids)),
         }
         if self.answer_field in raw:
             answer = text.text_of(raw, self.answer_field)
-            ids = self._encoded(answer, 'answer', self.answer_length - 1)
-            ids = np.append(ids, self.vocabulary.end_of_text).astype(np.int32)
+            if not answer:
+                raise errors.UserError('The answer is empty.')
+            ids = self.answer_with_end(answer, 'answer', self.answer_length)
             room = self.answer_length - len(ids)
             example['targets'] = np.pad(ids, (0, room), constant_values=NO_TOKEN)
         return example
-
-    def _encoded(self, value: str, side: str, longest: int) -> np.ndarray:
-        if side == 'prompt':
-            ids = tokenizers.document(self.vocabulary, value)
-        else:
-            ids = self.vocabulary.encode(value)
-        ids = ids.astype(np.int32)
-        if not 0 < len(ids) <= longest:
-            raise errors.UserError(
-                f'The {side} {value[:40]!r} has {len(ids)} tokens, wanted 1 to {longest}: see '
-                f'task.{side}_length.'
-            )
-        return ids
 
     def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
         """One example a record, which has an answer."""

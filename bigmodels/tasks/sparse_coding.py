@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigmodels import errors, metrics
-from bigmodels.tasks.base import Defaults, Examples, columns_of, field_of
+from bigmodels.tasks.base import Defaults, Examples, array_of, columns_of
 
 SCALE = 'scale.json'
 
@@ -39,7 +39,8 @@ class SparseCoding(Defaults):
     def fit(self, source: Sequence) -> Self:
         """With the scale of the training records."""
         vectors = columns_of(source, {'task.input_key': (self.input_key,)})[self.input_key]
-        if vectors.ndim != 2 or not np.isfinite(vectors).all():
+        numbers = vectors.dtype.kind in 'fiu' and np.isfinite(vectors).all()
+        if vectors.ndim != 2 or not numbers:
             raise errors.UserError(
                 f'The field {self.input_key!r} must be a vector of finite numbers in every record: '
                 f'all together are of {list(vectors.shape)}.'
@@ -56,8 +57,15 @@ class SparseCoding(Defaults):
         return dataclasses.replace(self, scale=json.loads((directory / SCALE).read_text()))
 
     def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """A record, or several stacked -> {'inputs' float32 [D]}, as they are."""
-        return {'inputs': np.asarray(field_of(raw, self.input_key, 'task.input_key'), np.float32)}
+        """A record, or several stacked -> {'inputs' float32 [D]}, as they are.
+
+        Raises:
+          UserError: for a record without a vector, or one of values that are not finite.
+        """
+        inputs = array_of(raw, self.input_key, 'task.input_key', np.float32)
+        if not np.isfinite(inputs).all():
+            raise errors.UserError(f'The field {self.input_key!r} has a value that is not finite.')
+        return {'inputs': inputs}
 
     def examples(self, source: Sequence, cache_dir: Path, train: bool) -> Sequence:
         """One example for each record."""

@@ -139,7 +139,7 @@ class SpeechToText(Tokenized, SoundTask):
             return example
         if not raw[self.text_key].strip():
             raise errors.UserError(f'{name_of(raw)} has an empty text. Leave the record out.')
-        ids = self.with_end(raw[self.text_key], 'text', None)
+        ids = self.answer_with_end(raw[self.text_key], 'text', None)
         if len(ids) > self.max_tokens:
             raise errors.UserError(
                 f'{name_of(raw)} has a text of {len(ids)} tokens, more than task.max_tokens = '

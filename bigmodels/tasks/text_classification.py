@@ -28,7 +28,8 @@ class TextClassification(Classes, tokens.Tokenized):
       model: maps inputs int [B, L], with segment_ids of 0 at padding, to logits [B, classes].
       tokenizer: the config's section, from which `fit` or `restored` makes `vocabulary`.
       sequence_length: L; of longer texts the first L tokens are read.
-      classes: their names. A record's label is one of them, or its number from 0.
+      classes: their names. A record's label is one of them, or its number from 0; where names are
+        numbers, one of the names.
       text_field, label_field: of the source's records.
       token_dropout: the share of tokens that training leaves out, see `token_noise.drop_tokens`.
 
@@ -97,10 +98,18 @@ class TextClassification(Classes, tokens.Tokenized):
             source, self.vocabulary, cache_dir, field=self.text_field, append_end_of_text=False
         )
         labels, where = np.zeros(len(source), np.int32), described(source)
+        is_name = set()
         for i in range(len(source)):
             with errors.told_of(f'Record {i} of {where}'):
-                labels[i] = self._label(source[i])
+                record = source[i]
+                labels[i] = self._label(record)
+                is_name.add(str(record[self.label_field]) in self.classes)
         with errors.told_of(where):
+            if len(is_name) > 1:  # of classes '1' and '2' as 0 and 1, both would be the first
+                raise errors.UserError(
+                    f'Some labels are among task.classes = {tuple(self.classes)}, and some are '
+                    'numbers that are not: name the classes otherwise to have them counted from 0.'
+                )
             return Labelled(text.Padded(corpus, self.sequence_length), labels)
 
     def example_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -16,7 +16,7 @@ from bigmodels.deploy import beam_search
 from bigmodels.models.encoder_decoder import EncoderDecoder
 from bigmodels.scores import text as text_scores
 from bigmodels.tasks import tokens
-from bigmodels.tasks.base import Examples
+from bigmodels.tasks.base import Examples, described
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,8 @@ class TextToText(tokens.Tokenized):
             'input_segment_ids': _real(ids, self.source_length).astype(np.int32),
         }
         if self.target_field in raw:
-            ids = self.with_end(text.text_of(raw, self.target_field), 'target', self.target_length)
+            target = text.text_of(raw, self.target_field)
+            ids = self.answer_with_end(target, 'target', self.target_length)
             example['targets'] = self.filled_up(ids, self.target_length)
             example['weights'] = _real(ids, self.target_length).astype(np.float32)
         if self.references_field and self.references_field in raw:
@@ -128,7 +129,7 @@ class TextToText(tokens.Tokenized):
             )
         rows = np.full((self.max_references, self.target_length), -1, np.int32)
         for row, reference in zip(rows, texts, strict=False):
-            ids = self.with_end(reference, 'target', self.target_length)
+            ids = self.answer_with_end(reference, 'target', self.target_length)
             row[:] = self.filled_up(ids, self.target_length)
         return rows
 
@@ -151,6 +152,11 @@ class TextToText(tokens.Tokenized):
             for key in (self.source_field, self.target_field)
         ]
         longest = self.source_length, self.target_length
+        ends = np.count_nonzero(sides[1].tokens == self.vocabulary.end_of_text)
+        if ends > len(source):  # one is within a text: it is told which
+            for i in range(len(source)):
+                with errors.told_of(f'Record {i} of {described(source)}'):
+                    self.answer_with_end(source[i][self.target_field], 'target', None)
         return pairs.PackedPairs(*sides, self.row_length, longest, self.cut_sources)
 
     def example_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -86,6 +86,22 @@ class Tokenized(Defaults):
             )
         return ids.astype(np.int32)
 
+    def answer_with_end(self, value: str, side: str, longest: int | None) -> np.ndarray:
+        """`with_end` of a text that the model is to write.
+
+        Raises:
+          UserError: also where the token of the end is within the text, as that of the tokenizer
+            `characters`, the newline, may be: writing stops there.
+        """
+        ids = self.with_end(value, side, longest)
+        if self.vocabulary.end_of_text in ids[:-1]:
+            end = self.vocabulary.decode([self.vocabulary.end_of_text])
+            raise errors.UserError(
+                f'The {side} {value[:40]!r} has {end!r} within it, where writing would stop: '
+                'use a tokenizer that ends texts otherwise.'
+            )
+        return ids
+
     def filled_up(self, ids: np.ndarray, length: int) -> np.ndarray:
         """Ids [n] and the token of the end from there on, int [length]."""
         return np.pad(ids, (0, length - len(ids)), constant_values=self.vocabulary.end_of_text)

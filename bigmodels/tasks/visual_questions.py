@@ -128,7 +128,8 @@ class VisualQuestions(Tokenized):
         value = text.text_of(raw, getattr(self, f'{side}_key'))
         if not value.strip():
             raise errors.UserError(f'The {side} is empty.')
-        return self.with_end(value, side, getattr(self, f'{side}_length'))
+        encoded = self.with_end if side == 'question' else self.answer_with_end
+        return encoded(value, side, getattr(self, f'{side}_length'))
 
     def postprocess(self, prediction: Sequence[int]) -> str:
         """Token ids -> the text before their end."""

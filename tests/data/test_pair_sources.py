@@ -118,9 +118,9 @@ def test_questions_in_the_format_of_squad(tmp_path):
 @pytest.mark.parametrize(
     ('question', 'message'),
     [
-        (('Who?', ['Bo'], [1]), "question q0: the answer 'Bo' is not at character 1 .* 'o '"),
+        (('Who?', ['Bo'], [1]), "question q0: The answer 'Bo' is not at character 1 .* 'o '"),
         (('Who?', ['Bo'], [-7]), 'is not at character -7'),
-        (('Who?', [], []), 'question q0 has no answer'),
+        (('Who?', [], []), 'question q0: There are 0 answers'),
     ],
 )
 def test_an_answer_that_is_not_there_is_named(question, message, tmp_path):

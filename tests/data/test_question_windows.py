@@ -75,6 +75,19 @@ def test_what_does_not_fit_is_told(changes, message):
         windows(**changes).of(RECORD)
 
 
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(answers=[], starts=[]), 'There are 0 answers and 0 starts'),
+        (dict(starts=[16]), 'There are 2 answers and 1 starts: each'),
+        (dict(starts=[17, 13]), "'Zürich' is not at character 17 .* 'ürich '"),
+    ],
+)
+def test_answers_that_are_not_in_the_context_are_told(changes, message):
+    with pytest.raises(errors.UserError, match=message):
+        windows().of(RECORD | changes)
+
+
 def test_every_window_says_of_which_record_it_is():
     class Records(list):
         def describe(self):

@@ -277,6 +277,10 @@ def test_conversations_that_are_cut_are_not_scored(tmp_path):
     task = make(sequence_length=40, cut_conversations=True, scored=2)
     examples = task.examples(source, tmp_path, train=False)
     assert [example['scored'] for example in (examples[0], examples[1])] == [True, False]
+    none = dataclasses.replace(task, score_names=('bleu', 'exact_match'), answer_tokens=8)
+    found = none.scores({'scored': np.zeros(2, bool)})
+    assert found.keys() == {'bleu', 'exact_match'}
+    assert np.isnan([*found.values()]).all()
 
 
 def test_the_real_questions_and_answers(shared_data, tmp_path):

@@ -147,9 +147,9 @@ def test_mistakes_are_told():
         make_task(group_size=1)
     with pytest.raises(errors.UserError, match='task.temperature = 0'):
         make_task(temperature=0.0)
-    with pytest.raises(errors.UserError, match='has 7 tokens, wanted 1 to 6'):
+    with pytest.raises(errors.UserError, match='has 7 tokens, wanted 1 to task.prompt_length = 6'):
         make_task().preprocess({'prompt': '123+45='})
-    with pytest.raises(errors.UserError, match="The answer '' has 0 tokens"):
+    with pytest.raises(errors.UserError, match='The answer is empty'):
         make_task().preprocess({'prompt': '1+1=', 'answer': ''})
 
 

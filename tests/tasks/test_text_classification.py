@@ -72,6 +72,12 @@ def test_names_that_are_numbers_are_names(tmp_path):
         task.examples(Source(labels=[1, 2, 3, 1], kind=np.int64), tmp_path, train=True)
 
 
+def test_numbers_from_0_are_not_taken_for_names_that_are_numbers_from_1(tmp_path):
+    task = make(classes=('1', '2')).fit(Source())
+    with pytest.raises(errors.UserError, match=r"Some labels are among .*\('1', '2'\), and some"):
+        task.examples(Source(labels=[0, 1, 0, 1], kind=np.int64), tmp_path, train=True)
+
+
 def test_labels_are_numbers_or_names(tmp_path):
     task = make().fit(Source())
     named = Source(labels=['positive', 'negative', 'positive', 'negative'])

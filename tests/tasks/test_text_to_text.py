@@ -57,6 +57,19 @@ def loss_of(task, params, batch, train):
     return jit(functools.partial(task.loss_fn, train=train))(params, {}, batch, jax.random.key(1))
 
 
+def test_a_target_may_not_hold_the_token_at_which_writing_stops(tmp_path):
+    pairs = [('a\nb', 'ab'), ('b', 'a\nb')]
+    lines = Records({'source': source, 'target': target} for source, target in pairs)
+    model = EncoderDecoder(vocab_size=8, num_layers=1, embed_dim=16, num_heads=2, max_length=32)
+    fields = dict(source_length=12, target_length=8)
+    for row_length in (0, 24):
+        task = TextToText(model, dict(name='characters'), row_length=row_length, **fields)
+        task = task.fit(lines)
+        assert task.preprocess(lines[0])['weights'].sum() == 3  # sources may
+        with pytest.raises(errors.UserError, match=r"ecord 1.*: The target .* has '.n' within it"):
+            pipeline.take(task.examples(lines, tmp_path, train=True), np.arange(2))
+
+
 def test_a_record_becomes_padded_tokens_and_is_text_again():
     example = make().preprocess({'source': 'hello you', 'target': 'du'})
     assert bytes(example['inputs'].tolist()) == b'hello you\0\0\0'

@@ -3,7 +3,7 @@
 import codecs
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -118,7 +118,8 @@ class Squad:
         if not self._records:
             raise errors.UserError(f'{path} holds no question.')
         for record in self._records:
-            _check_answers(record, path)
+            with errors.told_of(f'{path}, question {record["id"]}'):
+                check_answers(record)
         plain = [{**record, 'starts': record['starts'].tolist()} for record in self._records]
         self._fingerprint = digest('squad', json.dumps(plain))
 
@@ -153,15 +154,18 @@ def _squad_records(articles) -> Iterator[dict[str, Any]]:
                 }
 
 
-def _check_answers(record, path: str) -> None:
-    """Raises UserError unless each answer is where its start says."""
-    where = f'{path}, question {record["id"]}'
-    if not record['answers']:
-        raise errors.UserError(f'{where} has no answer, which SQuAD v1.1 always has.')
-    for answer, start in zip(record['answers'], record['starts'], strict=True):
+def check_answers(record: Mapping[str, Any]) -> None:
+    """Raises UserError unless there are answers, each at the character that its start says."""
+    answers, starts = record['answers'], record['starts']
+    if not len(answers) or len(answers) != len(starts):
+        raise errors.UserError(
+            f'There are {len(answers)} answers and {len(starts)} starts: each question has at '
+            'least one answer, and each answer a start.'
+        )
+    for answer, start in zip(answers, starts, strict=True):
         found = record['context'][start : start + len(answer)]
         if not answer or start < 0 or found != answer:
             raise errors.UserError(
-                f'{where}: the answer {answer!r} is not at character {start} of its context, '
-                f'where there is {found!r}.'
+                f'The answer {answer!r} is not at character {start} of its context, where there is '
+                f'{found!r}.'
             )
