@@ -173,7 +173,15 @@ def _stacked(values: Sequence[np.ndarray], name: str) -> np.ndarray:
                 f'The field {name!r} is {list(value.shape)} in record {i}, and '
                 f'{list(values[0].shape)} in record 0: all must have one shape.'
             )
-    return np.stack(values)
+    column = np.stack(values)
+    if column.ndim == 1 and column.dtype.kind == 'f' and any(map(_is_large, values)):
+        return np.stack(values, dtype=object, casting='unsafe')
+    return column
+
+
+def _is_large(value: np.ndarray) -> bool:
+    """Whether one value is an integer that a float may round to another: an id, say."""
+    return value.dtype.kind in 'iu' and not -(2**53) < int(value) < 2**53
 
 
 def checked_labels(

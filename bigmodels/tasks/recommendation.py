@@ -82,7 +82,9 @@ class Recommendation(Defaults):
 
     def fit(self, source: Sequence) -> 'Recommendation':
         """Learns the items there are, of training records."""
-        ids = Ids.fit(np.concatenate([record['items'] for record in self.records_of(source)]))
+        # As objects, for an empty list beside integers makes floats of them, which round large ids.
+        items = [np.asarray(record['items'], object) for record in self.records_of(source)]
+        ids = Ids.fit(np.concatenate(items))
         titles = read_titles(self.titles, self.title_columns, ids) if self.titles else {}
         return self._with(Catalogue(ids, titles))
 

@@ -40,7 +40,8 @@ class Retrieval(Recommendation):
         """Learns the items and users there are, of training records."""
         records = self.records_of(source)
         counts = [len(record['items']) for record in records]
-        users = np.repeat([record['user'] for record in records], counts)
+        # As objects, for integers below and above 2**63 together would become floats.
+        users = np.repeat(np.array([record['user'] for record in records], object), counts)
         return super().fit(source)._with_users(Ids.fit(users, self.min_user_count))
 
     def save(self, directory: Path) -> None:

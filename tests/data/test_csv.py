@@ -105,3 +105,13 @@ def test_duplicates_are_counted_kept_left_out_or_named(tmp_path):
     assert dropped.describe().endswith('2 rows, 2 columns, 2 duplicates left out')
     with pytest.raises(errors.UserError, match=r'a\.csv:4 repeats line 2'):
         Csv(path, duplicates='refuse')
+
+
+@pytest.mark.parametrize('other', ['nan', '1.5'])
+def test_large_integers_beside_other_numbers_stay_as_they_are_written(tmp_path, other):
+    ids = ['12345678901234567', '12345678901234568', other]
+    columns = Csv(write(tmp_path, '\n'.join(['a', *ids, '']))).take(np.arange(3))
+    assert columns['a'].tolist() == ids
+    small = [str(2**53 - 1), other]
+    columns = Csv(write(tmp_path, '\n'.join(['a', *small, '']))).take(np.arange(2))
+    assert columns['a'].dtype == np.float64

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from bigmodels import config as config_lib
 from bigmodels import errors, evaluate, experiment, explain, predict, program, runs, sharding, train
-from bigmodels.data import inputs, pipeline
+from bigmodels.data import inputs, pipeline, sources
 from bigmodels.data.sources import interaction_sources
 from bigmodels.deploy import recommend
 from bigmodels.models.transformer import Transformer
@@ -105,6 +105,19 @@ def test_a_history_may_be_a_list_a_text_or_one_number(task):
         assert task.history_rows(items).tolist() == expected[1:2]
     for items in (None, '', []):
         assert task.history_rows(items).tolist() == []
+
+
+@pytest.mark.parametrize('task', tasks(), ids=['next_item', 'retrieval'])
+def test_large_ids_are_not_rounded(task, tmp_path):
+    """Beside a user without items, and beside ids of 2**63 and above."""
+    given = [(2**63 + 1, [2**53 + 1, 2**53, 4]), (2**53 + 1, [2**63 + 1, 4]), (5, [])]
+    lines = [json.dumps(dict(user=user, items=items)) for user, items in given]
+    (tmp_path / 'a.jsonl').write_text('\n'.join(lines))
+    task = task.fit(sources.JsonLines(str(tmp_path / 'a.jsonl')))
+    expected = {str(item) for _, items in given for item in items}
+    assert set(task.item_ids.names) == expected
+    if isinstance(task, Retrieval):
+        assert task.user_ids.names == (str(2**63 + 1), str(2**53 + 1))
 
 
 @pytest.mark.parametrize('task', tasks(), ids=['next_item', 'retrieval'])

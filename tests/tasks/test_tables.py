@@ -1,10 +1,13 @@
 """Tasks on tables: preprocessing learns from training alone, and is the same when restored."""
 
+import json
+
 import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
 from bigmodels import config, errors, train
+from bigmodels.data.sources import JsonLines
 from bigmodels.data.sources.table_sources import Columns, Csv
 from bigmodels.models.tabular import TabularMLP
 from bigmodels.tasks.tables import TableClassification, TableRegression
@@ -43,6 +46,20 @@ def test_evaluation_records_are_encoded_by_what_training_has(tmp_path):
         np.testing.assert_array_equal(examples[i]['inputs'], top)
         assert examples[i]['categories'] == 0
     assert examples.take(np.arange(4))['targets'].tolist() == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize('other', [7, 0.5])
+def test_large_integers_are_the_same_categories_in_training_and_serving(tmp_path, other):
+    """As unsigned hashes in JSON lines are, of which some fit into int64."""
+    towns = [2**63 + 1, 2**63 + 2, other, 2**53 + 1]
+    rows = [dict(age=i, town=town, rich='ny'[i % 2]) for i, town in enumerate(towns)]
+    (tmp_path / 'a.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    source = JsonLines(str(tmp_path / 'a.jsonl'))
+    task = classifier(min_count=1).fit(source)
+    trained = task.examples(source, tmp_path, train=True).take(np.arange(4))['categories']
+    served = [task.preprocess(source[i])['categories'] for i in range(4)]
+    assert trained.tolist() == np.stack(served).tolist()
+    assert sorted(trained.ravel().tolist()) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize('make', [classifier, regressor])

@@ -14,7 +14,8 @@ from bigmodels import errors
 from bigmodels.data.sources import BOM, checked_index, digest, narrowed, one_file, read_text
 
 # Plain numbers that lose nothing as int64 or float32 columns. Not among them: 007, integers of 19
-# digits or more, and 12e4, which may be identifiers; one such value makes its column text.
+# digits or more, and 12e4, which may be identifiers; one such value makes its column text. So does
+# an integer of 2**53 or more beside numbers that are none, since floats would round it.
 _INTEGER = re.compile(r'[+-]?(0|[1-9][0-9]{0,17})')
 _REAL = re.compile(
     r'(?![+-]?[0-9]+e[0-9])'
@@ -57,7 +58,8 @@ class Csv(Columns):
 
     A column is int64 if every value is an integer, float32 if every value is a number (float64
     if it has whole ones that float32 would round), else str: one empty value or '?' leaves its
-    column text, for the task to decide what it means.
+    column text, for the task to decide what it means. Numbers of which some are integers of 2**53
+    or more, and others no integers, are str as well.
 
     Args:
       rows: those that are read, as a slice of the file's records: '0:8640', or '4::5' for every
@@ -384,9 +386,14 @@ def _typed(values: Sequence[str]) -> np.ndarray:
     """A CSV column as int64, float32, float64, or an object array of str."""
     if all(_INTEGER.fullmatch(value) for value in values):
         return np.array([int(value) for value in values], np.int64)
-    if all(_REAL.fullmatch(value) for value in values):
+    if all(_REAL.fullmatch(value) and not _is_large(value) for value in values):
         return narrowed(np.array([float(value) for value in values]))
     return np.array(values, object)
+
+
+def _is_large(text: str) -> bool:
+    """Whether a number is an integer that a float may round to another."""
+    return bool(_INTEGER.fullmatch(text)) and abs(int(text)) >= 2**53
 
 
 def arrays_digest(kind: str, arrays: dict[str, np.ndarray]) -> str:
