@@ -8,6 +8,7 @@ import pytest
 
 from bigmodels import errors
 from bigmodels.data import SOURCES
+from bigmodels.data.sources import cleaned_source
 from tests.data import image_files, test_sources
 
 
@@ -114,3 +115,45 @@ def test_arrays_and_texts_are_compared(tmp_path):
     (tmp_path / 'c.jsonl').write_text('\n'.join(lines) + '\n')
     lists = SOURCES['cleaned'](dict(name='jsonl', path=str(tmp_path / 'c.jsonl')))
     assert [lists[i]['x'][1] for i in range(len(lists))] == [[1], [2]]
+
+
+class InMemory(list):
+    """Records that are given."""
+
+    def fingerprint(self):
+        return 'the same'
+
+    def describe(self):
+        return 'records in memory'
+
+
+@pytest.mark.parametrize(
+    'within',
+    [
+        lambda frames: list(frames),  # as TFDS has videos
+        lambda frames: {'frames': [frames[0]], 'more': {'last': frames[1]}},
+        lambda frames: np.array([*frames, None], object)[:2],
+    ],
+)
+def test_large_arrays_in_others_are_compared_whole(within, tmp_path, monkeypatch):
+    """Numpy's own text of them has the first and last numbers only."""
+    videos = np.zeros((3, 2, 40, 40), np.uint8)
+    videos[1, 1, 20, 20] = 1
+    records = InMemory({'x': within(video)} for video in videos)
+    monkeypatch.setenv('BIGMODELS_CACHE', str(tmp_path))
+    monkeypatch.setitem(cleaned_source.SOURCES, 'in_memory', lambda: records)
+    source = SOURCES['cleaned'](dict(name='in_memory'))
+    assert len(source) == 2
+    assert '1 duplicates left out (the first is record 2)' in source.describe()
+
+
+@pytest.mark.parametrize('size', [0, 60, 130])
+def test_a_cache_that_is_cut_short_is_made_again(folder, size, monkeypatch):
+    cache = pathlib.Path(folder, '..', 'cache')
+    monkeypatch.setenv('BIGMODELS_CACHE', str(cache))
+    found = paths(cleaned(folder))
+    [file] = cache.glob('cleaned-*.npy')
+    whole = file.read_bytes()
+    file.write_bytes(whole[:size])
+    assert paths(cleaned(folder)) == found
+    assert file.read_bytes() == whole

@@ -1,7 +1,7 @@
 """A source of images, sound or texts without records that are broken or there twice."""
 
-import hashlib
 import os
+import pathlib
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -38,6 +38,7 @@ SOURCES: dict[str, type] = {
     'tfds': tfds_source.Tfds,
 }
 _BROKEN = -1  # in the place of the first record that is the same
+_FORMAT = 2  # part of every cache key: raise it when what is compared, or the file, changes
 
 
 class Cleaned:
@@ -91,12 +92,13 @@ class Cleaned:
 
     def _first_equals(self) -> np.ndarray:
         """int64 [n]: the first record that is as each one, or _BROKEN."""
-        key = sources.digest('cleaned', self._source.fingerprint(), repr(self._fields))
+        settings = repr((_FORMAT, self._fields))
+        key = sources.digest('cleaned', self._source.fingerprint(), settings)
         path = pipeline.cache_dir() / f'cleaned-{key[:24]}.npy'
-        if path.is_file():
-            places = np.load(path, allow_pickle=False)
-            if all(self._readable(i) is None for i in np.flatnonzero(places == _BROKEN).tolist()):
-                return places
+        known = _known(path)
+        broken = [] if known is None else np.flatnonzero(known == _BROKEN).tolist()
+        if known is not None and all(self._readable(i) is None for i in broken):
+            return known
         places, seen = np.full(len(self._source), _BROKEN, np.int64), {}
         for i in range(len(self._source)):
             record = self._readable(i)
@@ -120,21 +122,15 @@ class Cleaned:
                 cause = cause.__cause__
             return None
 
-    def _content(self, record: Mapping[str, Any], index: int) -> bytes:
+    def _content(self, record: Mapping[str, Any], index: int) -> str:
         """A hash of what is compared."""
-        total = hashlib.sha256()
+        parts = []
         for name in self._fields or sorted(record.keys() - {'path'}):
             if name not in record:
                 where = f'{self._source.describe()}, record {index}'
                 raise errors.unknown(f'field of {where}:', name, record)
-            value = record[name]
-            if isinstance(value, np.ndarray) and value.dtype.kind != 'O':
-                kind, content = f'{value.dtype} {value.shape}', value.tobytes()
-            else:
-                plain = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-                kind, content = type(plain).__name__, repr(plain).encode()
-            total.update(f'{name} {kind} {len(content)} '.encode() + content)
-        return total.digest()
+            parts += [name, _hash(record[name])]
+        return sources.digest(*parts)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -157,3 +153,27 @@ class Cleaned:
             if len(places)
         ]
         return f'{self._source.describe()}, cleaned: {", ".join(found) or "nothing found"}'
+
+
+def _known(path: pathlib.Path) -> np.ndarray | None:
+    """What a file of the cache has; None where there is none, or it is cut short."""
+    if not path.is_file():
+        return None
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError):
+        return None
+
+
+def _hash(value: Any) -> str:
+    """A hash of a value and of all that is in it, of which `repr` would abbreviate large arrays."""
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return sources.digest('array', str(value.dtype), str(value.shape), value.tobytes())
+    plain = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    if isinstance(plain, Mapping):
+        parts = [_hash(part) for key in sorted(plain) for part in (key, plain[key])]
+    elif isinstance(plain, list | tuple):
+        parts = map(_hash, plain)
+    else:
+        parts = [repr(plain)]
+    return sources.digest(type(plain).__name__, *parts)
