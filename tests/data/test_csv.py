@@ -115,3 +115,14 @@ def test_large_integers_beside_other_numbers_stay_as_they_are_written(tmp_path, 
     small = [str(2**53 - 1), other]
     columns = Csv(write(tmp_path, '\n'.join(['a', *small, '']))).take(np.arange(2))
     assert columns['a'].dtype == np.float64
+
+
+def test_a_blank_line_of_one_column_is_a_missing_value(tmp_path):
+    gap = Csv(write(tmp_path, '\na\n1\n\n3\r\n\r\n4\n\n\n'), numeric=('a',))
+    values = gap.take(np.arange(len(gap)))['a']
+    np.testing.assert_array_equal(values, np.float32([1, np.nan, 3, np.nan, 4]))
+    assert Csv(write(tmp_path, 'a\nx\n\n\n'))[0] == {'a': 'x'}
+    several = Csv(write(tmp_path, 'a,b\n1,2\n\n3,4\n'))
+    assert several.take(np.arange(len(several)))['a'].tolist() == [1, 3]
+    with pytest.raises(errors.UserError, match='at least one row'):
+        Csv(write(tmp_path, 'a\n\n\n'))

@@ -84,6 +84,8 @@ class Csv(Columns):
         self._path, self._broken, self._duplicates = path, broken, duplicates
         text = read_text(path)
         header, lines = csv_rows(path, text)
+        # Earlier versions left blank lines out: their runs are not to go on with other records.
+        gaps = len(header) == 1 and any(row == [''] for _, row in lines)
         for name in numeric:
             if name not in header:
                 raise errors.unknown(f'column of {path}', name, header)
@@ -100,7 +102,7 @@ class Csv(Columns):
             }
         )
         settings = (rows, tuple(without), tuple(numeric), broken, duplicates)
-        self._fingerprint = digest('csv', text, repr(settings))
+        self._fingerprint = digest('csv with gaps' if gaps else 'csv', text, repr(settings))
 
     def _whole(self, lines: Sequence[Line], header, numeric) -> tuple[list[Line], int]:
         """The lines that are not broken, and how many are."""
@@ -251,6 +253,8 @@ def read_npz(path: str, arrays: Sequence[str] = ()) -> dict[str, np.ndarray]:
 def csv_rows(path: str, text: str, tabs: bool = False) -> tuple[list[str], list[Line]]:
     """The header of a CSV file, and the lines below it that are not blank.
 
+    Where there is one column, a blank line is a missing value, unless only such lines follow.
+
     Args:
       path: for errors.
       tabs: whether values are all between two tabs, without quoting.
@@ -262,12 +266,17 @@ def csv_rows(path: str, text: str, tabs: bool = False) -> tuple[list[str], list[
     form = dict(delimiter='\t', quoting=csv.QUOTE_NONE) if tabs else {}
     reader = csv.reader(io.StringIO(text.removeprefix(BOM), newline=''), strict=True, **form)
     try:
-        lines = [(reader.line_num, row) for row in reader if row]
+        lines = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise errors.UserError(f'{path}:{reader.line_num} is not CSV: {error}.') from error
-    if len(lines) < 2:
+    filled = [i for i, (_, row) in enumerate(lines) if row]
+    if len(filled) < 2:
         raise errors.UserError(f'{path} needs a header row and at least one row of values.')
-    (_, header), *lines = lines
+    (_, header), *lines = lines[filled[0] : filled[-1] + 1]
+    if len(header) == 1:
+        lines = [(line, row or ['']) for line, row in lines]
+    else:
+        lines = [(line, row) for line, row in lines if row]
     if len(set(header)) < len(header):
         raise errors.UserError(f'{path}:1 names a column twice: {", ".join(header)}.')
     return header, lines
