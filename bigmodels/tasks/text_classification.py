@@ -161,6 +161,13 @@ class Labelled:
     texts: text.Padded
     labels: np.ndarray
 
+    def __post_init__(self):
+        if len(self.texts) != len(self.labels):
+            raise errors.UserError(
+                f'There are {len(self.texts):,} texts in the cache of tokens, but '
+                f'{len(self.labels):,} labels: delete the folders tokens-* of the cache.'
+            )
+
     def __len__(self) -> int:
         return len(self.texts)
 

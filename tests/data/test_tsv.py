@@ -32,6 +32,8 @@ def test_the_first_line_may_name_the_columns(tmp_path):
     taken = source.take(np.array([1, 0]))
     assert taken['x'].tolist() == [2, 1]
     assert taken['y'].tolist() == ['c', 'b']
+    headless = table_sources.Tsv(str(tmp_path / 'a.tsv'), columns=('x', 'y'))
+    assert headless.fingerprint() != source.fingerprint()
 
 
 @pytest.mark.parametrize(

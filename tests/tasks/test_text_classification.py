@@ -7,7 +7,7 @@ import pytest
 from bigmodels import config, errors, train
 from bigmodels.data.sources import table_sources
 from bigmodels.models.recurrent import Recurrent
-from bigmodels.tasks.text_classification import TextClassification
+from bigmodels.tasks.text_classification import Labelled, TextClassification
 from tests import commands, reviews
 
 TEXTS = ['good film', 'bad', 'a film that is very good indeed', 'meh']
@@ -128,6 +128,13 @@ def test_records_that_cannot_be_are_named(tmp_path):
         make(label_field='klass').fit(Source()).examples(Source(), tmp_path, train=True)
     with pytest.raises(errors.UserError, match="field 'text' is empty"):
         task.preprocess({'text': ''})
+
+
+def test_as_many_labels_as_texts(tmp_path):
+    task = make().fit(Source())
+    texts = task.examples(Source(), tmp_path, train=True).texts
+    with pytest.raises(errors.UserError, match='4 texts in the cache of tokens, but 3 labels'):
+        Labelled(texts, np.zeros(3, np.int32))
 
 
 def test_settings_that_cannot_be():
