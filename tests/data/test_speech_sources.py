@@ -13,6 +13,7 @@ from bigmodels import errors
 from bigmodels.data.sources import audio_sources
 from bigmodels.data.sources.speech_sources import DigitStrings, LibriSpeech, Transcribed
 from tests import sound_files
+from tests.data import test_audio
 
 
 @pytest.fixture
@@ -138,6 +139,12 @@ def test_strings_end_within_their_seconds(tones):
 def test_strings_that_cannot_be(tones, fields, message):
     with pytest.raises(errors.UserError, match=message):
         DigitStrings(tones, 10, **(dict(max_seconds=2.0) | fields))
+
+
+def test_an_archive_without_recordings_of_a_split_is_named(tmp_path):
+    path = test_audio.write_npz(tmp_path / 'a.npz', is_test=np.zeros(3, bool))
+    with pytest.raises(errors.UserError, match=r"a\.npz has no recording in the split 'test'"):
+        DigitStrings(path, 10, 2.0, split='test')
 
 
 def flac(path, seconds):

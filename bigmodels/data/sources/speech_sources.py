@@ -203,6 +203,8 @@ class DigitStrings:
                 'former not above the latter.'
             )
         self._recordings = AudioNpz(path, split, sample_rate)
+        if not len(self._recordings):
+            raise errors.UserError(f'{path} has no recording in the split {split!r}.')
         self._labels = self._recordings.column('label')
         speakers = self._recordings.column('speaker')
         self._of_speaker = tuple(np.flatnonzero(speakers == s) for s in np.unique(speakers))
