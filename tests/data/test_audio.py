@@ -149,11 +149,24 @@ def test_audio_npz(tmp_path):
                 faster.fingerprint()}) == 3  # fmt: skip
 
 
+@pytest.mark.parametrize('kind', [np.uint16, np.int32, np.uint64])
+def test_offsets_are_integers_of_any_type(tmp_path, kind):
+    """A length times a rate is over 2**31 here."""
+    arrays = dict(audio=np.zeros(7000, np.int16), offsets=np.array([0, 3000, 7000], kind))
+    path = write_npz(tmp_path / 'a.npz', **arrays, is_test=np.zeros(2, bool))
+    source = audio_sources.AudioNpz(path, sample_rate=1_000_000)
+    assert source.num_samples().tolist() == [375_000, 500_000]
+    assert ' 1 s,' in source.describe()
+
+
 def test_audio_npz_errors(tmp_path):
     for changes, message in (
         ({'offsets': np.array([0, 10, 30])}, 'offsets must ascend from 0 to the 30 samples'),
         ({'offsets': np.array([0, 10, 10, 30])}, 'in 4 entries, one more than is_test'),
         ({'offsets': np.array([0, 10, 13, 29])}, 'must ascend'),
+        ({'offsets': np.array([0, 13, 10, 30], np.uint32)}, 'must ascend'),
+        ({'offsets': np.array([0, 2**63 - 1, -2, 30])}, 'must ascend'),
+        ({'offsets': np.array([0, 10.5, 13, 30])}, r'offsets is float64 \[4\], and must be a row'),
         ({'audio': np.zeros(30, np.float32)}, 'audio is float32, and must be int16'),
     ):
         with pytest.raises(errors.UserError, match=message):

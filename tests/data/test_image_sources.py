@@ -135,6 +135,12 @@ def test_jpeg_npz_errors(tmp_path):
         np.savez(path, jpeg=data, offsets=offsets, label=np.zeros(1, int))
         with pytest.raises(errors.UserError, match=r'offsets must ascend from 0 to the \d+ bytes'):
             image_sources.JpegNpz(path)
+    np.savez(path, jpeg=data, offsets=np.uint32([0, 60, 50, size]), label=np.zeros(3, int))
+    with pytest.raises(errors.UserError, match='offsets must ascend'):
+        image_sources.JpegNpz(path)
+    np.savez(path, jpeg=data, offsets=[0, size + 0.0], label=np.zeros(1, int))
+    with pytest.raises(errors.UserError, match=r'offsets is float64 \[2\], and must be a row of'):
+        image_sources.JpegNpz(path)
     np.savez(path, jpeg=data, offsets=[0, 60, size], label=np.zeros(2, int))
     for read in (
         lambda: image_sources.JpegNpz(path)[0],

@@ -8,7 +8,7 @@ from bigmodels import errors
 from bigmodels.data import audio
 from bigmodels.data.sources import checked_index, digest
 from bigmodels.data.sources.class_folders import ClassFolders
-from bigmodels.data.sources.table_sources import arrays_digest, read_npz
+from bigmodels.data.sources.table_sources import arrays_digest, checked_offsets, read_npz
 
 
 class WavFolder(ClassFolders):
@@ -58,13 +58,14 @@ class AudioNpz:
         self._audio, offsets = columns.pop('audio'), columns.pop('offsets')
         if self._audio.dtype != np.int16:
             raise errors.UserError(f'{path}: audio is {self._audio.dtype}, and must be int16.')
+        offsets = checked_offsets(offsets, f'{path}: offsets')
         self._rate = int(columns.pop('sample_rate').item())
         self._wanted_rate = sample_rate or self._rate
         audio.check_rate(self._wanted_rate)
         count, ends = len(columns['is_test']), (0, len(self._audio))
         if (
             len(offsets) != count + 1
-            or (np.diff(offsets) <= 0).any()
+            or (offsets[1:] <= offsets[:-1]).any()
             or (offsets[0], offsets[-1]) != ends
         ):
             raise errors.UserError(

@@ -11,7 +11,12 @@ from bigmodels import errors
 from bigmodels.data import images
 from bigmodels.data.sources import checked_index, read_bytes
 from bigmodels.data.sources.class_folders import ClassFolders
-from bigmodels.data.sources.table_sources import Columns, arrays_digest, read_npz
+from bigmodels.data.sources.table_sources import (
+    Columns,
+    arrays_digest,
+    checked_offsets,
+    read_npz,
+)
 
 
 class ImageFolder(ClassFolders):
@@ -39,11 +44,12 @@ class JpegNpz:
         prefix = f'{split}_' if split else ''
         names = [prefix + name for name in ('jpeg', 'offsets', 'label')]
         arrays = read_npz(path, names)
-        self._jpeg, self._offsets, self._labels = arrays.values()
+        self._jpeg, offsets, self._labels = arrays.values()
+        self._offsets = checked_offsets(offsets, f'{path}: {names[1]}')
         count, ends = len(self._labels), (0, len(self._jpeg))
         if (
             len(self._offsets) != count + 1
-            or (np.diff(self._offsets) < 0).any()
+            or (self._offsets[1:] < self._offsets[:-1]).any()
             or (self._offsets[0], self._offsets[-1]) != ends
         ):
             raise errors.UserError(

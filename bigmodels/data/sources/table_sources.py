@@ -251,6 +251,19 @@ def read_npz(path: str, arrays: Sequence[str] = ()) -> dict[str, np.ndarray]:
         ) from error
 
 
+def checked_offsets(offsets: np.ndarray, where: str) -> np.ndarray:
+    """Integers [n] of any type as int64, so that neither differences nor products wrap round.
+
+    Raises:
+      UserError: for other values; `where` names the array.
+    """
+    if offsets.dtype.kind not in 'iu' or offsets.ndim != 1:
+        raise errors.UserError(
+            f'{where} is {offsets.dtype} {list(offsets.shape)}, and must be a row of integers.'
+        )
+    return offsets.astype(np.int64)
+
+
 def csv_rows(path: str, text: str, tabs: bool = False) -> tuple[list[str], list[Line]]:
     """The header of a CSV file, and the lines below it that are not blank.
 
