@@ -242,6 +242,10 @@ def main() -> None:
         help=f"default: the training's; of texts that are continued, {MOST_CONTINUED}",
     )
     a, overrides = config.parse_arguments(parser, None)
+    if a.batch_size < 0:
+        raise errors.UserError(f'--batch_size = {a.batch_size} must be at least 0.')
+    if a.output and not pathlib.Path(a.output).parent.is_dir():
+        raise errors.UserError(f'--output = {a.output}: there is no folder for it. Make it first.')
     runs.configure_process()
     run = runs.open_run(a.workdir, a.step, trust=a.trust, overrides=overrides)
     rate = getattr(run.task, 'sample_rate', None)

@@ -205,3 +205,15 @@ def test_what_answers_nothing_says_so(capsys, monkeypatch):
     monkeypatch.setattr(runs, 'open_run', lambda *_, **__: run)
     with pytest.raises(errors.UserError, match=r'a holds a SparseCoding, which answers no records'):
         answers(capsys, 'a', '-')
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        ('--batch_size=-1', '--batch_size = -1 must be at least 0'),
+        ('--output=not/there.jsonl', '--output = not/there.jsonl: there is no folder for it'),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_the_run_is_opened(capsys, option, message):
+    with pytest.raises(errors.UserError, match=message):
+        answers(capsys, 'no run', '-', option)
