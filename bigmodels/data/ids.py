@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bigmodels import errors
-from bigmodels.data.sources.table_sources import text_of
+from bigmodels.data.cells import text_of
 
 UNKNOWN = 0
 

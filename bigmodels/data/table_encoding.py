@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from bigmodels import errors
-from bigmodels.data.sources.table_sources import number, text_of
+from bigmodels.data.cells import number, text_of
 
 UNKNOWN = 0  # the code, in every column, of a category that training has not or hardly seen
 KNOTS = 1000  # at most, of a numeric column's scale

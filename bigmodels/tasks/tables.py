@@ -12,7 +12,8 @@ import numpy as np
 
 from bigmodels import errors, metrics
 from bigmodels.data import table_encoding
-from bigmodels.data.sources.table_sources import Columns, text_of
+from bigmodels.data.cells import text_of
+from bigmodels.data.sources.table_sources import Columns
 from bigmodels.tasks import regression
 from bigmodels.tasks.base import Defaults, columns_of, described
 from bigmodels.tasks.classes import Classes

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from bigmodels import errors
+from bigmodels.data.cells import text_of
 from bigmodels.data.ids import Ids
 from bigmodels.data.sources import table_sources
-from bigmodels.data.sources.table_sources import text_of
 
 SEEN = np.array(['b', 'ä', 'b', '07', 'b', 'ä', '7'], object)
 
