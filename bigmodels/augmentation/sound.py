@@ -44,6 +44,12 @@ class SoundAugmentation:
                 f'config.task.augment.speed = {self.speed} must be two factors, the lower one '
                 f'first.'
             )
+        least, greatest = self.noise_decibels or (0, 0)
+        if not least <= greatest:
+            raise errors.UserError(
+                f'config.task.augment.noise_decibels = {self.noise_decibels} must be two ratios, '
+                f'the lower one first.'
+            )
         if not 0 <= self.time_share <= 1:
             raise errors.UserError(
                 f'config.task.augment.time_share = {self.time_share} must be from 0 to 1.'

@@ -175,6 +175,7 @@ def test_by_default_nothing_is_altered_and_padding_stays_silent():
     ('fields', 'message'),
     [
         (dict(speed=(1.1, 0.9)), r'speed = \(1\.1, 0\.9\) must be two factors'),
+        (dict(noise_decibels=(40, 10)), r'noise_decibels = \(40, 10\) must be two ratios'),
         (dict(time_share=1.5), r'time_share = 1\.5 must be from 0 to 1'),
     ],
 )
