@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from bigmodels import errors
-from bigmodels.data.sources import read_bytes, read_text
+from bigmodels.data.sources import BOM, digest, read_bytes, read_text
 
 NAME = 'name'
 SHORTEST_SECRET = 16  # bytes: a shorter one can be tried out
@@ -156,6 +156,13 @@ PATTERNS: tuple[tuple[str, re.Pattern, Callable[[str], bool]], ...] = tuple(
     )
 )
 KINDS = tuple(dict.fromkeys(kind for kind, _, _ in PATTERNS))
+_VERSION = 1  # raise it when `find`, a check or a placeholder changes
+
+
+def rules() -> str:
+    """A hex digest of what is looked for and how: by others a text becomes another one."""
+    expressions = (f'{kind} {pattern.pattern}' for kind, pattern, _ in PATTERNS)
+    return digest(str(_VERSION), *expressions)
 
 
 def find(text: str, kinds: Collection[str] = KINDS) -> list[tuple[int, int, str]]:
@@ -251,7 +258,8 @@ def changed(value: Any, change: Change) -> Any:
 
 def read_names(path: str) -> list[str]:
     """The names in a file, a line each; none for ''."""
-    return [name.strip() for name in read_text(path).splitlines()] if path else []
+    lines = read_text(path).removeprefix(BOM).splitlines() if path else []
+    return [line.strip() for line in lines]
 
 
 def read_secret(path: str) -> bytes:

@@ -97,7 +97,7 @@ def test_placeholders_pseudonyms_and_counts():
 
 def test_files_of_each_format_by_the_command(tmp_path, capsys):
     mail, number = 'me@x.org', '+49 30 1234567'
-    (tmp_path / 'names').write_text('Grace Hopper\n\n')
+    (tmp_path / 'names').write_text('\ufeffGrace Hopper\n\n')
     (tmp_path / 'a.txt').write_text(f'Grace Hopper, {mail}\n')
     record = {'text': f'ä {mail}', 'turns': [{'content': number}], 'id': 7, 'note': mail}
     (tmp_path / 'a.jsonl').write_text(json.dumps(record) + '\n\n' + json.dumps(record) + '\n')
@@ -133,7 +133,7 @@ def test_files_of_each_format_by_the_command(tmp_path, capsys):
             run(name, **options)
 
 
-def test_a_source_of_anonymized_records(tmp_path):
+def test_a_source_of_anonymized_records(tmp_path, monkeypatch):
     mail, number, path = 'me@x.org', '+49 30 1234567', tmp_path / 'a.jsonl'
     records = [{'text': f'{mail} and Ann', 'turns': [{'content': number}], 'id': 7, 'note': mail},
                {'text': 'none', 'turns': [], 'id': 8, 'note': ''}]  # fmt: skip
@@ -166,6 +166,9 @@ def test_a_source_of_anonymized_records(tmp_path):
         == plain.fingerprint()
         == pickle.loads(pickle.dumps(plain)).fingerprint()
     )
+    with monkeypatch.context() as patch:
+        patch.setattr(personal, 'PATTERNS', personal.PATTERNS[1:])
+        assert made().fingerprint() not in prints
     for settings, message in (
         (dict(fields=('txt',)), "record 0: 'txt'. Did you mean 'text'"),
         (dict(fields=('id',)), "'id' of .*, record 0 holds .*7.*, which is no text"),

@@ -93,7 +93,8 @@ class Anonymized:
             tuple(self._anonymizer.names),
             keyed,
         )
-        return sources.digest('anonymized', self._source.fingerprint(), repr(settings))
+        parts = (self._source.fingerprint(), repr(settings), personal.rules())
+        return sources.digest('anonymized', *parts)
 
     def describe(self) -> str:
         found = ', '.join(f'{count:,} {kind}' for kind, count in sorted(self._counts.items()))
