@@ -223,8 +223,27 @@ class _Joined:
             return _take_weighted(self.parts[0], numbers)
         part, example = self.locate(numbers).values()
         taken = [_take_weighted(self.parts[p], example[part == p]) for p in np.unique(part)]
+        _check_alike(dict(zip(np.unique(part).tolist(), taken, strict=True)))
         back = np.argsort(np.argsort(part, kind='stable'))  # from the order of parts to this one
         return {key: np.concatenate([rows[key] for rows in taken])[back] for key in taken[0]}
+
+
+def _check_alike(taken: Mapping[int, Mapping[str, np.ndarray]]) -> None:
+    """Raises UserError where examples of two parts, by their numbers, cannot be in one batch."""
+    shapes = {p: {key: x.shape[1:] for key, x in rows.items()} for p, rows in taken.items()}
+    first, *others = shapes
+    for p in others:
+        one, other = shapes[first], shapes[p]
+        differing = sorted(key for key in {*one, *other} if one.get(key) != other.get(key))
+        if differing:
+            listed = ', '.join(
+                f'{key} {one.get(key, "none")} and {other.get(key, "none")}' for key in differing
+            )
+            raise errors.UserError(
+                f'The examples of sources {first} and {p} of the mixture, counted from 0 in the '
+                f'order of their names, do not fit into one batch: {listed}. Give sources whose '
+                f'examples have the same arrays of the same shapes.'
+            )
 
 
 @dataclasses.dataclass(frozen=True)

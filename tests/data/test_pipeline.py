@@ -269,6 +269,19 @@ def test_examples_of_several_shapes_are_named():
         pipeline.stacked([{'inputs': np.zeros((2, 3))}, {'inputs': np.zeros((2, 4))}])
 
 
+@pytest.mark.parametrize(
+    ('other', 'message'),
+    [
+        (WeightedTokens(9), r'of sources 0 and 1 of .*: weights \(\) and \(3,\)\.'),
+        ([{'id': np.int64(0)}] * 9, r'of sources 0 and 1 of .*: x \(3,\) and none\.'),
+    ],
+)
+def test_sources_of_a_mixture_that_do_not_fit_together_are_named(other, message):
+    batches = pipeline.training_batches([(Numbers(9), 1.0), (other, 1.0)], 8, 0)
+    with pytest.raises(errors.UserError, match=message):
+        batches[0]
+
+
 def test_mistakes():
     for build, message in (
         (lambda: training(count=0), 'no training examples'),
