@@ -227,5 +227,8 @@ def _pairs(lists: Iterable[Iterable[str]]) -> tuple[tuple[str, str], ...]:
 
 
 def _code_points(text: str) -> np.ndarray:
-    """Unicode code points, uint32 [L]. A lone surrogate passes: it is found unknown later."""
+    """Unicode code points, uint32 [L].
+
+    A lone surrogate passes: it is found unknown later, since tasks fit no tokenizer to one.
+    """
     return np.frombuffer(text.encode('utf-32-le', 'surrogatepass'), np.uint32)

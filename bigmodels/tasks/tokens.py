@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigmodels import errors, metrics, trees
-from bigmodels.data import text, tokenizers
+from bigmodels.data import spelling, text, tokenizers
 from bigmodels.models.parts import pooling
 from bigmodels.models.parts.attention import choose_implementation
-from bigmodels.tasks.base import Defaults
+from bigmodels.tasks.base import Defaults, described
 
 SHORTEST = 32  # that texts are padded to at least
 
@@ -33,7 +33,12 @@ class Tokenized(Defaults):
 
         def texts():
             for i in range(len(source)):
-                yield from self._texts(source[i])
+                record = source[i]
+                with errors.told_of(f'{described(source)}, record {i}'):
+                    found = self._texts(record)
+                    for value in found:
+                        spelling.as_utf8(value)
+                yield from found
 
         task = self._with(tokenizers.fit(self.tokenizer, texts, 'task.tokenizer'))
         task.shown()  # what cannot be encoded is said before training and not after it

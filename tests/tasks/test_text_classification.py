@@ -53,6 +53,13 @@ def test_examples_are_those_that_serving_makes(tmp_path):
     }
 
 
+@pytest.mark.parametrize('tokenizer', [{'name': 'characters'}, {'name': 'bpe', 'vocab_size': 300}])
+def test_a_record_that_no_tokenizer_can_be_fitted_to_is_named(tokenizer):
+    texts = ['good', 'half \ud800', '', '']
+    with pytest.raises(errors.UserError, match='four texts, record 1: The character .* surrogate'):
+        make(tokenizer=tokenizer).fit(Source(texts))
+
+
 def test_the_vocabulary_is_of_the_training_texts_and_goes_with_the_run(tmp_path):
     task = make().fit(Source())
     task.save(tmp_path)
