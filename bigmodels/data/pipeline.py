@@ -5,6 +5,7 @@ its own part of the same global batches, so another number of hosts sees the sam
 same step.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -29,6 +30,19 @@ def cache_dir() -> pathlib.Path:
     """
     base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     return pathlib.Path(os.environ.get('BIGMODELS_CACHE') or pathlib.Path(base) / 'bigmodels')
+
+
+@contextlib.contextmanager
+def writing_cache(folder: pathlib.Path) -> Iterator[None]:
+    """What a cache in `folder` cannot be given is a UserError that says how to have another."""
+    try:
+        yield
+    except OSError as error:
+        file = f' ({error.filename})' if error.filename else ''
+        raise errors.UserError(
+            f'The cache of data in {folder} cannot be written: {error.strerror}{file}. Make room, '
+            f'or set the environment variable BIGMODELS_CACHE to another folder.'
+        ) from error
 
 
 # (blocks, count): of each global batch's `count` equal blocks of rows, those that a host feeds,

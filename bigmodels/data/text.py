@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from bigmodels import errors
+from bigmodels.data import pipeline
 from bigmodels.data.sources import checked_index, digest
 from bigmodels.data.tokenizers import Tokenizer, document
 
@@ -112,17 +113,18 @@ def cached_corpus(
     settings = json.dumps([_FORMAT, *settings])
     fingerprint = digest(source.fingerprint(), tokenizer.fingerprint(), settings)
     cache_dir = pathlib.Path(cache_dir)
-    cache_dir.mkdir(parents=True, exist_ok=True)
     target = cache_dir / f'tokens-{fingerprint[:24]}'
-    if not _damage(target):
-        return TokenCorpus(target)
-    scratch = cache_dir / f'.writing-{uuid.uuid4().hex}'
-    scratch.mkdir()
-    try:
-        _write_corpus(scratch, fingerprint, source, tokenizer.vocab_size, encode, what)
-        _publish(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with pipeline.writing_cache(cache_dir):
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        if not _damage(target):
+            return TokenCorpus(target)
+        scratch = cache_dir / f'.writing-{uuid.uuid4().hex}'
+        scratch.mkdir()
+        try:
+            _write_corpus(scratch, fingerprint, source, tokenizer.vocab_size, encode, what)
+            _publish(scratch, target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     return TokenCorpus(target)
 
 

@@ -86,6 +86,12 @@ def test_what_a_missing_package_reads_is_not_broken(folder, monkeypatch):
     assert paths(cleaned(folder)) == found
 
 
+def test_a_cache_that_cannot_be_written_is_named(folder, monkeypatch):
+    monkeypatch.setenv('BIGMODELS_CACHE', '/proc/c')
+    with pytest.raises(errors.UserError, match='cache of data in /proc/c cannot .*BIGMODELS_CACHE'):
+        cleaned(folder)
+
+
 def test_what_is_refused_is_named(folder):
     for _ in range(2):  # also where it is known from before
         with pytest.raises(errors.UserError, match=r'cat/1\.png'):

@@ -111,6 +111,14 @@ def test_a_failure_leaves_nothing_behind(tmp_path):
         make_corpus(tmp_path, '', append_end_of_text=False)
 
 
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / 'file').touch()
+    for folder in (tmp_path / 'file', '/proc/c'):
+        message = f'cache of data in {folder} cannot be written: .*BIGMODELS_CACHE'
+        with pytest.raises(errors.UserError, match=message):
+            make_corpus(folder, 'abc')
+
+
 def test_processes_that_race_get_the_same_corpus(tmp_path):
     context = multiprocessing.get_context('spawn')
     with concurrent.futures.ProcessPoolExecutor(4, mp_context=context) as pool:

@@ -104,10 +104,11 @@ class Cleaned:
             record = self._readable(i)
             if record is not None:
                 places[i] = seen.setdefault(self._content(record, i), i)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f'.writing-{uuid.uuid4().hex}.npy')
-        np.save(scratch, places)
-        os.replace(scratch, path)  # another process may have written the same
+        with pipeline.writing_cache(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scratch = path.with_name(f'.writing-{uuid.uuid4().hex}.npy')
+            np.save(scratch, places)
+            os.replace(scratch, path)  # another process may have written the same
         return places
 
     def _readable(self, index: int) -> Mapping[str, Any] | None:
