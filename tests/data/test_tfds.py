@@ -1,5 +1,6 @@
 """TFDS without TensorFlow: preparing from local files, reading, and what can go wrong."""
 
+import concurrent.futures
 import contextlib
 import functools
 import gzip
@@ -14,6 +15,7 @@ import pytest
 
 from bigmodels import config, errors
 from bigmodels.data import SOURCES
+from bigmodels.data.sources import tfds_source
 from bigmodels.data.sources.tfds_source import Tfds
 
 
@@ -160,6 +162,10 @@ def test_files_are_fetched_where_asked(tmp_path):
         source = config.choose(SOURCES, local | {'download': True}, 'data')
         assert sorted(record['text'] for record in source) == ['ja', 'nein']
         assert [path.name for path in (tmp_path / 'empty').iterdir()] == ['words.txt']
+        url, fetched = f'http://127.0.0.1:{server.server_port}/words.txt', tmp_path / 'words.txt'
+        with tfds_source._fetched(url, fetched), tfds_source._fetched(url, fetched):
+            pass  # twice at once
+        assert fetched.read_text() == 'ja\nnein\n'
         Fetched.file = 'absent.txt'
         with pytest.raises(errors.UserError, match='absent.txt cannot be fetched: .*404'):
             config.choose(
@@ -167,6 +173,36 @@ def test_files_are_fetched_where_asked(tmp_path):
             )
     downloads = tmp_path / 'two' / 'downloads' / 'fetched'
     assert list(downloads.iterdir()) == []
+
+
+def test_who_comes_while_a_data_set_is_prepared_waits_for_it(tmp_path):
+    import tensorflow_datasets as tfds
+
+    others = []
+
+    def opened():
+        return Tfds('slowly', 'train', data_dir=str(tmp_path), download=True)
+
+    class Slowly(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version('1.0.0')
+
+        def _info(self):
+            features = tfds.features.FeaturesDict({'text': tfds.features.Text()})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, manager):
+            return {'train': self._generate_examples()}
+
+        def _generate_examples(self):
+            assert not others, 'it is prepared twice'
+            others.append(pool.submit(opened))
+            with contextlib.suppress(concurrent.futures.TimeoutError):
+                others[0].exception(timeout=0.5)  # so that it has come, and waits
+            yield 0, {'text': 'ja'}
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        source = opened()
+    assert source[0] == others[0].result()[0] == {'text': 'ja'}
 
 
 def test_a_format_without_random_access_is_named(prepared_text, tmp_path):
@@ -187,7 +223,8 @@ def test_wrong_files_are_refused_and_leave_nothing(tmp_path):
         write_idx(raw / f'{part}-labels-idx1-ubyte.gz', np.zeros(count, np.uint8))
     with pytest.raises(errors.UserError, match=r'wrong checksum(.|\n)*verify_checksums=False'):
         Tfds('mnist', 'train', data_dir=str(tmp_path / 'data'), manual_dir=str(raw))
-    assert not [path for path in (tmp_path / 'data').rglob('*') if path.is_file()]
+    files = [path for path in (tmp_path / 'data').rglob('*') if path.is_file()]
+    assert files == [tmp_path / 'data' / tfds_source._LOCK]
 
 
 @pytest.mark.shared_data
@@ -201,7 +238,8 @@ def test_real_mnist_is_prepared_and_read(shared_data, tmp_path):
     with pytest.raises(errors.UserError, match='wrong checksum'):
         config.choose(SOURCES, first | {'split': 'train', 'verify_checksums': True}, 'data')
     config.choose(SOURCES, first | {'split': 'train'}, 'data')
-    assert [path.name for path in data_dir.iterdir()] == ['mnist']  # the scratch folder is gone
+    # The scratch folder is gone.
+    assert {path.name for path in data_dir.iterdir()} == {'mnist', tfds_source._LOCK}
     for split, part, count in (('train', 'train', 60_000), ('test', 't10k', 10_000)):
         source = config.choose(SOURCES, section | {'split': split}, 'data')
         images = read_idx(raw / f'{part}-images-idx3-ubyte.gz')

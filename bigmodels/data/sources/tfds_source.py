@@ -1,6 +1,7 @@
 """TensorFlow Datasets as a random-access source, read and prepared without TensorFlow."""
 
 import contextlib
+import fcntl
 import functools
 import glob
 import http.client
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import types
 import urllib.request
+import uuid
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -40,6 +42,7 @@ _PACKAGES = (
     'video',
     'vision_language',
 )
+_LOCK = '.preparing.lock'  # in the folder of the data sets, where it stays
 
 
 class Tfds:
@@ -73,7 +76,10 @@ class Tfds:
                     'download=True to fetch its files and prepare it there, manual_dir to a folder '
                     'that has them, or data_dir to where it has been prepared.'
                 )
-            _prepare(builder, manual_dir, verify_checksums, download)
+            with _alone(_root(builder)):
+                builder = _find_builder(dataset, data_dir)  # another process may have prepared it
+                if not builder.is_prepared():
+                    _prepare(builder, manual_dir, verify_checksums, download)
         try:
             self._records = builder.as_data_source(split)
         except NotImplementedError as error:
@@ -138,13 +144,33 @@ def _find_builder(dataset: str, data_dir: str | None):
         raise errors.unknown('TFDS data set', dataset.split('/')[0].split(':')[0], known) from error
 
 
+def _root(builder) -> pathlib.Path:
+    """The folder of all data sets."""
+    return pathlib.Path(builder.data_dir_root).expanduser()
+
+
+@contextlib.contextmanager
+def _alone(root: pathlib.Path) -> Iterator[None]:
+    """One at a time in a folder, which is made; the others wait. See `lock.Lock`."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / _LOCK).open('a') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # some network file systems have no locks
+            warnings.warn(
+                f'{root} cannot be locked ({error.strerror}): let no second process prepare a '
+                f'data set in it meanwhile.',
+                stacklevel=2,
+            )
+        yield
+
+
 def _prepare(builder, manual_dir: str | None, verify_checksums: bool, download: bool) -> None:
     """Writes the data set into the builder's data_dir, from files of `manual_dir`."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download import download_manager
 
-    root = pathlib.Path(builder.data_dir_root).expanduser()
-    root.mkdir(parents=True, exist_ok=True)
+    root = _root(builder)
     if manual_dir is None:
         manual_dir = str(root / 'downloads' / builder.name)
         os.makedirs(manual_dir, exist_ok=True)
@@ -219,7 +245,7 @@ def _local_manager(
 def _fetched(url: str, path: pathlib.Path) -> Iterator[pathlib.Path]:
     """What a URL has as a file, which gets its name if nothing is raised meanwhile."""
     print(f'fetching {url} to {path}', file=sys.stderr)
-    partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
+    partial = path.with_name(f'{path.name}.{uuid.uuid4().hex}.partial')
     try:
         try:
             with urllib.request.urlopen(url, timeout=60) as answer, partial.open('wb') as file:
