@@ -8,7 +8,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import grain
 
-from bigmodels import adapters, errors, optimizers, sharding
+from bigmodels import adapters, errors, optimizers, processes, sharding
 from bigmodels import checkpoint as checkpoint_lib
 from bigmodels import compress as compress_lib
 from bigmodels import config as config_lib
@@ -354,8 +354,9 @@ def training_batches(
     shard: pipeline.Shard = pipeline.WHOLE,
 ) -> tuple[grain.MapDataset, str]:
     """batch(t) of a run with its fitted task, and what it is made from in words."""
-    for source, _ in sources:  # which a changed config may have others of
-        _check_names(task, source, 'config.data.train')
+    for name, (source, _) in zip(part_names(settings), sources, strict=True):
+        _check_names(task, source, 'config.data.train')  # which a changed config may have others of
+        processes.check_same(f'config.data.train ({name})', source)
     parts = training_parts(task, sources)
     described = '; '.join(
         f'{source.describe()}, {len(examples):,} examples'
@@ -401,6 +402,7 @@ def evaluation_sets(
     for name, section in settings.data.evals.items():
         source = config_lib.choose(SOURCES, section, f'data.evals.{name}')
         _check_names(task, source, f'config.data.evals.{name}', trained_on)
+        processes.check_same(f'config.data.evals.{name}', source)
         examples = task.examples(source, pipeline.cache_dir(), train=False)
         sets[name] = pipeline.evaluation_batches(examples, settings.batch_size, shard)
     return sets

@@ -7,7 +7,8 @@ service, which process 0 holds. A process that is silent for `timeout` seconds i
 others: they say which it was and end. So does whoever is told that another one stopped.
 
 This bounds every wait for another process, in collectives and in the barriers of a save too. It
-does not find a process that is alive but never gets to where the others wait for it.
+does not find a process that is alive but never gets to where the others wait for it. One that reads
+other data would be such a process, or train on them: `check_same` finds it before the first step.
 """
 
 import contextlib
@@ -95,6 +96,30 @@ def on_first(action: Callable[[], Any]) -> Any:
     if failed:
         raise failed
     return result
+
+
+def check_same(name: str, source: Any) -> None:
+    """Raises UserError in a process that reads other data than the first one, as from its own disk.
+
+    All processes must call it.
+
+    Args:
+      name: of the source.
+    """
+    if jax.process_count() == 1:
+        return
+    here = [source.fingerprint(), len(source), source.describe()]
+    first = on_first(lambda: here)
+    if here[:2] != first[:2]:
+        listed = ' and '.join(
+            f'{described} ({records:,} records, fingerprint {fingerprint[:12]})'
+            for fingerprint, records, described in (here, first)
+        )
+        raise errors.UserError(
+            f'{name} in process {jax.process_index()} of {jax.process_count()} on '
+            f'{socket.gethostname()} is not the data of the first process: {listed}. Give all '
+            f'processes the same files.'
+        )
 
 
 def _broadcast(value: Any) -> Any:

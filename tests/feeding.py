@@ -4,13 +4,26 @@ Feeds batches on a mesh on which this process holds rows that are not one part o
 on one on which both processes hold the same rows.
 """
 
+import contextlib
+
 import jax
 import numpy as np
+import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from bigmodels import processes, sharding
+from bigmodels import errors, processes, sharding
 from bigmodels.data import pipeline
 from tests.data.test_pipeline import Numbers
+
+
+class Described(Numbers):
+    """Examples as a source of them."""
+
+    def fingerprint(self):
+        return f'{self.count} from {self.first}'
+
+    def describe(self):
+        return f'{self.count} numbers'
 
 
 def check(order: list[int], shape: dict[str, int], expected_blocks: list[tuple[int, ...]]) -> None:
@@ -35,4 +48,11 @@ if __name__ == '__main__':
         check([0, 2, 1, 3], {'data': 2, 'tensor': 2}, [(0, 1), (0, 1)])
         result = processes.on_first(lambda: {'ä': [jax.process_index(), None]})
         assert result == {'ä': [0, None]}, result
+        processes.check_same('data', Described(3, first=1))
+        expected = contextlib.nullcontext()
+        if jax.process_index() == 1:
+            message = 'data in process 1 of 2 on .* the first process: 4 numbers .* and 3 numbers '
+            expected = pytest.raises(errors.UserError, match=message)
+        with expected:
+            processes.check_same('data', Described(3 + jax.process_index()))
         print('as fed by one process')

@@ -229,6 +229,27 @@ def test_one_process_acts_for_itself():
     assert processes.on_first(lambda: [1, None]) == [1, None]
 
 
+@pytest.mark.parametrize('other', ['train (digits)', 'evals.valid'])
+def test_other_data_than_in_the_first_process_are_named(monkeypatch, other):
+    def check(name, source, real=processes.check_same):
+        first = [source.fingerprint() + 'x' * name.endswith(other), len(source), 'others']
+        monkeypatch.setattr(processes, '_broadcast', lambda value: [True, first])
+        real(name, source)
+
+    monkeypatch.setattr(processes, 'check_same', check)
+    monkeypatch.setattr(processes.jax, 'process_count', lambda: 2)
+    settings = experiment.from_config(config.load(DIGITS.partition('=')[2]))
+
+    def opened():
+        sources, task = experiment.training_sources(settings), experiment.make_task(settings)
+        experiment.training_batches(settings, task, sources)
+        experiment.evaluation_sets(settings, task)
+
+    message = f'^config.data.{re.escape(other)} in process 0 of 2 on .* and others .*Give all'
+    with pytest.raises(errors.UserError, match=message):
+        opened()
+
+
 def dying_program(address: str, last: str) -> list[str]:
     program = f"""if True:
         import os
