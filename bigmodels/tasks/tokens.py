@@ -32,9 +32,10 @@ class Tokenized(Defaults):
         """Makes the tokenizer; one that is trained sees only the training records."""
 
         def texts():
+            where = described(source)
             for i in range(len(source)):
                 record = source[i]
-                with errors.told_of(f'{described(source)}, record {i}'):
+                with errors.told_of(f'{where}, record {i}'):
                     found = self._texts(record)
                     for value in found:
                         spelling.as_utf8(value)
