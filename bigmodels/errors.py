@@ -2,10 +2,14 @@
 
 import contextlib
 import difflib
+import errno
 import os
 import select
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+
+# What a full disk answers, one that may not be written, and one with quotas.
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class UserError(Exception):

@@ -61,7 +61,8 @@ def abstract_program(
 ) -> tuple[Any, program.Program]:
     """The task of an experiment, and its program as shapes on a mesh."""
     task = experiment.make_task(settings)
-    if getattr(task, 'vocabulary', ()) is None:  # what its ids stand for changes no shape
+    # What ids stand for changes no shape; but a teacher is asked whether it has the same.
+    if getattr(task, 'vocabulary', ()) is None and not settings.distill.teacher:
         task = dataclasses.replace(task, vocabulary=tokenizers.Bytes())
     return task, program.make_program(settings, task, mesh, _batch_shapes(settings, task))
 

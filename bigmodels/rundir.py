@@ -14,7 +14,6 @@ curves.png, summary.json, and what the task demonstrates, such as sample.txt
 """
 
 import contextlib
-import errno
 import json
 import math
 import pathlib
@@ -41,7 +40,6 @@ UNTRAINED = {
 }
 PREPROCESSING, CHECKPOINTS = 'preprocessing', 'checkpoints'
 OPENED_WITH = (CONFIG, DATA, PREPROCESSING)  # beside the checkpoints
-STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 Resume = Literal['same', 'changed', 'restart']
 RESUME_RULES = (
     '--resume=changed goes on from its last checkpoint under what is given now; --resume=restart '
@@ -104,7 +102,7 @@ def storage_errors(workdir: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in STORAGE_ERRORS:
+        if error.errno not in errors.STORAGE:
             raise
         saved = checkpoint.steps(workdir / CHECKPOINTS)
         file = f' ({error.filename})' if error.filename else ''

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from bigmodels import config as config_lib
-from bigmodels import errors, experiment, explain, main, sharding
+from bigmodels import errors, experiment, explain, main, sharding, train
 from tests import commands
 
 TINY = f'{commands.ROOT}/configs/transformer.py:tiny'
@@ -131,6 +131,15 @@ def test_the_step_of_a_task_is_traced_without_its_data(spec, tmp_path, monkeypat
     _, run = explain.abstract_program(planned, mesh)
     _, figures = jax.eval_shape(run.train_step, run.state_shapes, run.batch_shapes)
     assert figures['loss'][0].shape == ()
+
+
+def test_a_text_task_with_a_teacher_of_the_same_words_is_explained(tmp_path):
+    changes = ['task.tokenizer.name=characters', 'total_steps=2', 'checkpoint.every=2']
+    train.train(commands.tiny_text_config(tmp_path, changes), tmp_path / 'teacher')
+    learner = commands.tiny_text_config(
+        tmp_path, [*changes, f'distill.teacher={tmp_path / "teacher"}']
+    )
+    assert 'embed/embedding' in explain.explain('sharding', learner)
 
 
 def test_an_unknown_explanation():

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from bigmodels import compress, errors
 from bigmodels.models.parts.kernels import Observed, Rounded
+from bigmodels.tasks import base
 
 
 def measured(task: Any, params: Mapping, model_state: Any, batches: Sequence[Mapping]) -> Mapping:
@@ -26,6 +27,7 @@ def measured(task: Any, params: Mapping, model_state: Any, batches: Sequence[Map
     Raises:
       UserError: for a kernel that multiplies several times in a step.
     """
+    once = base.calling_once(task)
     leaves = flax.traverse_util.flatten_dict(params, sep='/')
     plain = flax.traverse_util.flatten_dict(jax.jit(compress.plain)(params), sep='/')
     probes = {name: jnp.zeros((*leaf.scale.shape, 2))
@@ -36,7 +38,7 @@ def measured(task: Any, params: Mapping, model_state: Any, batches: Sequence[Map
         def loss(probes: Mapping) -> jax.Array:
             observed = {name: Observed(plain[name], probe) for name, probe in probes.items()}
             tree = flax.traverse_util.unflatten_dict(plain | observed, sep='/')
-            return task.loss_fn(tree, model_state, batch, jax.random.key(0), train=False)[0]
+            return once.loss_fn(tree, model_state, batch, jax.random.key(0), train=False)[0]
 
         return jax.grad(loss)(probes)
 

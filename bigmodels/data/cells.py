@@ -54,6 +54,15 @@ def number(value: Any) -> float:
     return found
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value of a record is a finite number, or missing."""
+    try:
+        number(value)
+    except ValueError:
+        return False
+    return True
+
+
 def text_of(value: Any) -> str:
     """A value of a record as the text of a category or an id; '' where it is missing.
 

@@ -38,6 +38,8 @@ def writing_cache(folder: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno not in errors.STORAGE:
+            raise
         file = f' ({error.filename})' if error.filename else ''
         raise errors.UserError(
             f'The cache of data in {folder} cannot be written: {error.strerror}{file}. Make room, '
@@ -236,10 +238,14 @@ class _Joined:
         if len(self.parts) == 1:
             return _take_weighted(self.parts[0], numbers)
         part, example = self.locate(numbers).values()
-        taken = [_take_weighted(self.parts[p], example[part == p]) for p in np.unique(part)]
-        _check_alike(dict(zip(np.unique(part).tolist(), taken, strict=True)))
+        present = np.unique(part).tolist()
+        taken = {p: _take_weighted(self.parts[p], example[part == p]) for p in present}
+        _check_alike(taken)
         back = np.argsort(np.argsort(part, kind='stable'))  # from the order of parts to this one
-        return {key: np.concatenate([rows[key] for rows in taken])[back] for key in taken[0]}
+        return {
+            key: np.concatenate([rows[key] for rows in taken.values()])[back]
+            for key in taken[present[0]]
+        }
 
 
 def _check_alike(taken: Mapping[int, Mapping[str, np.ndarray]]) -> None:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from bigmodels import errors, trees
 from bigmodels.models.parts import blocks, layers
 from bigmodels.models.parts.attention import scores
+from bigmodels.tasks import base
 
 Array = jax.Array
 Activations = dict[str, Array]
@@ -70,7 +71,7 @@ def capture(
     Raises:
       UserError: for a path that no module has; names near ones.
     """
-    seen = Watched(task.model, edits or {}, paths)
+    task, seen = base.calling_once(task), Watched(task.model, edits or {}, paths)
     predictions = dataclasses.replace(task, model=seen).predict(params, model_state, batch)
     return predictions, seen.captured()
 
@@ -78,9 +79,10 @@ def capture(
 def edited(task: Any, edits: Edits) -> Any:
     """The task with a model in which modules give what `edits` make of their outputs.
 
-    Whatever the task does with its model is so edited: `predict`, `loss_fn`, `embed_texts`.
+    Whatever the task does with its model is so edited: `predict`, `loss_fn`, `embed_texts`. Of
+    images their mirror images are not asked too.
     """
-    return dataclasses.replace(task, model=Watched(task.model, edits))
+    return dataclasses.replace(base.calling_once(task), model=Watched(task.model, edits))
 
 
 def ablated(activations: Mapping[str, Array], by: str = 'zero') -> dict[str, Edit]:

@@ -78,7 +78,8 @@ class ResNet(nn.Module):
                     f'model.stage_sizes = {tuple(self.stage_sizes)} and model.{name} = '
                     f'{tuple(widths)} must have one number for each stage.'
                 )
-        if self.downsampling == 'pool' and self.strides == 'v1':
+        first = self.block == 'bottleneck' and self.strides == 'v1'
+        if self.downsampling == 'pool' and first:
             raise errors.UserError(
                 "model.downsampling = 'pool' is behind 3x3 convolutions, and model.strides = 'v1' "
                 'downsamples before them: leave one of them out.'
@@ -131,7 +132,7 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        y = _downsampled(self, x, name='first')
+        y = _downsampled(self, x, self.stride, name='first')
         y = _active(self, BatchNorm(self.momentum, name='first_norm')(y, train))
         y = Conv(self.width, 3, name='last')(y)
         return _joined(self, x, y, train)
@@ -151,13 +152,10 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        first = self.stride if self.stride_first else 1
+        first, middle = (self.stride, 1) if self.stride_first else (1, self.stride)
         y = Conv(self.inner, 1, first, name='reduce')(x)
         y = _active(self, BatchNorm(self.momentum, name='reduce_norm')(y, train))
-        if self.stride_first:
-            y = Conv(self.inner, 3, name='middle')(y)
-        else:
-            y = _downsampled(self, y, name='middle')
+        y = _downsampled(self, y, middle, name='middle')
         y = _active(self, BatchNorm(self.momentum, name='middle_norm')(y, train))
         y = Conv(EXPANSION * self.width, 1, name='last')(y)
         return _joined(self, x, y, train)
@@ -167,16 +165,16 @@ def _active(module: ResNet | BasicBlock | Bottleneck, x: Array) -> Array:
     return activations.ACTIVATIONS[module.activation](x)
 
 
-def _downsampled(block: BasicBlock | Bottleneck, x: Array, name: str) -> Array:
-    """A 3x3 convolution of x, its resolution divided by the block's stride."""
-    if not block.pool or block.stride == 1:
-        return Conv(block.inner, 3, block.stride, name=name)(x)
-    if x.shape[1] % block.stride or x.shape[2] % block.stride:
+def _downsampled(block: BasicBlock | Bottleneck, x: Array, stride: int, name: str) -> Array:
+    """A 3x3 convolution of x, its resolution divided by the stride."""
+    if not block.pool or stride == 1:
+        return Conv(block.inner, 3, stride, name=name)(x)
+    if x.shape[1] % stride or x.shape[2] % stride:
         raise errors.UserError(
             f"model.downsampling = 'pool' halves images of even sides: a block is given "
             f'{x.shape[1]} x {x.shape[2]} pixels.'
         )
-    return max_pool(Conv(block.inner, 3, name=name)(x), block.stride, block.stride, padding=0)
+    return max_pool(Conv(block.inner, 3, name=name)(x), stride, stride, padding=0)
 
 
 def _joined(block: BasicBlock | Bottleneck, x: Array, y: Array, train: bool) -> Array:

@@ -53,6 +53,11 @@ class Defaults:
         return {}
 
 
+def calling_once(task: Any) -> Any:
+    """The task as it answers by one call of its model, whose inside is then looked at."""
+    return dataclasses.replace(task, mirror=False) if getattr(task, 'mirror', False) else task
+
+
 @dataclasses.dataclass(frozen=True)
 class Examples:
     """A source whose records are preprocessed as they are read, several at once where it can.

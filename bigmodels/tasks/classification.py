@@ -64,8 +64,11 @@ class Classification(NamedClasses, Defaults):
             raise errors.UserError(
                 f'config.task.num_frames = {self.num_frames} must not be negative.'
             )
-        if self.num_frames and self.augment:
-            raise errors.UserError('config.task.augment is for images: leave it out for videos.')
+        for name in ('augment', 'mirror'):
+            if self.num_frames and getattr(self, name):
+                raise errors.UserError(
+                    f'config.task.{name} is for images: leave it out for videos.'
+                )
         if not 0 <= self.top_k <= self.num_classes:
             raise errors.UserError(
                 f'config.task.top_k = {self.top_k} must be from 0 to {self.num_classes}, the '
@@ -167,13 +170,13 @@ class Classification(NamedClasses, Defaults):
         logits = self.model.apply(variables, *self.model_inputs(batch))
         if not self.mirror:
             return logits
-        images = batch['inputs']
-        if images.ndim not in (3, 4):
+        inputs = batch['inputs']
+        if inputs.ndim not in (3, 4):
             raise errors.UserError(
                 f'config.task.mirror is for images [B, H, W] or [B, H, W, C]; inputs are '
-                f'{list(images.shape)}.'
+                f'{list(inputs.shape)}.'
             )
-        return (logits + self.model.apply(variables, images[:, :, ::-1])) / 2
+        return (logits + self.model.apply(variables, inputs[:, :, ::-1])) / 2
 
     def predict(self, params, model_state, batch) -> jax.Array:
         """Probabilities [B, classes]."""

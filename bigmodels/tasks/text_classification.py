@@ -28,8 +28,8 @@ class TextClassification(Classes, tokens.Tokenized):
       model: maps inputs int [B, L], with segment_ids of 0 at padding, to logits [B, classes].
       tokenizer: the config's section, from which `fit` or `restored` makes `vocabulary`.
       sequence_length: L; of longer texts the first L tokens are read.
-      classes: their names. A record's label is one of them, or its number from 0; where names are
-        numbers, one of the names.
+      classes: their names. A record's label is one of them, or its number from 0. A number that is
+        a name, as stars are, is that one; there may be none besides that are counted from 0.
       text_field, label_field: of the source's records.
       token_dropout: the share of tokens that training leaves out, see `token_noise.drop_tokens`.
 
@@ -98,17 +98,22 @@ class TextClassification(Classes, tokens.Tokenized):
             source, self.vocabulary, cache_dir, field=self.text_field, append_end_of_text=False
         )
         labels, where = np.zeros(len(source), np.int32), described(source)
-        is_name = set()
+        named, counted = set(), set()  # numbers: names that are not their own place, and no names
         for i in range(len(source)):
             with errors.told_of(f'Record {i} of {where}'):
                 record = source[i]
                 labels[i] = self._label(record)
-                is_name.add(str(record[self.label_field]) in self.classes)
+            if not isinstance(given := record[self.label_field], str):
+                if str(given) not in self.classes:
+                    counted.add(int(given))
+                elif given != labels[i]:
+                    named.add(int(given))
         with errors.told_of(where):
-            if len(is_name) > 1:  # of classes '1' and '2' as 0 and 1, both would be the first
+            if named and counted:  # of classes '1' and '2' as 0 and 1, both would be the first
                 raise errors.UserError(
-                    f'Some labels are among task.classes = {tuple(self.classes)}, and some are '
-                    'numbers that are not: name the classes otherwise to have them counted from 0.'
+                    f'Labels {sorted(named)} are names in task.classes = {tuple(self.classes)}, '
+                    f'and {sorted(counted)} are none: name the classes otherwise to have all '
+                    'counted from 0.'
                 )
             return Labelled(text.Padded(corpus, self.sequence_length), labels)
 

@@ -28,6 +28,7 @@ def loss(module: nn.Module, batch) -> torch.Tensor:
 ACTIVATIONS = {
     'relu': F.relu,
     'gelu': functools.partial(F.gelu, approximate='tanh'),
+    'gelu_exact': F.gelu,
     'silu': F.silu,
 }
 

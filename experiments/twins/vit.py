@@ -7,9 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from experiments.twins import weights
-from experiments.twins.resnet import loss  # noqa: F401
-
-ACTIVATIONS = {'gelu': functools.partial(F.gelu, approximate='tanh'), 'gelu_exact': F.gelu}
+from experiments.twins.resnet import ACTIVATIONS, loss  # noqa: F401
 
 
 def make(params, model_state, model) -> nn.Module:

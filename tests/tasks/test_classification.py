@@ -1,5 +1,7 @@
 """Records to examples and what cannot be; losses, figures of batches and of whole sets."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from bigmodels import errors, evaluate, metrics, sharding, steps
 from bigmodels.data import pipeline
 from bigmodels.data.sources import table_sources
+from bigmodels.interpret import activations
 from bigmodels.models.mlp import MLP
 from bigmodels.tasks import classification
 from bigmodels.tasks.classification import Classification
@@ -266,6 +269,20 @@ def test_answers_averaged_over_an_image_and_its_mirror_image(channels):
     np.testing.assert_allclose(loss(train=True), cross_entropy(logits(images)), rtol=1e-5)
 
 
+def test_what_looks_into_a_model_answers_by_one_call_of_it():
+    images = np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32)
+    plain = Classification(MLP(num_classes=CLASSES))
+    task, given = dataclasses.replace(plain, mirror=True), {'inputs': images}
+    params = plain.init(jax.random.key(0), given)['params']
+    expected = plain.predict(params, {}, given)
+    assert (task.predict(params, {}, given) != expected).any()
+    found, _ = activations.capture(task, params, {}, given, [activations.INPUT])
+    np.testing.assert_array_equal(found, expected)
+    changed = activations.edited(task, {activations.INPUT: activations.Edit(images + 1)})
+    expected = plain.predict(params, {}, {'inputs': images + 1})
+    np.testing.assert_array_equal(changed.predict(params, {}, given), expected)
+
+
 def test_only_images_have_mirror_images():
     task, given = Classification(MODEL, mirror=True), batch()
     params = task.init(jax.random.key(0), given)['params']
@@ -335,6 +352,7 @@ def test_reported_figures_are_of_the_whole_set(source, devices, tmp_path):
         (dict(top_k=7), r'top_k = 7 must be from 0 to 6'),
         (dict(num_frames=-1), 'num_frames = -1 must not be negative'),
         (dict(num_frames=4, augment=dict(flip=0.5)), 'augment is for images: leave it out'),
+        (dict(num_frames=4, mirror=True), 'mirror is for images: leave it out'),
         (dict(report=('f2',)), r"figure in config.task.report: 'f2'.*f1"),
     ],
 )

@@ -81,8 +81,14 @@ def test_names_that_are_numbers_are_names(tmp_path):
 
 def test_numbers_from_0_are_not_taken_for_names_that_are_numbers_from_1(tmp_path):
     task = make(classes=('1', '2')).fit(Source())
-    with pytest.raises(errors.UserError, match=r"Some labels are among .*\('1', '2'\), and some"):
+    with pytest.raises(
+        errors.UserError, match=r"Labels \[1\] are names .*'2'\), and \[0\] are none"
+    ):
         task.examples(Source(labels=[0, 1, 0, 1], kind=np.int64), tmp_path, train=True)
+    task = make(classes=('0', 'one')).fit(Source())  # a name that is its own place
+    for labels in ([0, 1, 0, 1], ['0', 1, 0, 'one']):
+        examples = task.examples(Source(labels=labels, kind=object), tmp_path, train=True)
+        assert [example['targets'] for example in examples] == [0, 1, 0, 1]
 
 
 def test_labels_are_numbers_or_names(tmp_path):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bigmodels import errors
-from bigmodels.data.cells import number, numbers, typed
+from bigmodels.data.cells import is_number, number, numbers, typed
 from bigmodels.data.sources import BOM, checked_index, digest, one_file, read_text
 
 Line = tuple[int, list[str]]  # of a CSV file: the number of its last line, and its values
@@ -255,7 +255,7 @@ def checked_offsets(offsets: np.ndarray, where: str) -> np.ndarray:
 def csv_rows(path: str, text: str, tabs: bool = False) -> tuple[list[str], list[Line]]:
     """The header of a CSV file, and the lines below it that are not blank.
 
-    Where there is one column, a blank line is a missing value, unless only such lines follow.
+    In one column of numbers a blank line is a missing value, unless only such lines follow.
 
     Args:
       path: for errors.
@@ -275,10 +275,9 @@ def csv_rows(path: str, text: str, tabs: bool = False) -> tuple[list[str], list[
     if len(filled) < 2:
         raise errors.UserError(f'{path} needs a header row and at least one row of values.')
     (_, header), *lines = lines[filled[0] : filled[-1] + 1]
-    if len(header) == 1:
+    if len(header) == 1 and all(is_number(value) for _, row in lines for value in row):
         lines = [(line, row or ['']) for line, row in lines]
-    else:
-        lines = [(line, row) for line, row in lines if row]
+    lines = [(line, row) for line, row in lines if row]
     if len(set(header)) < len(header):
         raise errors.UserError(f'{path}:1 names a column twice: {", ".join(header)}.')
     return header, lines
