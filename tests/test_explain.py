@@ -134,7 +134,8 @@ def test_the_step_of_a_task_is_traced_without_its_data(spec, tmp_path, monkeypat
 
 
 def test_a_text_task_with_a_teacher_of_the_same_words_is_explained(tmp_path):
-    changes = ['task.tokenizer.name=characters', 'total_steps=2', 'checkpoint.every=2']
+    changes = ['task.tokenizer.name=characters', 'data.train.fraction=(0.0, 1.0)']
+    changes += ['total_steps=4', 'checkpoint.every=4', 'task.sample_tokens=0']
     train.train(commands.tiny_text_config(tmp_path, changes), tmp_path / 'teacher')
     learner = commands.tiny_text_config(
         tmp_path, [*changes, f'distill.teacher={tmp_path / "teacher"}']

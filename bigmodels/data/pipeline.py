@@ -34,11 +34,14 @@ def cache_dir() -> pathlib.Path:
 
 @contextlib.contextmanager
 def writing_cache(folder: pathlib.Path) -> Iterator[None]:
-    """What a cache in `folder` cannot be given is a UserError that says how to have another."""
+    """Makes `folder`; what it cannot be given is a UserError that says how to have another."""
+    made = False
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        made = True
         yield
     except OSError as error:
-        if error.errno not in errors.STORAGE:
+        if made and error.errno not in errors.STORAGE:  # as of what is read meanwhile
             raise
         file = f' ({error.filename})' if error.filename else ''
         raise errors.UserError(

@@ -115,7 +115,6 @@ def cached_corpus(
     cache_dir = pathlib.Path(cache_dir)
     target = cache_dir / f'tokens-{fingerprint[:24]}'
     with pipeline.writing_cache(cache_dir):
-        cache_dir.mkdir(parents=True, exist_ok=True)
         if not _damage(target):
             return TokenCorpus(target)
         scratch = cache_dir / f'.writing-{uuid.uuid4().hex}'

@@ -105,7 +105,6 @@ class Cleaned:
             if record is not None:
                 places[i] = seen.setdefault(self._content(record, i), i)
         with pipeline.writing_cache(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
             scratch = path.with_name(f'.writing-{uuid.uuid4().hex}.npy')
             np.save(scratch, places)
             os.replace(scratch, path)  # another process may have written the same
