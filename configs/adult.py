@@ -40,8 +40,8 @@ def get_config(variant: str = ''):
     config.model.update(numeric='periodic', num_features=64, frequency_scale=3.0)
     config.model.dropout_rate = 0.5
     if variant == 'ft_transformer':
-        config.model.dropout_rate = 0.4
-        config.optimizer.learning_rate = 5e-4
+        config.model.update(num_layers=2, embed_dim=32, dropout_rate=0.4)
+        config.optimizer.update(learning_rate=5e-4, weight_decay=0.0)
     config.task = dict(
         name='table_classification', label_key='income', numeric=NUMERIC, categorical=CATEGORICAL
     )
@@ -49,7 +49,7 @@ def get_config(variant: str = ''):
     test = train | dict(path=common.data_path('adult/adult_test.csv.gz'))
     config.data.train = train | dict(without=('::10',))
     config.data.evals = dict(valid=train | dict(rows='::10'), test=test)
-    config.total_steps = 1600 if variant == 'ft_transformer' else 1200
+    config.total_steps = 2400 if variant == 'ft_transformer' else 1200
     config.checkpoint.best_metric = 'valid/roc_auc'
     config.checkpoint.best_mode = 'max'
     if variant == 'tiny':
