@@ -84,12 +84,15 @@ def _fusion_bytes(program: Program, fusion: Instruction) -> float:
     [name] = fusion.called('calls')
     body = program.computations[name]
     root = body.root
-    outputs = [body.by_name[name] for name in root.operands] if root.opcode == 'tuple' else [root]
-    written = sum(
-        _bytes_written(program, output, body)
-        for output, array in zip(outputs, fusion.outputs, strict=True)
-        if array.in_memory
-    )
+    if root.opcode != 'tuple' and len(fusion.outputs) > 1:  # as of a reduction of pairs
+        written = sum(array.bytes for array in fusion.outputs if array.in_memory)
+    else:
+        outputs = [body.by_name[n] for n in root.operands] if root.opcode == 'tuple' else [root]
+        written = sum(
+            _bytes_written(program, output, body)
+            for output, array in zip(outputs, fusion.outputs, strict=True)
+            if array.in_memory
+        )
     parameters = [body.parameter(i) for i in range(len(fusion.operands))]
     read = sum(
         _bytes_read(program, parameter, body)

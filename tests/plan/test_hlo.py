@@ -180,6 +180,37 @@ ENTRY %main (stack: f32[9,16,32], i: s32[]) -> f32[9,16,32] {
     assert costs.bytes_moved(program, run) == 2 * 4 * 16 * 32 + 4  # and the index
 
 
+def test_a_fusion_that_ends_in_a_reduction_of_pairs_writes_both():
+    """As an argmax does: values and their places."""
+    text = """HloModule m
+
+%pair (a: f32[], i: s32[], b: f32[], j: s32[]) -> (f32[], s32[]) {
+  %a = f32[] parameter(0)
+  %i = s32[] parameter(1)
+  %b = f32[] parameter(2)
+  %j = s32[] parameter(3)
+  ROOT %t = (f32[], s32[]) tuple(%a, %i)
+}
+
+%body (x: f32[8,64]) -> (f32[8], s32[8]) {
+  %x = f32[8,64]{1,0} parameter(0)
+  %places = s32[8,64]{1,0} iota(), iota_dimension=1
+  %zero = f32[] constant(0)
+  %first = s32[] constant(0)
+  ROOT %r = (f32[8]{0}, s32[8]{0}) reduce(%x, %places, %zero, %first), dimensions={1}, \
+to_apply=%pair
+}
+
+ENTRY %main (x: f32[8,64]) -> (f32[8], s32[8]) {
+  %x = f32[8,64]{1,0} parameter(0)
+  ROOT %f = (f32[8]{0}, s32[8]{0}) fusion(%x), kind=kLoop, calls=%body
+}
+"""
+    program = hlo.parse(text)
+    [run] = [run for run in program.runs() if run.instruction.opcode == 'fusion']
+    assert costs.bytes_moved(program, run) == 4 * 8 * 64 + 2 * 4 * 8
+
+
 @pytest.mark.parametrize(
     ('text', 'expected'),
     [
