@@ -60,25 +60,26 @@ def abstract_program(
     settings: Experiment, mesh: Mesh | AbstractMesh
 ) -> tuple[Any, program.Program]:
     """The task of an experiment, and its program as shapes on a mesh."""
+    task, shapes = _task_and_batch(settings)
+    return task, program.make_program(settings, task, mesh, shapes)
+
+
+def _task_and_batch(settings: Experiment) -> tuple[Any, program.Shapes]:
+    """The task and the shapes of a batch: fitted to the training data unless it knows them."""
     task = experiment.make_task(settings)
+    if not hasattr(task, 'example_shapes'):
+        sources = experiment.training_sources(settings)
+        task = task.fit(pipeline.concatenated([source for source, _ in sources]))
+        batches, _ = experiment.training_batches(settings, task, sources)
+        return task, program.shapes_of_batch(batches[0], settings.batch_size)
     # What ids stand for changes no shape; but a teacher is asked whether it has the same.
     if getattr(task, 'vocabulary', ()) is None and not settings.distill.teacher:
         task = dataclasses.replace(task, vocabulary=tokenizers.Bytes())
-    return task, program.make_program(settings, task, mesh, _batch_shapes(settings, task))
-
-
-def _batch_shapes(settings: Experiment, task: Any) -> program.Shapes:
-    """The shapes of a batch: from the task if it knows them, else from the training data."""
-    if hasattr(task, 'example_shapes'):
-        weight = jax.ShapeDtypeStruct((), 'float32')  # as batches give each example without any
-        return {
-            key: jax.ShapeDtypeStruct((settings.batch_size, *shape.shape), shape.dtype)
-            for key, shape in {'weights': weight, **task.example_shapes()}.items()
-        }
-    sources = experiment.training_sources(settings)
-    task = task.fit(pipeline.concatenated([source for source, _ in sources]))
-    batches, _ = experiment.training_batches(settings, task, sources)
-    return program.shapes_of_batch(batches[0], settings.batch_size)
+    weight = jax.ShapeDtypeStruct((), 'float32')  # as batches give each example without any
+    return task, {
+        key: jax.ShapeDtypeStruct((settings.batch_size, *shape.shape), shape.dtype)
+        for key, shape in {'weights': weight, **task.example_shapes()}.items()
+    }
 
 
 def device_bytes(tree: Any) -> int:

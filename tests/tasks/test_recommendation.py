@@ -335,3 +335,8 @@ def test_figures_do_not_depend_on_the_batch(tmp_path):
         found = evaluate.evaluate(eval_step, run.task, run.params, run.model_state, sets, run.mesh)
         for name, value in found.items():
             np.testing.assert_allclose(value, figures[name], rtol=1e-5)
+    # A plan of it fits the task to the same data, without which it knows no items.
+    task, planned = explain.abstract_program(run.experiment, run.mesh)
+    assert task.catalogue.ids.names == run.task.catalogue.ids.names
+    arguments = planned.state_shapes, planned.batch_shapes
+    assert jax.eval_shape(planned.train_step, *arguments)[1]['loss'][0].shape == ()
