@@ -18,8 +18,8 @@ from bigmodels import errors
 SUFFIXES = ('.wav', '.flac', '.mp3', '.ogg', '.opus')  # of the files that `decode` reads
 MOST_VALUES = 2**31  # of a file, 8 GB: more is taken for a damaged header
 MAX_RATE = 1_000_000  # Hz: more is taken for a damaged header
-OGG = b'OggS'  # how each page begins
-PAGE_HEADER = 27  # bytes, the last of them the number of the segments' sizes that follow
+_OGG = b'OggS'  # how each page begins
+_PAGE_HEADER = 27  # bytes, the last of them the number of the segments' sizes that follow
 _PCM = bytes.fromhex('0100000000001000800000aa00389b71')  # in a header that is extensible
 # The low-pass filter of `resample`: what is below 84 % of the lower Nyquist frequency passes, and
 # what is above all of it falls by 90 dB.
@@ -72,7 +72,7 @@ def decode(data: bytes, where: str, most: int = MOST_VALUES) -> tuple[np.ndarray
 def _is_compressed(data: bytes) -> bool:
     """Whether it begins as FLAC, Ogg, or MP3 do: with a tag, or a frame of layer III."""
     frame = len(data) > 1 and data[0] == 0xFF and data[1] & 0xE6 == 0xE2
-    return frame or data.startswith((b'fLaC', OGG, b'ID3'))
+    return frame or data.startswith((b'fLaC', _OGG, b'ID3'))
 
 
 def _decompressed(data: bytes, where: str, most: int) -> tuple[np.ndarray, int]:
@@ -96,7 +96,7 @@ def _decompressed(data: bytes, where: str, most: int) -> tuple[np.ndarray, int]:
     except soundfile.LibsndfileError as error:
         raise errors.UserError(f'{where} cannot be decoded: {error.error_string}') from error
     _check_whole(len(samples), count, where)
-    if data.startswith(OGG) and not _has_last_page(data):  # what is left counts as the whole
+    if data.startswith(_OGG) and not _has_last_page(data):  # what is left counts as the whole
         raise errors.UserError(
             f'{where} is cut short: the page that ends an Ogg file is not there.'
         )
@@ -106,11 +106,11 @@ def _decompressed(data: bytes, where: str, most: int) -> tuple[np.ndarray, int]:
 def _has_last_page(data: bytes) -> bool:
     """Whether an Ogg file has all pages up to one that is said to be the last (RFC 3533, 6)."""
     place, flags = 0, 0
-    while data.startswith(OGG, place) and place + PAGE_HEADER <= len(data):
-        flags, segments = data[place + 5], data[place + PAGE_HEADER - 1]
-        sizes = data[place + PAGE_HEADER : place + PAGE_HEADER + segments]
-        place += PAGE_HEADER + segments + sum(sizes)
-    return bool(flags & 4) and place <= len(data) and not data.startswith(OGG, place)
+    while data.startswith(_OGG, place) and place + _PAGE_HEADER <= len(data):
+        flags, segments = data[place + 5], data[place + _PAGE_HEADER - 1]
+        sizes = data[place + _PAGE_HEADER : place + _PAGE_HEADER + segments]
+        place += _PAGE_HEADER + segments + sum(sizes)
+    return bool(flags & 4) and place <= len(data) and not data.startswith(_OGG, place)
 
 
 def _check_whole(found: int, told: int, where: str) -> None:

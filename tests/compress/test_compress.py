@@ -16,6 +16,7 @@ from bigmodels.models import MODELS
 from bigmodels.models.parts import kernels, layers
 from bigmodels.models.parts.convolution import Conv
 from bigmodels.models.parts.kernels import Kernel, Rounded
+from bigmodels.tasks import Classification
 from tests import test_sharding
 from tests.test_sharding_rules import TABLES, VARIANTS, inputs_of, parameters
 
@@ -208,6 +209,18 @@ def test_scales_are_the_largest_inputs_over_batches():
         measured(Twice(), params, x)
     convolution = measured(Conv(4, 3), {'kernel': np.ones((3, 3, 4, 4), np.float32)}, IMAGES)
     np.testing.assert_allclose(convolution['kernel'].scale, np.abs(IMAGES).max() / 127, rtol=1e-6)
+
+
+def test_scales_of_a_task_that_asks_for_mirror_images_too_are_those_of_the_images():
+    model, params, state = made('resnet')
+    narrow = kept(dataclasses.replace(INT8, activations='int8_static'), params)
+    count = len(IMAGES)
+    batch = {'inputs': IMAGES, 'targets': np.zeros(count, np.int32), 'weights': np.ones(count)}
+    plain, mirrored = (
+        calibrate.measured(Classification(model, mirror=mirror), narrow, state, [batch])
+        for mirror in (False, True)
+    )
+    assert trees.first_difference(plain, mirrored) is None
 
 
 def model_of(name, params=None):
