@@ -166,10 +166,10 @@ class SoundGeneration(Defaults):
     def _stretches(self, rng, waveforms, lengths) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Of each recording a stretch [B, crop_samples], its start, and which samples count."""
         size, field = self.crop_samples, self.model.receptive_field
-        # From before the beginning on, else the first samples would be seen less than the others.
+        # From before the first to behind the last, else few would hold the samples at the ends.
         latest = jnp.maximum(lengths - size, 0)
-        starts = jax.random.randint(rng, lengths.shape, -field, latest + 1)
-        starts = jnp.maximum(starts, 0)
+        starts = jax.random.randint(rng, lengths.shape, -field, latest + field + 1)
+        starts = jnp.clip(starts, 0, latest)
         cut = jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, size))
         whole_past = (starts[:, None] == 0) | (jnp.arange(size) >= field)
         return cut(waveforms, starts), starts, whole_past & pooling.within(lengths - starts, size)

@@ -90,6 +90,24 @@ def test_a_stretch_has_the_losses_that_the_whole_recording_has_there(whole, size
         assert seen.sum() > 0.99 * lengths.sum()
 
 
+def test_the_last_samples_count_as_often_as_the_first(whole):
+    batch, _, _ = whole
+    size, num_draws = 700, 4000
+    lengths = np.asarray(batch['lengths'])
+    draw = jax.vmap(make_task(crop_samples=size)._stretches, (0, None, None))
+    rngs = jax.random.split(jax.random.key(0), num_draws)
+    _, starts, counts = jax.device_get(jax.jit(draw)(rngs, batch['inputs'], batch['lengths']))
+    longer = np.flatnonzero(lengths > size + FIELD)
+    assert longer.size > 1
+    for row in longer:
+        latest = lengths[row] - size
+        share = (FIELD + 1) / (latest + 2 * FIELD + 1)
+        for end, place in ((0, 0), (latest, -1)):
+            at_end = starts[:, row] == end
+            assert counts[at_end, row, place].all()
+            assert at_end.mean() == pytest.approx(share, abs=4 * (share / num_draws) ** 0.5)
+
+
 def test_a_class_that_is_not_told_is_that_of_none(whole):
     batch, params, _ = whole
     rng = jax.random.key(0)
