@@ -7,7 +7,6 @@ They count all that the machine does meanwhile, of this process' machine alone.
 """
 
 import ctypes
-import os
 import pathlib
 import re
 import threading
@@ -100,7 +99,7 @@ class Meter:
         if self._source:
             return self._joules / 3.6e6, f'measured by {self._source}'
         if self._device.platform == 'cpu':  # as many devices as wanted, of the same cores
-            watts, cores = hardware.CORE_WATTS, os.cpu_count()
+            watts, cores = hardware.CORE_WATTS, hardware.num_cores()
             kwh = hardware.kilowatt_hours(watts * cores, seconds)
             return kwh, f'estimated by {watts:g} W for each of {cores} cores'
         chip = hardware.chip_of(self._device)

@@ -1,6 +1,7 @@
 """Facts about chips, each with its source."""
 
 import dataclasses
+import os
 import re
 
 import jax
@@ -89,6 +90,12 @@ def peak_flops(mesh: jax.sharding.Mesh) -> float | None:
     """The peak of all devices of a mesh, or None where it is not known, as for CPUs."""
     chip = chip_of(mesh.devices.flat[0])
     return None if chip is None else chip.peak_flops * mesh.size
+
+
+def num_cores() -> int:
+    """How many CPU cores this process may use."""
+    affinity = getattr(os, 'sched_getaffinity', None)  # Linux has it
+    return len(affinity(0)) if affinity else os.cpu_count()
 
 
 def kilowatt_hours(watts: float, seconds: float) -> float:

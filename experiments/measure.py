@@ -18,6 +18,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from bigmodels import hardware
+
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / 'experiments' / 'results'
 MEMORY_SETTINGS = ('GLIBC_TUNABLES', 'MALLOC_ARENA_MAX')  # see benchmark_memory.py
@@ -151,7 +153,7 @@ def machine() -> str:
         names = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         counts = collections.Counter(names.splitlines())
         gpus = [f'{count} {name}' for name, count in counts.items()]
-    return ', '.join([*gpus, f'{os.cpu_count()} CPU cores', platform.machine()])
+    return ', '.join([*gpus, f'{hardware.num_cores()} CPU cores', platform.machine()])
 
 
 @functools.cache

@@ -1,6 +1,5 @@
 """The cost of a run against counters that are written here."""
 
-import os
 import time
 import types
 
@@ -66,7 +65,7 @@ def test_without_counters_the_power_is_taken_over_the_time(tmp_path, monkeypatch
     turns = lambda x: jax.lax.fori_loop(0, 3, lambda i, y: y @ x, x)
     step = jax.jit(turns).lower(jax.numpy.ones((8, 8))).compile()
     cost = energy.Meter(mesh_of(), tmp_path).cost(5, None, step)
-    cores = os.cpu_count()
+    cores = hardware.num_cores()
     assert cost['energy_source'] == f'estimated by 12 W for each of {cores} cores'
     expected = 12 * cores * cost['seconds'] / 3.6e6
     assert cost['kilowatt_hours'] == pytest.approx(expected, abs=12 * cores * 0.06 / 3.6e6)

@@ -1,5 +1,9 @@
 """Facts about chips are found by what JAX calls the chips."""
 
+import os
+import shutil
+import subprocess
+import sys
 import types
 
 import pytest
@@ -34,6 +38,14 @@ def test_ridge_points_are_plausible():
     for chip in hardware.CHIPS.values():
         assert 100 < chip.peak_flops / chip.bandwidth < 600
         assert chip.bandwidth > chip.links * chip.link_bandwidth
+
+
+@pytest.mark.skipif(not shutil.which('taskset'), reason='no taskset, which is of Linux')
+def test_cores_are_those_that_the_process_may_use():
+    command = 'from bigmodels import hardware; print(hardware.num_cores())'
+    run = ['taskset', '-c', '0', sys.executable, '-c', command]
+    assert subprocess.run(run, check=True, capture_output=True, text=True).stdout.strip() == '1'
+    assert 1 <= hardware.num_cores() <= os.cpu_count()
 
 
 def test_energy():
