@@ -19,8 +19,13 @@ def flip(rng: Array, image: Array, probability: float) -> Array:
 
 def shift(rng: Array, image: Array, pixels: int) -> Array:
     """Moved by up to so many whole pixels along each side, each with equal probability."""
-    height, width, _ = image.shape
     down, right = jax.random.randint(rng, (2,), -pixels, pixels + 1)
+    return moved(image, down, right)
+
+
+def moved(image: Array, down: int | Array, right: int | Array) -> Array:
+    """[H, W] or [H, W, C], moved by whole pixels."""
+    height, width = image.shape[:2]
     rows = reflected(jnp.arange(height) - down, height)
     columns = reflected(jnp.arange(width) - right, width)
     return image[rows][:, columns]

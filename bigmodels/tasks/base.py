@@ -55,7 +55,9 @@ class Defaults:
 
 def calling_once(task: Any) -> Any:
     """The task as it answers by one call of its model, whose inside is then looked at."""
-    return dataclasses.replace(task, mirror=False) if getattr(task, 'mirror', False) else task
+    if not (getattr(task, 'mirror', False) or getattr(task, 'shift', 0)):
+        return task
+    return dataclasses.replace(task, mirror=False, shift=0)
 
 
 @dataclasses.dataclass(frozen=True)

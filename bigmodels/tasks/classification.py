@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigmodels import config, errors, metrics
-from bigmodels.augmentation import Augmentation
+from bigmodels.augmentation import Augmentation, geometry
 from bigmodels.data import images
 from bigmodels.tasks.base import Defaults, Examples, array_of, checked_labels
 from bigmodels.tasks.classes import NamedClasses
@@ -36,6 +36,9 @@ class Classification(NamedClasses, Defaults):
       top_k: adds the share of examples whose class is among the k most probable; 0 for none.
       mirror: of images; outside training the logits are the mean of those of an image and of its
         mirror image, left and right exchanged, which takes twice the time.
+      shift: of images; outside training the logits are the mean of those of an image and of the
+        image moved by so many pixels up and left, and down and right (of all of them and their
+        mirror images, if both are wanted), which takes three times the time.
 
     And those of `classes.NamedClasses`: the loss, and what is reported.
     """
@@ -50,21 +53,23 @@ class Classification(NamedClasses, Defaults):
     augment: Mapping[str, Any] | None = None
     top_k: int = 0
     mirror: bool = False
+    shift: int = 0
 
     sections: ClassVar = {'augment': Augmentation}
     label_ndim: ClassVar = 0  # the axes of a record's label
     target_keys: ClassVar = ('label_key',)
-    answer_fields: ClassVar = ('mirror',)
+    answer_fields: ClassVar = ('mirror', 'shift')
     alike_in_teacher: ClassVar = ('image_size', 'num_frames', 'mean', 'std')
 
     def __post_init__(self):
         self._augmentation()  # what is wrong with it is said before anything is opened
         self.check_classes()
-        if self.num_frames < 0:
-            raise errors.UserError(
-                f'config.task.num_frames = {self.num_frames} must not be negative.'
-            )
-        for name in ('augment', 'mirror'):
+        for name in ('num_frames', 'shift'):
+            if getattr(self, name) < 0:
+                raise errors.UserError(
+                    f'config.task.{name} = {getattr(self, name)} must not be negative.'
+                )
+        for name in ('augment', 'mirror', 'shift'):
             if self.num_frames and getattr(self, name):
                 raise errors.UserError(
                     f'config.task.{name} is for images: leave it out for videos.'
@@ -167,16 +172,22 @@ class Classification(NamedClasses, Defaults):
     def logits_of(self, params, model_state, batch) -> jax.Array:
         """[B, classes], as it answers."""
         variables = {'params': params, **model_state}
-        logits = self.model.apply(variables, *self.model_inputs(batch))
-        if not self.mirror:
-            return logits
-        inputs = batch['inputs']
-        if inputs.ndim not in (3, 4):
+        if not (self.mirror or self.shift):
+            return self.model.apply(variables, *self.model_inputs(batch))
+        views = jnp.stack(self._views(batch['inputs']))
+        return jax.lax.map(lambda view: self.model.apply(variables, view), views).mean(0)
+
+    def _views(self, images: jax.Array) -> list[jax.Array]:
+        """[B, H, W] or [B, H, W, C] and its variations, over which answers are averaged."""
+        if images.ndim not in (3, 4):
+            name = 'mirror' if self.mirror else 'shift'
             raise errors.UserError(
-                f'config.task.mirror is for images [B, H, W] or [B, H, W, C]; inputs are '
-                f'{list(inputs.shape)}.'
+                f'config.task.{name} is for images [B, H, W] or [B, H, W, C]; inputs are '
+                f'{list(images.shape)}.'
             )
-        return (logits + self.model.apply(variables, inputs[:, :, ::-1])) / 2
+        offsets = (0, -self.shift, self.shift) if self.shift else (0,)
+        views = [jax.vmap(lambda x, n=n: geometry.moved(x, n, n))(images) for n in offsets]
+        return [*views, *(view[:, :, ::-1] for view in views)] if self.mirror else views
 
     def predict(self, params, model_state, batch) -> jax.Array:
         """Probabilities [B, classes]."""

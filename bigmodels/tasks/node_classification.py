@@ -14,7 +14,7 @@ from bigmodels.data.sources.graph_sources import checked_edges
 from bigmodels.tasks.base import Examples, field_of
 from bigmodels.tasks.classification import Classification
 
-NOT_OF_NODES = ('image_size', 'augment', 'top_k', 'mirror', 'report', 'classes')
+NOT_OF_NODES = ('image_size', 'augment', 'top_k', 'mirror', 'shift', 'report', 'classes')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -245,15 +245,21 @@ def test_top_k_accuracy():
 
 
 @pytest.mark.parametrize('channels', [(), (3,)])
-def test_answers_averaged_over_an_image_and_its_mirror_image(channels):
+@pytest.mark.parametrize('views', [dict(mirror=True), dict(shift=2), dict(mirror=True, shift=1)])
+def test_answers_averaged_over_views_of_an_image(views, channels):
     model = MLP(num_classes=CLASSES)
     images = np.random.default_rng(0).normal(size=(4, 5, 6, *channels)).astype(np.float32)
     given = {'inputs': images, 'targets': np.arange(4), 'weights': np.ones(4, np.float32)}
     params = model.init(jax.random.key(0), images)['params']
-    task = Classification(model, mirror=True)
+    task = Classification(model, **views)
 
     def logits(inputs):
         return np.asarray(model.apply({'params': params}, inputs))
+
+    def moved(pixels):
+        around = [(0, 0), (2, 2), (2, 2), *[(0, 0)] * len(channels)]
+        kept = (slice(2 - pixels, -2 - pixels or None),) * 2
+        return np.pad(images, around, mode='reflect')[:, *kept]
 
     def loss(train):
         _, (pairs, _) = task.loss_fn(params, {}, given, jax.random.key(1), train=train)
@@ -263,16 +269,20 @@ def test_answers_averaged_over_an_image_and_its_mirror_image(channels):
         labels = given['targets']
         return optax.losses.softmax_cross_entropy_with_integer_labels(values, labels).mean()
 
-    both = (logits(images) + logits(np.flip(images, axis=2))) / 2
-    np.testing.assert_allclose(task.predict(params, {}, given), jax.nn.softmax(both), rtol=1e-5)
-    np.testing.assert_allclose(loss(train=False), cross_entropy(both), rtol=1e-5)
+    seen = [moved(pixels) for pixels in {0, -task.shift, task.shift}]
+    if task.mirror:
+        seen += [np.flip(x, axis=2) for x in seen]
+    average = np.mean([logits(x) for x in seen], 0)
+    np.testing.assert_allclose(task.predict(params, {}, given), jax.nn.softmax(average), rtol=1e-5)
+    np.testing.assert_allclose(loss(train=False), cross_entropy(average), rtol=1e-5)
     np.testing.assert_allclose(loss(train=True), cross_entropy(logits(images)), rtol=1e-5)
 
 
-def test_what_looks_into_a_model_answers_by_one_call_of_it():
+@pytest.mark.parametrize('views', [dict(mirror=True), dict(shift=1)])
+def test_what_looks_into_a_model_answers_by_one_call_of_it(views):
     images = np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32)
     plain = Classification(MLP(num_classes=CLASSES))
-    task, given = dataclasses.replace(plain, mirror=True), {'inputs': images}
+    task, given = dataclasses.replace(plain, **views), {'inputs': images}
     params = plain.init(jax.random.key(0), given)['params']
     expected = plain.predict(params, {}, given)
     assert (task.predict(params, {}, given) != expected).any()
@@ -283,12 +293,14 @@ def test_what_looks_into_a_model_answers_by_one_call_of_it():
     np.testing.assert_array_equal(changed.predict(params, {}, given), expected)
 
 
-def test_only_images_have_mirror_images():
-    task, given = Classification(MODEL, mirror=True), batch()
+@pytest.mark.parametrize('views', [dict(mirror=True), dict(shift=1)])
+def test_only_images_have_views(views):
+    task, given = Classification(MODEL, **views), batch()
     params = task.init(jax.random.key(0), given)['params']
     flat = given['inputs'].reshape(ROWS, -1)
-    with pytest.raises(errors.UserError, match=r'task.mirror is for images .* are \[20, 16\]'):
+    with pytest.raises(errors.UserError, match=r'is for images .* are \[20, 16\]') as told:
         task.predict(params, {}, {'inputs': flat})
+    assert f'task.{next(iter(views))} is' in str(told.value)
 
 
 def test_the_picture_has_a_row_for_each_true_class():
@@ -353,6 +365,8 @@ def test_reported_figures_are_of_the_whole_set(source, devices, tmp_path):
         (dict(num_frames=-1), 'num_frames = -1 must not be negative'),
         (dict(num_frames=4, augment=dict(flip=0.5)), 'augment is for images: leave it out'),
         (dict(num_frames=4, mirror=True), 'mirror is for images: leave it out'),
+        (dict(num_frames=4, shift=1), 'shift is for images: leave it out'),
+        (dict(shift=-1), 'shift = -1 must not be negative'),
         (dict(report=('f2',)), r"figure in config.task.report: 'f2'.*f1"),
     ],
 )

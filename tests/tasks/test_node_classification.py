@@ -94,6 +94,7 @@ def test_without_weights_every_node_counts_once(tmp_path):
         dict(augment=dict(flip=0.5)),
         dict(top_k=1),
         dict(mirror=True),
+        dict(shift=1),
         dict(report=('f1',)),
     ],
 )
