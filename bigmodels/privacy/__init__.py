@@ -105,11 +105,10 @@ def transformation(settings: Any, task: Any, variables: Mapping[str, Any]) -> Tr
     if budget is None and not clients.on:
         return Transformation()
     _check_alone(settings, variables)
-    gradients = functools.partial(dp_sgd.private_gradients, budget=budget)
+    given = dict(budget=budget, most_counts=getattr(task, 'most_counts', dp_sgd.num_weights))
+    gradients = functools.partial(dp_sgd.private_gradients, **given)
     if clients.on:
-        gradients = functools.partial(
-            federated.federated_gradients, settings=clients, budget=budget
-        )
+        gradients = functools.partial(federated.federated_gradients, settings=clients, **given)
     if budget is None:
         return Transformation(gradients)
     _check_private(settings, task)

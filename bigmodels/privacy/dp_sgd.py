@@ -16,6 +16,11 @@ from bigmodels import sharding, steps
 from bigmodels.privacy.budget import Budget
 
 
+def num_weights(weights: jax.Array) -> int:
+    """How many of weights [B, ...] an example has."""
+    return weights[0].size
+
+
 def private_gradients(
     params: Any,
     model_state: Any,
@@ -25,13 +30,15 @@ def private_gradients(
     parts: int,
     *,
     budget: Budget,
+    most_counts: Callable[[jax.Array], int] = num_weights,
 ) -> tuple[Any, Mapping[str, metrics_lib.Pair], Any]:
     """As `steps.accumulated_gradients`, private for one example added or removed.
 
-    The loss of an example is the sum in metrics['loss'] that it has alone, divided by the number of
-    its weights: where all weights are 1 it is its mean.
+    The loss of an example is the sum in metrics['loss'] that it has alone, divided by the most that
+    its count may be: where all weights are 1 it is its mean.
 
     Args:
+      most_counts: of the batch's weights, see `tasks`.
       parts: the batch is taken in so many, one after the other: the gradients of a part's examples
         are held at once, batch_size / parts arrays for each parameter. The result is the same.
 
@@ -40,7 +47,7 @@ def private_gradients(
       longer than the norm. Metrics are not private. The model state is as it was.
     """
     noise_rng, example_rng = jax.random.split(rng)
-    clip = budget.settings.clip
+    clip, most = budget.settings.clip, most_counts(batch['weights'])
 
     def contribution(row):
         index, example = row
@@ -49,7 +56,7 @@ def private_gradients(
         def loss(params):
             key = jax.random.fold_in(example_rng, index)
             _, (pairs, _) = loss_fn(params, model_state, alone, key, train=True)
-            return pairs['loss'][0] / example['weights'].size, pairs
+            return pairs['loss'][0] / most, pairs
 
         grads, pairs = jax.grad(loss, has_aux=True)(params)
         grads, norm = clipped(grads, clip, example['weights'].any())

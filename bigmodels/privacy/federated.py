@@ -236,6 +236,7 @@ def federated_gradients(
     *,
     settings: Settings,
     budget: Budget | None,
+    most_counts: Callable[[jax.Array], int] = dp_sgd.num_weights,
 ) -> tuple[Any, Mapping[str, metrics_lib.Pair], Any]:
     """As `steps.accumulated_gradients`: the mean of what clients moved by, with its sign turned.
 
@@ -245,11 +246,12 @@ def federated_gradients(
 
     Args:
       batch: as `Rounds` has it.
+      most_counts: of the batch's weights, see `tasks`.
       parts: so many parts of the clients are computed in turn.
     """
     places = settings.per_round
     noise_rng, mask_rng, _ = jax.random.split(rng, 3)
-    most = batch['weights'].size / places
+    most = most_counts(batch['weights']) * len(batch['weights']) / places
 
     def contribution(row):
         place, batches = row

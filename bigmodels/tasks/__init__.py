@@ -26,6 +26,8 @@ ids) -> example` and `embed_texts(params, model_state, batch of these) -> [B, E]
 whole batches only: its gradient is neither accumulated nor that of each device's part; an
 evaluation's loss is then of batches of that size. One with `compares_with_base` needs
 `config.adapter`: its loss compares the params with those of the frozen base, `adapters.without`.
+One whose loss counts something else than the batch's weights says by `most_counts(weights)` how
+many of it an example has at most, by which the loss of one alone is divided.
 One whose loss is of logits, a row for each of the batch's `weights`, and calls its model once for
 them, may learn from a teacher, see `compress.distill`: `alike_in_teacher` names those of its fields
 that the teacher's task must have alike. One that goes on with texts, as `predict` and `deploy` ask

@@ -99,6 +99,10 @@ class Preference(Chat):
         }
         return metrics.mean(pairs['loss']), (pairs, model_state)
 
+    def most_counts(self, weights: jax.Array) -> int:
+        """The loss counts pairs."""
+        return 1
+
     def summary(self, values: Mapping[str, float]) -> dict[str, float]:
         """The means as they are."""
         return dict(values)

@@ -163,6 +163,10 @@ class SoundGeneration(Defaults):
         pair = metrics.pair(losses.softmax_cross_entropy(logits, codes), weights)
         return metrics.mean(pair), ({'loss': pair}, model_state)
 
+    def most_counts(self, weights: jax.Array) -> int:
+        """The loss counts samples, in training of stretches."""
+        return self.crop_samples
+
     def _stretches(self, rng, waveforms, lengths) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Of each recording a stretch [B, crop_samples], its start, and which samples count."""
         size, field = self.crop_samples, self.model.receptive_field

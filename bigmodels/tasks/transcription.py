@@ -131,6 +131,10 @@ class Transcription(Tokenized, SoundTask):
         pair = total, (batch['target_lengths'] * batch['weights']).sum()
         return metrics.mean(pair), ({'loss': pair}, model_state)
 
+    def most_counts(self, weights: jax.Array) -> int:
+        """The loss counts tokens."""
+        return self.max_tokens
+
     def predict(self, params, model_state, batch) -> jax.Array:
         """Tokens int32 [B, L'], followed by -1."""
         logits, frames, _ = self.logits(params, model_state, batch)

@@ -1,17 +1,20 @@
 """Direct preference optimisation by its published formula, and a run that raises the margin."""
 
 import json
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from bigmodels import adapters, errors, trees
+from bigmodels import adapters, errors, privacy, steps, trees
 from bigmodels import train as train_lib
 from bigmodels.data import pipeline, tokenizers
 from bigmodels.data.sources.chat_sources import Preferences
 from bigmodels.models.transformer import Transformer
+from bigmodels.privacy import dp_sgd
 from bigmodels.tasks.preference import Preference
+from tests import test_sharding
 from tests.tasks import test_chat
 
 LORA = adapters.Settings(rank=2, alpha=8.0)
@@ -71,6 +74,26 @@ def test_the_loss_is_the_published_one(task, files):
     np.testing.assert_allclose(pairs['accuracy'], ((margins > 0).sum(), 2))
     with pytest.raises(errors.UserError, match='have no adapters'):
         task.loss_fn(merged, {}, batch, jax.random.key(0), train=False)
+
+
+def test_without_noise_and_clipping_the_private_gradient_is_the_plain_one(task, files):
+    """So the bound is of a pair's gradient, not of a share of it."""
+    source = Preferences(str(files / 'test.jsonl'))
+    batch = pipeline.take(task.examples(source, None, train=True), np.arange(3))
+    batch['weights'][2] = 0
+    params = jax.jit(task.init)(jax.random.key(0), batch)['params']
+    trained, frozen = adapters.split(LORA, params, jax.random.key(1))
+
+    def loss_fn(trained, *rest, **options):
+        return task.loss_fn(adapters.joined(LORA, trained, frozen), *rest, **options)
+
+    settings = privacy.Settings(8.0, 1e-5, clip=1e6, examples=24)
+    budget = types.SimpleNamespace(settings=settings, noise_multiplier=0.0, expected=2)
+    given = trained, {}, batch, jax.random.key(0), loss_fn, 1
+    private, _, _ = dp_sgd.private_gradients(*given, budget=budget, most_counts=task.most_counts)
+    plain, _, _ = steps.accumulated_gradients(*given)
+    assert max(abs(x).max() for x in jax.tree.leaves(plain)) > 1e-3
+    test_sharding.assert_close(private, plain, 1e-5)
 
 
 def test_a_run_raises_the_margin(files, tmp_path):

@@ -111,6 +111,7 @@ def test_the_loss_is_cross_entropy_and_dice_of_the_pixels_that_are_real(source, 
         expected.append(entropy + 0.7 * dice[0])
         right.append((part.argmax(-1) == targets).ravel())
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-5)
+    assert pairs['loss'][1] == 2 * task.most_counts(batch['weights'])
     np.testing.assert_allclose(metrics.mean(pairs['accuracy']), np.concatenate(right).mean())
 
 

@@ -85,6 +85,7 @@ def test_a_stretch_has_the_losses_that_the_whole_recording_has_there(whole, size
         total, count = loss_fn(rng)
         np.testing.assert_allclose(total, expected, rtol=1e-4)
         assert count == counts.sum()
+        assert counts.sum(1).max() <= task.most_counts(batch['weights'])
     assert len({float(loss_fn(jax.random.key(seed))[0]) for seed in (0, 1, 0)}) == 2
     if size == 1450:  # nearly whole ones
         assert seen.sum() > 0.99 * lengths.sum()
