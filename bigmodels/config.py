@@ -17,7 +17,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -239,6 +239,17 @@ def _names(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 def build(factory: Callable, section: Mapping, path: str, **given) -> Any:
     """`factory(**section, **given)`, after every key and type of the section was checked."""
+    return factory(**checked(factory, section, path, given), **given)
+
+
+def checked(
+    factory: Callable, section: Mapping, path: str, given: Collection[str] = ()
+) -> dict[str, Any]:
+    """The section as arguments of `factory`, which is given others besides.
+
+    Raises:
+      UserError: for an unknown key, a wrong type, and what lacks.
+    """
     allowed, required = _parameters(factory, given)
     where = f'config.{path}' if path else 'config'
     values = {}
@@ -257,7 +268,7 @@ def build(factory: Callable, section: Mapping, path: str, **given) -> Any:
             )
         values[key] = float(value) if hint is float else value
     check_has(values, required, path)
-    return factory(**values, **given)
+    return values
 
 
 def check_has(section: Any, keys: Iterable[str], path: str) -> None:
@@ -270,7 +281,7 @@ def check_has(section: Any, keys: Iterable[str], path: str) -> None:
         raise errors.UserError(f'{where} lacks: {", ".join(missing)}.')
 
 
-def _parameters(factory: Callable, given: Mapping) -> tuple[dict[str, Any], list[str]]:
+def _parameters(factory: Callable, given: Collection[str]) -> tuple[dict[str, Any], list[str]]:
     """The settable parameters of `factory` with their type hints, and the required ones."""
     hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
     if dataclasses.is_dataclass(factory):

@@ -208,6 +208,7 @@ def from_config(config: Mapping) -> Experiment:
         )
     if experiment.federated.on:
         experiment.federated.check_batch(experiment.batch_size, experiment.accumulate)
+    optimizers.check(experiment.optimizer, experiment.total_steps)
     privacy_lib.budget_of(experiment)  # refuses what no run can keep to
     return experiment
 

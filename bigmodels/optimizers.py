@@ -1,5 +1,6 @@
 """From config to one optax chain: penalties, clipping, the algorithm, decay, the schedule."""
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -91,6 +92,13 @@ def make_optimizer(
     if freeze:
         tx = _freeze(tx, freeze, params)
     return tx, rate
+
+
+def check(section: Mapping, total_steps: int) -> None:
+    """Raises UserError for what `make_optimizer` takes of no model."""
+    values = config_lib.checked(make_optimizer, section, 'optimizer', ('params', 'total_steps'))
+    make_schedule(values['learning_rate'], total_steps, values['schedule'])
+    config_lib.choose(ALGORITHMS, values['algorithm'], 'optimizer.algorithm')
 
 
 def _of_kernels(rules: Rules, params: Any, what: str) -> Any:
@@ -284,6 +292,10 @@ def make_schedule(peak: float, total_steps: int, section: Mapping) -> optax.Sche
             f'optimizer.schedule.warmup_steps = {warmup!r} must be an integer '
             f'from 0 to total_steps - 1 = {total_steps - 1}.'
         )
+    own = inspect.signature(config_lib.chosen(SCHEDULES, section, 'optimizer.schedule')).parameters
+    for key in section.keys() - {'name', *own}:
+        where = 'key in config.optimizer.schedule'
+        raise errors.unknown(where, key, ['warmup_steps', *own])
     shape = config_lib.choose(SCHEDULES, section, 'optimizer.schedule')
 
     def schedule(step):

@@ -114,6 +114,25 @@ def test_another_config_is_refused_unless_asked_for(digits_run):
     assert (digits_run.with_name(digits_run.name + '.1') / 'summary.json').is_file()
 
 
+@pytest.mark.parametrize(
+    ('mistyped', 'told'),
+    [
+        ('optimizer.learningrate=1', "Unknown key in config.optimizer 'learningrate'.*_rate"),
+        ('optimizer.algorithm.beta=1', "Unknown key in config.optimizer.algorithm 'beta'"),
+        (
+            'optimizer.schedule.warmup=1',
+            "Unknown key in config.optimizer.schedule 'warmup'.*warmup_steps",
+        ),
+        ('optimizer.learning_rate=fast', "learning_rate = 'fast' has the wrong type"),
+    ],
+)
+def test_what_is_mistyped_is_not_another_config(digits_run, mistyped, told):
+    config = digits_config()
+    config_lib.set_fields(config, [mistyped])
+    with pytest.raises(errors.UserError, match=f'(?s){told}'):
+        train_lib.train(config, digits_run)
+
+
 def test_execution_settings_may_change_on_resume(digits_run):
     (digits_run / 'summary.json').unlink()
     changed = digits_config(log_every=3, **{'mesh.data': 2, 'mesh.fsdp': -1, 'data.threads': 0})
