@@ -2,7 +2,7 @@
 
     python -m bigmodels.main --config=configs/recommend_retrieval.py
 
-Cost: two CPU cores, 40 to 80 s, beside other work.
+Cost: two CPU cores, up to 1.4 min beside other work.
 Result: NDCG@10 of 0.106 and a hit rate of 20.1 % in ten on the last films of all users, in lists of
 all 10,506 films; item-kNN has 0.074, popularity 0.073: `python experiments/recommend.py
 recommend_retrieval`, experiments/results/recommend_retrieval.json.

@@ -1,6 +1,6 @@
 """The command and the function that recommend items after those given.
 
-python -m bigmodels.deploy.recommend --workdir=runs/recommend_sequence --items=0816692,1300854
+python -m bigmodels.deploy.recommend --workdir=runs/recommend_sequence --items=0848228,1300854
 """
 
 import argparse

@@ -17,6 +17,7 @@ limits       who may ask, how much, how many at once and for how long
 telemetry    request ids, logs, metrics, and every failure as an answer
 failures     what goes wrong, as the OpenAI API says it
 page         the web page at /
+connections  uvicorn, from its port to its end
 
 A handler raises `errors.UserError` or `failures.Failure`, which `telemetry` answers; what else is
 raised is a fault of ours, answered by 500 and logged. Nothing that a client sends may get there.
