@@ -109,10 +109,13 @@ def _set(config: ml_collections.ConfigDict, key: str, text: str) -> None:
     section[field] = value
 
 
-def with_defaults(factory: Callable, section: Mapping) -> dict[str, Any]:
+def with_defaults(factory: Callable, section: Mapping, path: str = '') -> dict[str, Any]:
     """The section with the constructor's default for every key it leaves out.
 
     Likewise for the sections within it, whose constructors the class variable `sections` names.
+
+    Raises:
+      UserError: for what is to be one of these and is no section.
     """
     allowed, _ = _parameters(factory, {})
     defaults = {
@@ -122,8 +125,10 @@ def with_defaults(factory: Callable, section: Mapping) -> dict[str, Any]:
     }
     plain = defaults | to_plain(section)
     for key, nested in getattr(factory, 'sections', {}).items():
-        if plain[key] is not None:
-            plain[key] = with_defaults(nested, plain[key])
+        if plain.get(key) is not None:
+            inner = f'{path}.{key}'
+            check_has(plain[key], (), inner)
+            plain[key] = with_defaults(nested, plain[key], inner)
     return plain
 
 

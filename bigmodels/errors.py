@@ -44,6 +44,17 @@ def told_of(where: str) -> Iterator[None]:
         raise UserError(f'{where}: {error}') from error
 
 
+@contextlib.contextmanager
+def unwritten(where: object) -> Iterator[None]:
+    """An OSError of what is written within is a UserError that names `where`."""
+    try:
+        yield
+    except BrokenPipeError:  # its reader has seen enough
+        raise
+    except OSError as error:
+        raise UserError(f'{where} cannot be written: {error.strerror or error}.') from error
+
+
 def some(names: Sequence[str], most: int = 5) -> str:
     """The first `most` names, and how many more there are."""
     more = f' and {len(names) - most} more' if len(names) > most else ''

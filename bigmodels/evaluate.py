@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import flax.errors
 import grain
 import jax
 import numpy as np
@@ -59,6 +60,38 @@ def evaluate(
                     see(name, outcomes)
             results |= {f'{name}/{key}': value for key, value in values.items()}
     return results
+
+
+def check(
+    settings: experiment.Experiment,
+    task: Any,
+    run: program.Program,
+    sets: Mapping[str, grain.MapDataset],
+) -> None:
+    """Raises UserError for a set that the model cannot take, and if no set has the best metric.
+
+    Computes shapes only, those of each set's first batch.
+    """
+    params, state = jax.eval_shape(run.eval_params, run.state_shapes), run.state_shapes.model_state
+    figures = []
+    for name, batches in sets.items():
+        shapes = program.shapes_of_batch(batches[0], settings.batch_size)
+        try:
+            pairs, _ = jax.eval_shape(run.eval_step, params, state, shapes)
+        except flax.errors.FlaxError as error:
+            here, there = (
+                ', '.join(f'{key} {list(value.shape[1:])}' for key, value in sorted(given.items()))
+                for given in (shapes, run.batch_shapes)
+            )
+            raise errors.UserError(
+                f'config.data.evals.{name} does not fit the model, which is made for examples of '
+                f'training: {there}. It has {here}.'
+            ) from error
+        keys = [*task.summary(dict.fromkeys(pairs, 0.0)), *getattr(task, 'score_names', ())]
+        figures += [f'{name}/{key}' for key in keys]
+    metric = settings.checkpoint.best_metric
+    if metric and metric not in figures:
+        raise errors.unknown('figure config.checkpoint.best_metric =', metric, figures)
 
 
 def _on_host(pairs: Any, outcomes: Mapping[str, jax.Array]) -> tuple[Any, Any]:

@@ -244,7 +244,7 @@ def resolved(config: Mapping) -> dict[str, Any]:
     ]
     for section, key, path, choices in named:
         factory = config_lib.chosen(choices, section[key], path)
-        section[key] = config_lib.with_defaults(factory, section[key])
+        section[key] = config_lib.with_defaults(factory, section[key], path)
     if 'tokenizer' in plain['task']:
         section = plain['task']['tokenizer']
         factory = config_lib.chosen(tokenizers.TOKENIZERS, section, 'task.tokenizer')

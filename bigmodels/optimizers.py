@@ -68,6 +68,11 @@ def make_optimizer(
         raise errors.UserError(f'optimizer.learning_rate = {learning_rate} must not be negative.')
     if not 0 < layer_decay <= 1:
         raise errors.UserError(f'optimizer.layer_decay = {layer_decay} must be over 0, at most 1.')
+    if clip_norm is not None and clip_norm <= 0:
+        raise errors.UserError(
+            f'optimizer.clip_norm = {clip_norm} must be over 0; leave it out, or set it to None, '
+            'for no bound.'
+        )
     rate = make_schedule(learning_rate, total_steps, schedule)
     parts = []
     if l2:

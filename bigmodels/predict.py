@@ -140,12 +140,28 @@ def predict(
             return where, predictor.example(record)
 
     examples = (named(where, record) for where, record in records)
-    for _, alike in itertools.groupby(examples, lambda pair: predictor.kind(pair[1])):
-        while batch := list(itertools.islice(alike, size)):
-            names, rows = zip(*batch, strict=True)
-            with errors.told_of(names[0]):
-                answers = predictor.answers(rows, size)
-            yield from zip(names, answers, strict=True)
+    for batch in _batches(examples, lambda pair: predictor.kind(pair[1]), size):
+        names, rows = zip(*batch, strict=True)
+        with errors.told_of(names[0]):
+            answers = predictor.answers(rows, size)
+        yield from zip(names, answers, strict=True)
+
+
+def _batches(examples: Iterable, kind: Callable[[Any], Hashable], size: int) -> Iterator[list]:
+    """Up to `size` successive examples of one kind; what comes before a bad one is not lost."""
+    batch = []
+    try:
+        for example in examples:
+            if batch and (len(batch) == size or kind(example) != kind(batch[0])):
+                yield batch
+                batch = []
+            batch.append(example)
+    except errors.UserError:
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch
 
 
 def _as_trained(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -201,9 +217,10 @@ def as_json(where: str, answer: Any, pictures: pathlib.Path, number: int) -> dic
     """
 
     def write(name: str, suffix: str, file: bytes) -> str:
-        pictures.mkdir(parents=True, exist_ok=True)
         path = pictures / f'{number:06d}_{name}.{suffix}'
-        path.write_bytes(file)
+        with errors.unwritten(path):
+            pictures.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(file)
         return str(path)
 
     return {'input': where, **as_plain(answer, write)}
@@ -249,11 +266,22 @@ def main() -> None:
     runs.configure_process()
     run = runs.open_run(a.workdir, a.step, trust=a.trust, overrides=overrides)
     rate = getattr(run.task, 'sample_rate', None)
-    records = inputs.read_inputs(a.input, record_fields(run), rate)
+    fields = record_fields(run)
+    if a.output and inputs.is_read(a.output, a.input, fields):
+        raise errors.UserError(f'--output = {a.output} is among what is read: name another file.')
+    answers = predict(run, inputs.read_inputs(a.input, fields, rate), a.batch_size)
+    lines = (
+        _json_line(as_json(where, answer, a.pictures, number))
+        for number, (where, answer) in enumerate(answers)
+    )
+    first = list(itertools.islice(lines, 1))  # what is there is kept while there is no answer
+    name = a.output or 'standard output'
     with contextlib.ExitStack() as stack:
-        out = stack.enter_context(open(a.output, 'w')) if a.output else sys.stdout
-        for number, (where, answer) in enumerate(predict(run, records, a.batch_size)):
-            print(_json_line(as_json(where, answer, a.pictures, number)), file=out, flush=True)
+        with errors.unwritten(name):
+            out = stack.enter_context(open(a.output, 'w')) if a.output else sys.stdout
+        for line in itertools.chain(first, lines):
+            with errors.unwritten(name):
+                print(line, file=out, flush=True)
 
 
 if __name__ == '__main__':

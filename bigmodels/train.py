@@ -94,7 +94,7 @@ def _train(settings, mesh, task, resolved, workdir, resume, signals, watch, comp
     )  # fmt: skip
     with contextlib.closing(reporter):
         reporter.start_screen(_facts(settings, run, workdir, start, data, speed))
-        _check_best_metric(settings.checkpoint.best_metric, run, data)
+        evaluate.check(settings, data.task, run, data.eval_sets)
         watch.lap('program')
         with futures.ThreadPoolExecutor(1) as aside:  # two programs compile at once
             initial = aside.submit(run.make_init_state(settings.seed)) if start is None else None
@@ -266,17 +266,6 @@ def _facts(settings, run: program.Program, workdir, start, data: _Data, speed) -
         'data': data.described,
         **({'note': '; '.join(run.notes)} if run.notes else {}),
     }
-
-
-def _check_best_metric(metric: str, run: program.Program, data: _Data) -> None:
-    """Raises UserError if no evaluation will have the figure; computes shapes only."""
-    state = run.state_shapes
-    params = jax.eval_shape(run.eval_params, state)
-    pairs, _ = jax.eval_shape(run.eval_step, params, state.model_state, run.batch_shapes)
-    keys = [*data.task.summary(dict.fromkeys(pairs, 0.0)), *getattr(data.task, 'score_names', ())]
-    figures = [f'{name}/{key}' for name in data.eval_sets for key in keys]
-    if metric and metric not in figures:
-        raise errors.unknown('figure config.checkpoint.best_metric =', metric, figures)
 
 
 def _say_complete(workdir: pathlib.Path, step: int, figures: Mapping[str, float]) -> None:

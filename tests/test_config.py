@@ -215,6 +215,11 @@ def test_every_config_is_fully_typed(spec):
             r"config\.data\.evals = 'x' must be",
         ),
         ({'checkpoint': None}, r'config\.checkpoint = None must be a section'),
+        ({'model': {'name': 'transformer', 'moe': 8}}, r'config\.model\.moe = 8 must be a section'),
+        (
+            {'task': {'name': 'classification', 'augment': 'flip'}},
+            r"config\.task\.augment = 'flip' must be a section",
+        ),
     ],
 )
 def test_sections_that_are_not_there_are_named(change, message):
@@ -222,6 +227,12 @@ def test_sections_that_are_not_there_are_named(change, message):
         experiment.resolved(_digits() | change)
     with pytest.raises(errors.UserError, match='config lacks: model, task, optimizer, data'):
         experiment.resolved({})
+
+
+def test_a_section_within_one_that_is_not_there_is_named():
+    whole = experiment.resolved(_digits() | {'task': {'name': 'sound_classification'}})
+    with pytest.raises(errors.UserError, match=r'config\.task lacks: sound'):
+        experiment.make_task(experiment.from_config(whole))
 
 
 @pytest.mark.parametrize('order', [1, -1])

@@ -150,6 +150,9 @@ def test_penalties_are_gradients_of_the_penalised_loss():
 
 
 def test_clipping_bounds_the_global_norm():
+    for bound in (0.0, -1.0):
+        with pytest.raises(errors.UserError, match=f'clip_norm = {bound} must be over 0'):
+            make(('sgd', {'momentum': 0.0}), clip_norm=bound)
     tx, _ = make(('sgd', {'momentum': 0.0}), clip_norm=0.5)
     norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(GRADS[0])))
     given, _ = run(tx, grads=GRADS[:1])

@@ -71,6 +71,24 @@ def test_a_table_is_answered_as_it_was_evaluated(table_run, tmp_path, capsys):
         assert again['probability'] == pytest.approx(answer['probability'], abs=1e-5)
 
 
+def test_an_output_is_kept_until_there_is_an_answer_and_is_no_input(table_run, tmp_path, capsys):
+    out, given = tmp_path / 'answers.jsonl', tmp_path / 'given.jsonl'
+    out.write_text('kept\n')
+    given.write_text('{}\n')
+    workdir, test = table_run / 'run', table_run / 'adult' / 'adult_test.csv.gz'
+    for source, output, message in (
+        (given, out, 'record 0 lacks'),
+        (tmp_path / 'nothing.csv', out, 'There is no file'),
+        (given, given, r'--output = .*given\.jsonl is among what is read'),
+        (tmp_path, tmp_path / 'new.jsonl', r'--output = .*new\.jsonl is among what is read'),
+        (test, tmp_path, 'cannot be written: Is a directory'),
+    ):
+        with pytest.raises(errors.UserError, match=message):
+            answers(capsys, workdir, source, f'--output={output}')
+    assert out.read_text() == 'kept\n'
+    assert given.read_text() == '{}\n'
+
+
 def test_a_new_category_is_answered_and_bad_records_are_named(table_run, tmp_path, capsys):
     [record] = table_files.rows(1, seed=2)
     unseen = [*record[:-2], 'Atlantis', 'not known']  # the target is not read
@@ -125,13 +143,14 @@ def test_images_of_a_folder_are_answered_in_any_size(image_run, tmp_path, capsys
     assert 'scaled and cropped to the 8 x 8 pixels' in str(told[0].message)
 
 
-def test_a_damaged_image_is_named_after_the_answers_before_it(image_run, tmp_path, capsys):
+@pytest.mark.parametrize('size', [1, 5])
+def test_a_damaged_image_is_named_after_the_answers_before_it(image_run, tmp_path, capsys, size):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     image = image_files.encoded(pixels)
     for name, data in (('a.png', image), ('b.png', image[: len(image) // 2]), ('c.png', image)):
         (tmp_path / name).write_bytes(data)
     with pytest.raises(errors.UserError, match=r'b\.png is not a whole JPEG or PNG'):
-        answers(capsys, image_run / 'run', tmp_path, '--batch_size=1')
+        answers(capsys, image_run / 'run', tmp_path, f'--batch_size={size}')
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 

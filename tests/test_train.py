@@ -258,6 +258,17 @@ def test_the_best_step_is_kept(tmp_path):
         train_lib.train(config, tmp_path, resume='restart')
 
 
+def test_a_set_that_does_not_fit_is_named_before_the_first_step(tmp_path):
+    np.savez(tmp_path / 'other.npz', image=np.zeros((4, 6, 6), np.uint8), label=np.arange(4))
+    config = digits_config()
+    with config.unlocked():
+        config.data.evals.other = dict(name='npz', path=str(tmp_path / 'other.npz'))
+    message = r'evals\.other does not fit .* inputs \[8, 8\].* It has inputs \[6, 6\]'
+    with pytest.raises(errors.UserError, match=message):
+        train_lib.train(config, tmp_path / 'run')
+    assert not checkpoint.steps(tmp_path / 'run' / rundir.CHECKPOINTS)
+
+
 def test_a_stop_waits_for_the_save_under_way(tmp_path, monkeypatch):
     real = checkpoint._sha256
 

@@ -47,7 +47,7 @@ def number(value: Any) -> float:
         raise ValueError('it is not a number')
     try:
         found = float(value)
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise ValueError(str(error)) from error
     if np.isinf(found):
         raise ValueError('it is not finite')
@@ -93,13 +93,18 @@ def numbers(values: Sequence[str]) -> np.ndarray:
     return np.array([number(value) for value in values], np.float32)
 
 
+def as_written(values: Sequence[str]) -> np.ndarray:
+    """A CSV column of `text` as an object array of str."""
+    return np.array(values, object)
+
+
 def typed(values: Sequence[str]) -> np.ndarray:
     """A CSV column as int64, float32, float64, or an object array of str."""
     if all(_INTEGER.fullmatch(value) for value in values):
         return np.array([int(value) for value in values], np.int64)
     if all(_REAL.fullmatch(value) and not _is_large(value) for value in values):
         return narrowed(np.array([float(value) for value in values]))
-    return np.array(values, object)
+    return as_written(values)
 
 
 def _is_large(text: str) -> bool:

@@ -22,7 +22,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -50,6 +50,8 @@ SUFFIXES = {
 }
 TABLES = ('.csv', '.jsonl')
 Record = tuple[str, dict[str, Any]]  # where it was found, and its fields
+# A recording and its rate -> those that the run takes.
+AtRate = Callable[[np.ndarray, int], tuple[np.ndarray, int]]
 
 
 def read_inputs(
@@ -72,17 +74,30 @@ def read_inputs(
     Raises:
       UserError: naming file and record, for what cannot be read or lacks a field.
     """
+    origin = 'standard input' if path == '-' else path
+
+    def at_rate(samples, rate):
+        wanted = sample_rate or rate
+        return audio.resampled(samples, rate, wanted, origin), wanted
+
     if path == '-':
-        yield from _lines(stdin or sys.stdin.buffer, fields, sample_rate)
+        yield from _lines(stdin or sys.stdin.buffer, fields, at_rate)
     elif os.path.isdir(path):
         found = _videos(path) if only_kind(fields) == 'video' else _files(path, fields)
         for file in found:
-            yield from _read(file, fields, sample_rate)
+            yield from _read(file, fields, at_rate)
     else:
-        yield from _read(one_file(path), fields, sample_rate)
+        yield from _read(one_file(path), fields, at_rate)
 
 
-def _read(path: str, fields: Mapping[str, str], sample_rate: int | None) -> Iterator[Record]:
+def is_read(file: str, path: str, fields: Mapping[str, str]) -> bool:
+    """Whether `read_inputs(path, fields)` would read a file, which need not be there yet."""
+    file, path = (pathlib.Path(name).resolve() for name in (file, path))
+    of_use = _suffix(file) in SUFFIXES.get(only_kind(fields), TABLES)
+    return file == path or (of_use and file.is_relative_to(path))
+
+
+def _read(path: str, fields: Mapping[str, str], at_rate: AtRate) -> Iterator[Record]:
     kind, suffix = only_kind(fields), _suffix(path)
     frames = kind == 'video' and os.path.isdir(path)
     if suffix not in (*SUFFIXES.get(kind, ()), *TABLES) and not frames:
@@ -91,21 +106,27 @@ def _read(path: str, fields: Mapping[str, str], sample_rate: int | None) -> Iter
             f'{", ".join((*SUFFIXES.get(kind, ()), *TABLES))} files.'
         )
     if suffix in TABLES and not frames:
-        yield from _table(path, fields, sample_rate)
+        yield from _table(path, fields, at_rate)
     elif kind == 'text':
         [name] = fields
         for number, line in enumerate(read_text(path).removeprefix(BOM).split('\n'), 1):
             if line.strip():
                 yield f'{path}:{number}', {name: line.rstrip('\r')}
     elif kind == 'array':
-        yield path, _filled(graph_sources.read_graph(path), fields, path, '', sample_rate)
+        yield path, _filled(graph_sources.read_graph(path), fields, path, '', at_rate)
     else:
         [name] = fields
-        yield path, _decoded(path, name, kind, path, sample_rate)
+        yield path, _decoded(path, name, kind, at_rate)
 
 
-def _table(path: str, fields: Mapping[str, str], sample_rate: int | None) -> Iterator[Record]:
-    source = Csv(path) if _suffix(path) == '.csv' else JsonLines(path)
+def _table(path: str, fields: Mapping[str, str], at_rate: AtRate) -> Iterator[Record]:
+    if _suffix(path) == '.csv':
+        texts = [
+            name for name, kind in fields.items() if kind in ('text', 'image', 'video', 'audio')
+        ]
+        source = Csv(path, text=texts)
+    else:
+        source = JsonLines(path)
     if only_kind(fields) == 'series':
         records = [source[i] for i in range(len(source))]
         _check_fields(records[0], fields, path)
@@ -114,10 +135,10 @@ def _table(path: str, fields: Mapping[str, str], sample_rate: int | None) -> Ite
     folder = os.path.dirname(path)
     for i in range(len(source)):
         where = f'{path}, record {i}'
-        yield where, _filled(source[i], fields, where, folder, sample_rate)
+        yield where, _filled(source[i], fields, where, folder, at_rate)
 
 
-def _lines(stdin: BinaryIO, fields: Mapping[str, str], sample_rate: int | None) -> Iterator[Record]:
+def _lines(stdin: BinaryIO, fields: Mapping[str, str], at_rate: AtRate) -> Iterator[Record]:
     for number, data in enumerate(stdin, 1):
         where = f'standard input:{number}'
         try:
@@ -131,42 +152,42 @@ def _lines(stdin: BinaryIO, fields: Mapping[str, str], sample_rate: int | None) 
             yield where, {name: line.rstrip('\r\n')}
         else:
             record = parse_json_line(data, where)
-            yield where, _filled(record, fields, where, '', sample_rate)
+            yield where, _filled(record, fields, where, '', at_rate)
 
 
-def _filled(record, fields: Mapping[str, str], where: str, folder: str, sample_rate) -> dict:
+def _filled(record, fields: Mapping[str, str], where: str, folder: str, at_rate: AtRate) -> dict:
     """A table's record, with images, videos and recordings that it names by their path."""
     _check_fields(record, fields, where)
     filled = {name: record[name] for name in fields}
     for name, kind in fields.items():
         if kind in ('image', 'video', 'audio') and isinstance(record[name], str):
+            if not record[name].strip():
+                raise errors.UserError(f'{where}: {name} is empty, and names no file.')
             path = os.path.join(folder, record[name])
-            filled |= _decoded(path, name, kind, f'{path} ({where})', sample_rate)
+            with errors.told_of(where):
+                filled |= _decoded(path, name, kind, at_rate)
         elif kind == 'audio' and 'sample_rate' in record:
             try:
                 samples, rate = np.asarray(record[name], np.float32), int(record['sample_rate'])
                 audio.check_rate(rate)
                 if samples.ndim != 1:
                     raise ValueError(f'a recording is a vector, got {samples.shape}')
-            except (TypeError, ValueError, errors.UserError) as error:
+            except (TypeError, ValueError, OverflowError, errors.UserError) as error:
                 raise errors.UserError(f'{where}: {name} or sample_rate: {error}') from error
-            wanted = sample_rate or rate
-            samples = audio.resampled(samples, rate, wanted, folder or 'the input')
-            filled |= {name: samples, 'sample_rate': wanted}
+            samples, rate = at_rate(samples, rate)
+            filled |= {name: samples, 'sample_rate': rate}
     return filled
 
 
-def _decoded(path: str, name: str, kind: str, where: str, sample_rate: int | None) -> dict:
+def _decoded(path: str, name: str, kind: str, at_rate: AtRate) -> dict:
     if kind == 'image':
-        return {name: images.decode(read_bytes(path), where), 'path': path}
+        return {name: images.decode(read_bytes(path), path), 'path': path}
     if kind == 'video':
         if os.path.isdir(path):
             return {name: _frames(path), 'path': path}
-        return {name: images.decode_gif(read_bytes(path), where), 'path': path}
-    samples, rate = audio.decode(read_bytes(path), where)
-    wanted = sample_rate or rate
-    samples = audio.resampled(samples, rate, wanted, os.path.dirname(path) or path)
-    return {name: samples, 'sample_rate': wanted, 'path': path}
+        return {name: images.decode_gif(read_bytes(path), path), 'path': path}
+    samples, rate = at_rate(*audio.decode(read_bytes(path), path))
+    return {name: samples, 'sample_rate': rate, 'path': path}
 
 
 def _frames(folder: str) -> np.ndarray:

@@ -18,6 +18,7 @@ from bigmodels.tasks.classes import names_of
 from bigmodels.tasks.classification import Classification
 from bigmodels.tasks.language_modeling import LanguageModeling
 from bigmodels.tasks.multi_label import MultiLabel
+from bigmodels.tasks.node_classification import NodeClassification
 from bigmodels.tasks.sound_classification import SoundClassification
 from bigmodels.tasks.tables import Table, TableRegression
 from bigmodels.tasks.text_classification import TextClassification
@@ -81,7 +82,7 @@ def kind_of(task: Any) -> str:
       UserError: for a task that is not explained.
     """
     found = [kind for known, kind in KINDS.items() if isinstance(task, known)]
-    several = isinstance(task, MultiLabel)
+    several = isinstance(task, MultiLabel | NodeClassification)
     if not found or several or (found == ['image'] and task.num_frames):
         raise errors.UserError(
             f'A {type(task).__name__} is not explained: there are explanations for classifiers of '

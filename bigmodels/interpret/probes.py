@@ -13,6 +13,7 @@ import numpy as np
 
 from bigmodels import errors
 from bigmodels.data import pipeline
+from bigmodels.tasks import base
 
 
 def features(
@@ -45,7 +46,7 @@ def _inputs_of_head(task: Any, params: Any, model_state: Any, batch: Any) -> jax
         return call(*args, **kwargs)
 
     with nn.intercept_methods(watch):
-        task.predict(params, model_state, batch)
+        base.calling_once(task).predict(params, model_state, batch)
     if not seen:
         raise errors.UserError(
             f'{type(task.model).__name__} has no layer `head`, whose inputs are its features.'

@@ -79,21 +79,25 @@ class ConvNet(nn.Module):
         strides = self.strides or [1] * len(sizes)
         paddings = self.paddings or [size // 2 for size in sizes]
         shapes = zip(sizes, strides, paddings, strict=True)
-        i = 0
-        for stage, widths in enumerate(self.stages):
-            for width in widths:
-                x = Conv(width, *next(shapes), use_bias=True, name=f'conv_{i}')(x)
-                if self.norm == 'batch_norm':
-                    x = BatchNorm(name=f'norm_{i}')(x, train)
-                x = activation(x)
-                i += 1
-            if self.pool_last or stage < len(self.stages) - 1:
-                x = max_pool(x, self.pool_size, stride=2, padding=0)
+        i = stage = 0
+
+        def left(x):
             if not x.size:
                 raise errors.UserError(
                     f'Images of {inputs.shape[1]} x {inputs.shape[2]} pixels are used up after '
                     f'stage {stage} of model.stages: take fewer stages, or smaller strides.'
                 )
+            return x
+
+        for stage, widths in enumerate(self.stages):
+            for width in widths:
+                x = Conv(width, *next(shapes), use_bias=True, name=f'conv_{i}')(x)
+                if self.norm == 'batch_norm':
+                    x = BatchNorm(name=f'norm_{i}')(x, train)
+                x = left(activation(x))
+                i += 1
+            if self.pool_last or stage < len(self.stages) - 1:
+                x = left(max_pool(x, self.pool_size, stride=2, padding=0))
         x = x.reshape(x.shape[0], -1)
         for j, width in enumerate(self.dense_widths):
             init = nn.initializers.he_normal()

@@ -46,6 +46,12 @@ class PatchTST(nn.Module):
     remat: Remat = 'none'
     dtype: layers.Dtype = 'float32'
 
+    def __post_init__(self):
+        for name in ('patch_size', 'stride'):
+            if getattr(self, name) < 1:
+                raise errors.UserError(f'model.{name} = {getattr(self, name)} must be at least 1.')
+        super().__post_init__()
+
     @property
     def settings(self) -> Settings:
         """Of the blocks: every patch sees all, positions are added once."""
@@ -82,6 +88,11 @@ class DLinear(nn.Module):
     horizon: int
     window: int = 25
     instance_norm: bool = False
+
+    def __post_init__(self):
+        if self.window < 1 or self.window % 2 == 0:
+            raise errors.UserError(f'model.window = {self.window} must be odd: 1, 3, 5, ...')
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, inputs: Array, *, train: bool = False) -> Array:

@@ -38,7 +38,7 @@ def lstm_step(carry, projected, kernel, bias):
 
 
 def gru_step(carry, projected, kernel, bias):
-    """The GRU (Cho et al. 2014), its reset gate on the product, as in cuDNN; gates r, z, n."""
+    """The GRU (Cho et al. 2014); gates r, z, n. The reset gate is on the product and its bias."""
     (output,) = carry
     r, z, n = jnp.split(projected, 3, axis=-1)
     recurrent_r, recurrent_z, recurrent_n = jnp.split(output @ kernel + bias, 3, axis=-1)

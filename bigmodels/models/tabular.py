@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bigmodels import errors
 from bigmodels.models.mlp import MLP
 from bigmodels.models.parts import layers
 
@@ -42,6 +43,14 @@ class TableModel(nn.Module):
     frequency_scale: float = 0.1
     dropout_rate: float = 0.0
     dtype: layers.Dtype = 'float32'
+
+    def __post_init__(self):
+        if self.num_features < 1 or (self.numeric == 'periodic' and self.num_features % 2):
+            raise errors.UserError(
+                f'model.num_features = {self.num_features} must be at least 1, and even for '
+                'periodic ones.'
+            )
+        super().__post_init__()
 
     def embed(self, inputs: Array, categories: Array) -> Array:
         """float32 [B, N] and int [B, C] -> [B, N + C, D]; for use in a compact `__call__`."""

@@ -149,9 +149,16 @@ class MaskedLanguageModeling(tokens.TokenSequences):
         pairs['accuracy'] = metrics.pair(logits.argmax(-1) == targets, weights)
         return metrics.mean(pairs['loss']), (pairs, model_state)
 
+    def most_counts(self, weights: jax.Array) -> int:
+        """The loss counts masked tokens."""
+        return self._num_masked(weights.shape[1])
+
+    def _num_masked(self, length: int) -> int:
+        return max(round(self.mask_rate * length), 1)
+
     def _positions(self, rng: jax.Array, shape: tuple[int, int], train: bool) -> jax.Array:
         """The masked positions, int32 [B, M]."""
-        count = max(round(self.mask_rate * shape[1]), 1)
+        count = self._num_masked(shape[1])
         if train:
             return token_noise.choose_positions(rng, shape, count)
         same = token_noise.choose_positions(jax.random.key(0), (1, shape[1]), count)

@@ -14,6 +14,12 @@ from bigmodels import losses, metrics
 from bigmodels.data import text
 from bigmodels.tasks.recommendation import HeldOut, Recommendation
 
+# Fields of the model, see `settings.check_fixed`.
+FIXED = {
+    'causal': (True, 'else each item would be told by the next place'),
+    'moe': (None, 'nobody adds the losses that balance experts'),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class NextItem(Recommendation):
@@ -31,6 +37,15 @@ class NextItem(Recommendation):
     loss_chunk: int = 0
 
     vocab_key = 'vocab_size'
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_fixed(self.model, FIXED, 'model')
+        if self.history_length > self.model.max_length:
+            raise errors.UserError(
+                f'config.task.history_length = {self.history_length} is longer than '
+                f'config.model.max_length = {self.model.max_length}.'
+            )
 
     def preprocess(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """{'items': see `history_rows`} -> {'inputs' int32 [L], 'weights' float32 [L]}.

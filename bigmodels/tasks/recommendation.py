@@ -80,6 +80,12 @@ class Recommendation(Defaults):
     record_fields: ClassVar = {'items': 'ids'}  # what `preprocess` needs, name -> kind
     vocab_key = ''  # the model's field of its number of items
 
+    def __post_init__(self):
+        if self.history_length < 1:
+            raise errors.UserError(
+                f'config.task.history_length = {self.history_length} must be at least 1.'
+            )
+
     def fit(self, source: Sequence) -> 'Recommendation':
         """Learns the items there are, of training records."""
         # As objects, for an empty list beside integers makes floats of them, which round large ids.

@@ -181,6 +181,10 @@ class VisualQuestions(Tokenized):
             pairs[f'exact_{kind}'] = metrics.pair(exact, counts & (batch['kinds'] == i))
         return metrics.mean(pairs['loss']), (pairs, model_state)
 
+    def most_counts(self, weights: jax.Array) -> int:
+        """The loss counts tokens of answers."""
+        return self.answer_length
+
     def predict(self, params, model_state, batch) -> jax.Array:
         """Greedy answers int32 [B, answer_length], behind their ends more ends."""
         variables, lengths = {'params': params}, batch['lengths']

@@ -98,9 +98,15 @@ def test_recordings_are_resampled_to_the_rate_of_the_run(tmp_path):
     )
     with pytest.warns(UserWarning, match='has sound of 16,000 Hz: it is resampled to 8,000 Hz'):
         (_, told), (_, silent) = read(tmp_path / 'a.jsonl', {'audio': 'audio'}, sample_rate=8000)
+    for folder in ('speakers/one', 'speakers/two'):
+        (tmp_path / folder).mkdir(parents=True)
+        write_wav(tmp_path / folder / 'b.wav', np.full(800, 1000), 8000)
+    with pytest.warns(UserWarning, match='speakers has sound of 8,000 Hz') as warned:
+        assert len(read(tmp_path / 'speakers', {'audio': 'audio'}, sample_rate=16000)) == 2
+    assert len({str(warning.message) for warning in warned}) == 1  # of which one is shown
     assert (told['sample_rate'], len(told['audio'])) == (8000, 2)
     for samples, rate in (('[0.5]', '"fast"'), ('[0.5]', 'null'), ('[0.5]', '0'), ('["a"]', '9'),
-                          ('[[0.5]]', '9'), ('1', '9')):  # fmt: skip
+                          ('[0.5]', 'Infinity'), ('[[0.5]]', '9'), ('1', '9')):  # fmt: skip
         (tmp_path / 'b.jsonl').write_text(f'{{"audio": {samples}, "sample_rate": {rate}}}\n')
         with pytest.raises(errors.UserError, match=r'b\.jsonl, record 0: audio or sample_rate'):
             read(tmp_path / 'b.jsonl', {'audio': 'audio'}, sample_rate=8000)
@@ -147,6 +153,22 @@ def test_tables_give_their_rows(tmp_path):
     assert len(read(tmp_path, TABLE)) == 3
 
 
+def test_texts_and_names_of_files_in_a_table_may_look_like_numbers(tmp_path):
+    (tmp_path / 'a.csv').write_text('sentence,age\n1.50,1\n007,2\n')
+    (tmp_path / 'b.csv').write_text('sentence,age\n1.50,1\n7,2\n')
+    for name, last in (('a', '007'), ('b', '7')):
+        records = [record for _, record in read(tmp_path / f'{name}.csv', TEXT)]
+        assert records == [{'sentence': '1.50'}, {'sentence': last}]
+    for folder in ('1', '2'):
+        (tmp_path / folder).mkdir()
+        image = image_files.encoded(image_files.smooth(int(folder)))
+        (tmp_path / folder / '0.png').write_bytes(image)
+    (tmp_path / 'c.csv').write_text('clip\n1\n2\n')
+    one, other = (record['clip'] for _, record in read(tmp_path / 'c.csv', VIDEO))
+    assert one.shape == other.shape
+    assert (one != other).any()
+
+
 def test_a_series_is_one_record(tmp_path):
     (tmp_path / 'a.csv').write_text('time,load\n0,1.5\n1,2.5\n')
     assert read(tmp_path / 'a.csv', {'load': 'series'}) == [
@@ -169,11 +191,17 @@ def test_what_cannot_be_read_is_named(tmp_path):
     (tmp_path / 'a.csv').write_text('age,twon\n31,A\n')
     (tmp_path / 'a.jsonl').write_text('{"picture": "cut.jpg"}\n')
     (tmp_path / 'b.jsonl').write_text('{"picture": "nothing.jpg"}\n')
+    (tmp_path / 'whole.jpg').write_bytes(image)
+    (tmp_path / 'c.csv').write_text('number,picture\n1,whole.jpg\n2,\n')
+    (tmp_path / 'd.jsonl').write_text('{"clip": " "}\n')
     (tmp_path / 'empty').mkdir()
     for path, fields, message in [
         ('cut.jpg', IMAGE, r'cut\.jpg is not a whole JPEG'),
-        ('a.jsonl', IMAGE, r'cut\.jpg \(.*a\.jsonl, record 0\) is not a whole JPEG'),
-        ('b.jsonl', IMAGE, r'There is no file .*nothing\.jpg'),
+        ('a.jsonl', IMAGE, r'a\.jsonl, record 0: .*cut\.jpg is not a whole JPEG'),
+        ('b.jsonl', IMAGE, r'b\.jsonl, record 0: There is no file .*nothing\.jpg'),
+        ('c.csv', IMAGE, r'c\.csv, record 1: picture is empty, and names no file'),
+        ('c.csv', VIDEO, r"column of .*c\.csv 'clip'"),
+        ('d.jsonl', VIDEO, r'd\.jsonl, record 0: clip is empty, and names no file'),
         ('a.csv', TABLE, r"a\.csv, record 0 lacks 'town'. Did you mean 'twon'"),
         ('cut.jpg', TABLE, r'cut\.jpg is of no use here: the run needs age \(value\), town'),
         ('empty', IMAGE, r'empty has no \.jpg or \.jpeg or \.png file: the run needs picture'),

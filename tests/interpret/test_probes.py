@@ -1,5 +1,7 @@
 """Features are what the head gets; probes against scikit-learn's and NumPy's own results."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -23,6 +25,18 @@ def test_features_are_the_inputs_of_the_head(tmp_path):
     expected = np.maximum(columns['image'] @ layer['kernel'] + layer['bias'], 0)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(targets, columns['label'])
+
+
+def test_features_are_those_of_the_images_where_answers_are_of_their_views_too(tmp_path):
+    images = np.random.default_rng(0).normal(size=(5, 4, 4)).astype(np.float32)
+    columns = {'image': images, 'label': np.arange(5) % 3}
+    plain = Classification(MLP(num_classes=3, hidden_dims=(5,)))
+    params = plain.init(jax.random.key(0), {'inputs': images})['params']
+    examples = plain.examples(table_sources.Columns(columns), tmp_path, train=False)
+    expected, _ = probes.features(plain, params, {}, examples)
+    averaged = dataclasses.replace(plain, mirror=True, shift=1)
+    found, _ = probes.features(averaged, params, {}, examples)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_model_without_a_head_is_named(tmp_path):

@@ -10,6 +10,8 @@ from PIL import Image
 from bigmodels import config, errors, runs, train
 from bigmodels.interpret import __main__ as command
 from bigmodels.interpret import explanations, report
+from bigmodels.models.mlp import MLP
+from bigmodels.tasks.node_classification import NodeClassification
 from tests import commands
 from tests.tasks import table_files
 
@@ -132,6 +134,8 @@ def test_what_cannot_be_explained_is_told(images, folder, capsys):
             commands.printed(command, capsys, **{**ask, **options})
     with pytest.raises(errors.UserError, match='A object is not explained'):
         explanations.kind_of(object())
+    with pytest.raises(errors.UserError, match='A NodeClassification is not explained'):
+        explanations.kind_of(NodeClassification(MLP(num_classes=2)))
 
 
 def test_pictures_are_coloured_by_what_counts():

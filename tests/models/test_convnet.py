@@ -198,5 +198,8 @@ def test_an_impossible_shape_is_said():
         convnet.ConvNet(10, ((8, 8), (8,)), strides=(2, 1))
     with pytest.raises(errors.UserError, match=r'Images of 2 x 8 pixels are used up after stage 1'):
         variables(SMALL['normed'], (2, 8, 3))
+    within = convnet.ConvNet(10, ((8, 8),), kernel_sizes=(5, 5), paddings=(0, 0))
+    with pytest.raises(errors.UserError, match=r'Images of 4 x 4 pixels are used up after stage 0'):
+        variables(within, (4, 4, 3))
     with pytest.raises(errors.UserError, match=r'model.strides = \(1, 2\) must have 7 numbers'):
         efficientnet.EfficientNet(10, strides=(1, 2))

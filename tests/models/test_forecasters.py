@@ -64,6 +64,20 @@ def test_a_patch_longer_than_the_rows_is_refused():
         SMALL.clone(patch_size=26).init(jax.random.key(0), SERIES)
 
 
+@pytest.mark.parametrize(
+    ('model', 'fields', 'message'),
+    [
+        (forecasters.PatchTST, dict(stride=0), 'stride = 0 must be at least 1'),
+        (forecasters.PatchTST, dict(patch_size=0), 'patch_size = 0 must be at least 1'),
+        (forecasters.DLinear, dict(window=4), 'window = 4 must be odd'),
+        (forecasters.DLinear, dict(window=-1), 'window = -1 must be odd'),
+    ],
+)
+def test_sizes_that_cannot_be_are_said_at_once(model, fields, message):
+    with pytest.raises(errors.UserError, match=message):
+        model(horizon=8, **fields)
+
+
 def test_the_trend_is_a_moving_average_of_the_series_with_its_ends_repeated():
     trend = forecasters.moving_average(SERIES, 5)
     for b in range(2):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from bigmodels import errors
 from bigmodels.models import tabular
 from bigmodels.models.ft_transformer import FTTransformer
 
@@ -78,6 +79,14 @@ def test_only_numbers_or_only_categories():
             outputs, _ = init(jax.random.key(0), numbers, categories)
             assert outputs.shape == (5, 1)
             assert outputs.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    'fields', [dict(num_features=0), dict(num_features=3, numeric='periodic')]
+)
+def test_features_that_cannot_be_are_said_at_once(fields):
+    with pytest.raises(errors.UserError, match='num_features = [03] must be at least 1, and even'):
+        FTTransformer(1, num_categories=7, num_layers=1, num_heads=2, **fields)
 
 
 def test_the_order_of_columns_means_nothing_to_the_ft_transformer():

@@ -91,6 +91,9 @@ def test_training_masks_anew_by_the_key_alone(batch, params):
     step = jax.jit(lambda rng: task.loss_fn(params, {}, batch, rng, train=True)[0])
     losses = [float(step(jax.random.key(i))) for i in (0, 1, 0)]
     assert losses[0] == losses[2] != losses[1]
+    whole = batch | {'weights': np.ones((4, L), np.float32)}
+    _, (pairs, _) = task.loss_fn(params, {}, whole, jax.random.key(0), train=True)
+    assert pairs['loss'][1] == 4 * task.most_counts(whole['weights'])
 
 
 def test_masked_tokens_are_not_seen(batch, params, monkeypatch):

@@ -238,6 +238,21 @@ def test_records_without_a_history_are_named(index):
         fitted.examples([{'user': 'a', 'items': []}], None, train=False)[0]
 
 
+@pytest.mark.parametrize(
+    ('length', 'changes', 'message'),
+    [
+        (5, {}, r'task.history_length = 5 is longer than config.model.max_length = 4'),
+        (0, {}, r'task.history_length = 0 must be at least 1'),
+        (4, dict(causal=False), 'config.model.causal must be True'),
+        (4, dict(moe=dict(num_experts=2, top_k=1)), 'config.model.moe must be None'),
+    ],
+)
+def test_a_decoder_that_does_not_fit_is_refused(length, changes, message):
+    model = tasks()[0].model.clone(**changes)
+    with pytest.raises(errors.UserError, match=message):
+        NextItem(model, length)
+
+
 def test_a_model_with_too_few_rows_is_refused():
     small = TwoTower(num_items=4, num_users=3, embed_dim=8)
     with pytest.raises(errors.UserError, match='config.model.num_items is 4: .* at least 5'):

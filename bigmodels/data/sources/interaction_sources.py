@@ -161,7 +161,8 @@ class Interactions(table_sources.Columns):
 
     Record: {'user', 'item': str, 'rating': float32, 'timestamp': int64}, and of the ratings before
     it, held-out ones as well: {'user_count', 'item_count': float32}, of this user and of this item,
-    and {'user_mean', 'item_mean': float32}, each drawn to the mean of all as if by five more of it.
+    and {'user_mean', 'item_mean': float32}, each drawn to the mean of all before it as if by five
+    more of that, which is itself drawn to 0 alike.
     """
 
     def __init__(

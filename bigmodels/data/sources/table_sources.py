@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bigmodels import errors
-from bigmodels.data.cells import is_number, number, numbers, typed
+from bigmodels.data.cells import as_written, is_number, number, numbers, typed
 from bigmodels.data.sources import BOM, checked_index, digest, one_file, read_text
 
 Line = tuple[int, list[str]]  # of a CSV file: the number of its last line, and its values
@@ -54,6 +54,7 @@ class Csv(Columns):
         fifth one.
       without: slices of records that are left out of `rows`.
       numeric: columns of numbers, read as float32; an empty value, '?' and 'NA' are NaN.
+      text: columns of str, whatever their values look like.
       broken: whether a record with another number of values than the header, or with a value in
         a column of `numeric` that is no finite number, is refused or left out.
       duplicates: whether a record that repeats an earlier one of `rows` is kept, left out, or
@@ -68,15 +69,17 @@ class Csv(Columns):
         numeric: Sequence[str] = (),
         broken: Literal['refuse', 'drop'] = 'refuse',
         duplicates: Literal['keep', 'drop', 'refuse'] = 'keep',
+        text: Sequence[str] = (),
     ):
         self._path, self._broken, self._duplicates = path, broken, duplicates
-        text = read_text(path)
-        header, lines = csv_rows(path, text)
+        written = read_text(path)
+        header, lines = csv_rows(path, written)
         # Earlier versions left blank lines out: their runs are not to go on with other records.
         gaps = len(header) == 1 and any(row == [''] for _, row in lines)
-        for name in numeric:
+        for name in (*numeric, *text):
             if name not in header:
                 raise errors.unknown(f'column of {path}', name, header)
+        readers = dict.fromkeys(text, as_written) | dict.fromkeys(numeric, numbers)
         lines = _selected(lines, rows, without, path)
         lines, self._num_broken = self._whole(lines, header, numeric)
         lines, self._num_duplicates = self._distinct(lines)
@@ -85,12 +88,13 @@ class Csv(Columns):
         columns = zip(*(row for _, row in lines), strict=True)
         super().__init__(
             {
-                name: numbers(values) if name in numeric else typed(values)
+                name: readers.get(name, typed)(values)
                 for name, values in zip(header, columns, strict=True)
             }
         )
         settings = (rows, tuple(without), tuple(numeric), broken, duplicates)
-        self._fingerprint = digest('csv with gaps' if gaps else 'csv', text, repr(settings))
+        settings += (tuple(text),) if text else ()  # of earlier versions' runs there is none
+        self._fingerprint = digest('csv with gaps' if gaps else 'csv', written, repr(settings))
 
     def _whole(self, lines: Sequence[Line], header, numeric) -> tuple[list[Line], int]:
         """The lines that are not broken, and how many are."""
