@@ -81,19 +81,26 @@ def _taken(workdir: pathlib.Path, resume: Resume) -> lock.Lock:
         (workdir / '.writable').touch()
         (workdir / '.writable').unlink()
         taken = lock.Lock(workdir)
+        if resume == 'restart' and any(path.name != lock.NAME for path in workdir.iterdir()):
+            _move_aside(workdir)  # the old lock goes with it
+            workdir.mkdir()
+            taken.release()
+            taken = lock.Lock(workdir)
     except OSError as error:
         raise errors.UserError(
             f'The work directory {workdir} cannot be written: {error.strerror}.'
         ) from error
-    if resume == 'restart' and any(path.name != lock.NAME for path in workdir.iterdir()):
-        number = 1
-        while (aside := workdir.with_name(f'{workdir.name}.{number}')).exists():
-            number += 1
-        workdir.rename(aside)  # the old lock goes with it
-        workdir.mkdir()
-        taken.release()
-        taken = lock.Lock(workdir)
     return taken
+
+
+def _move_aside(workdir: pathlib.Path) -> None:
+    """To its name with a number behind it."""
+    if not workdir.name:
+        raise errors.UserError(f'{workdir} cannot be moved aside: run from the folder above it.')
+    number = 1
+    while (aside := workdir.with_name(f'{workdir.name}.{number}')).exists():
+        number += 1
+    workdir.rename(aside)
 
 
 @contextlib.contextmanager

@@ -109,8 +109,9 @@ def partition(labels: np.ndarray, clients: int, alpha: float, seed: int) -> list
     if not alpha:
         owners[rng.permutation(len(labels))] = np.arange(len(labels)) % clients
     else:
-        for value in np.unique(labels):
-            numbers = rng.permutation(np.flatnonzero(labels == value))
+        values, kinds = np.unique(labels, return_inverse=True)  # of which NaN is one
+        for kind in range(len(values)):
+            numbers = rng.permutation(np.flatnonzero(kinds == kind))
             shares = rng.dirichlet(np.full(clients, alpha))
             ends = np.round(np.cumsum(shares) * len(numbers)).astype(np.int64)
             owners[numbers] = np.searchsorted(ends[:-1], np.arange(len(numbers)), side='right')
@@ -134,13 +135,13 @@ def members(settings: Settings, examples: Sequence, seed: int) -> list[np.ndarra
         labels = _column(examples.source, 'label_key', settings.label_key)
         return partition(labels, settings.clients, settings.alpha, seed)
     owners = _column(examples.source, 'client_key', settings.client_key)
-    names = np.unique(owners)
+    names, numbers = np.unique(owners, return_inverse=True)
     if len(names) != settings.clients:
         raise errors.UserError(
             f'The field {settings.client_key!r} names {len(names)} clients, but config.federated.'
             f'clients = {settings.clients}.'
         )
-    return [np.flatnonzero(owners == name) for name in names]
+    return [np.flatnonzero(numbers == client) for client in range(len(names))]
 
 
 def _column(source: Sequence, key: str, field: str) -> np.ndarray:

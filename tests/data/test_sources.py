@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import sysconfig
+import zipfile
 
 import numpy as np
 import pytest
@@ -340,6 +341,12 @@ def test_npz_errors(tmp_path):
     np.savez(path, x=np.array([{}, None], object))
     with pytest.raises(errors.UserError, match='without pickled objects'):
         table_sources.Npz(path)
+    np.savez(path, x=np.arange(4))
+    with zipfile.ZipFile(path, 'a') as archive:
+        archive.writestr('README', 'of what is here')
+    with pytest.raises(errors.UserError, match='README is another file, not an array'):
+        table_sources.Npz(path)
+    assert len(table_sources.Npz(path, ('x',))) == 4
     for content in (b'', b'no archive', b'PK\x03\x04 cut short'):
         (tmp_path / 'a.npz').write_bytes(content)
         with pytest.raises(errors.UserError, match=r'is not an \.npz archive'):

@@ -235,12 +235,16 @@ def read_npz(path: str, arrays: Sequence[str] = ()) -> dict[str, np.ndarray]:
             for name in arrays:
                 if name not in archive.files:
                     raise errors.unknown(f'array in {path}', name, archive.files)
-            return {name: archive[name] for name in arrays or archive.files}
+            found = {name: archive[name] for name in arrays or archive.files}
     except (ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise errors.UserError(
             f'{path} cannot be read without pickled objects: {error}. Save plain arrays with '
             'np.savez_compressed.'
         ) from error
+    for name, array in found.items():
+        if not isinstance(array, np.ndarray):
+            raise errors.UserError(f'{path}: {name} is another file, not an array.')
+    return found
 
 
 def checked_offsets(offsets: np.ndarray, where: str) -> np.ndarray:
