@@ -12,7 +12,9 @@ import numpy as np
 from bigmodels import errors, trees
 
 _LAYER = re.compile(r'(?:^|/)layers(?:_(\d+))?(?:_\w+)?(?:/|$)')
-_EMBEDDING = re.compile(r'(?:^|/)(?:(?:\w+_)?(?:embed|token)|embed_norm|frequencies|subsample_\d+)(?:/|$)')
+_EMBEDDING = re.compile(
+    r'(?:^|/)(?:(?:\w+_)?(?:embed|token)|embed_norm|frequencies|subsample_\d+)(?:/|$)'
+)
 
 
 def layer_factors(params: Any, decay: float) -> Any:

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigmodels import losses, metrics
+from bigmodels import errors, losses, metrics
 from bigmodels.data import text
+from bigmodels.models.parts.settings import check_fixed
 from bigmodels.tasks.recommendation import HeldOut, Recommendation
 
 # Fields of the model, see `settings.check_fixed`.

@@ -81,9 +81,7 @@ def test_only_numbers_or_only_categories():
             assert outputs.dtype == jnp.float32
 
 
-@pytest.mark.parametrize(
-    'fields', [dict(num_features=0), dict(num_features=3, numeric='periodic')]
-)
+@pytest.mark.parametrize('fields', [dict(num_features=0), dict(num_features=3, numeric='periodic')])
 def test_features_that_cannot_be_are_said_at_once(fields):
     with pytest.raises(errors.UserError, match='num_features = [03] must be at least 1, and even'):
         FTTransformer(1, num_categories=7, num_layers=1, num_heads=2, **fields)

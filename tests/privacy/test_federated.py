@@ -32,7 +32,7 @@ def test_partitions_hold_each_example_once_and_are_as_unlike_as_alpha_says():
         assert not all(map(np.array_equal, parts, other))
         # The share that a client's most frequent label has, over clients by size.
         largest[alpha] = sum(np.bincount(LABELS[part]).max() for part in parts if len(part)) / 600
-    unknown = np.where(LABELS == LABELS[0], np.nan, LABELS)
+    unknown = np.where(LABELS[0] != LABELS, LABELS, np.nan)
     assert sorted(np.concatenate(federated.partition(unknown, 12, 0.3, 3))) == list(range(600))
     assert {len(part) for part in federated.partition(LABELS, 12, 0.0, 3)} == {50}
     assert largest[0.05] > 0.6 > largest[1.0] > largest[1000.0]

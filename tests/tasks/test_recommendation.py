@@ -244,7 +244,7 @@ def test_records_without_a_history_are_named(index):
         (5, {}, r'task.history_length = 5 is longer than config.model.max_length = 4'),
         (0, {}, r'task.history_length = 0 must be at least 1'),
         (4, dict(causal=False), 'config.model.causal must be True'),
-        (4, dict(moe=dict(num_experts=2, top_k=1)), 'config.model.moe must be None'),
+        (4, dict(moe=dict(num_experts=2, experts_per_token=1)), 'config.model.moe must be None'),
     ],
 )
 def test_a_decoder_that_does_not_fit_is_refused(length, changes, message):
