@@ -152,10 +152,13 @@ def _batches(examples: Iterable, kind: Callable[[Any], Hashable], size: int) -> 
     batch = []
     try:
         for example in examples:
-            if batch and (len(batch) == size or kind(example) != kind(batch[0])):
+            if batch and kind(example) != kind(batch[0]):
                 yield batch
                 batch = []
             batch.append(example)
+            if len(batch) == size:  # not when the next one comes, for which a line may be waited
+                yield batch
+                batch = []
     except errors.UserError:
         if batch:
             yield batch

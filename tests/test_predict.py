@@ -89,6 +89,17 @@ def test_an_output_is_kept_until_there_is_an_answer_and_is_no_input(table_run, t
     assert given.read_text() == '{}\n'
 
 
+def test_a_whole_batch_is_answered_before_the_next_record_comes():
+    def records():
+        for number in range(5):
+            read.append(number)
+            yield number
+
+    read = []
+    batches = predict._batches(records(), lambda number: number > 2, 2)
+    assert [(batch, len(read)) for batch in batches] == [([0, 1], 2), ([2], 4), ([3, 4], 5)]
+
+
 def test_a_new_category_is_answered_and_bad_records_are_named(table_run, tmp_path, capsys):
     [record] = table_files.rows(1, seed=2)
     unseen = [*record[:-2], 'Atlantis', 'not known']  # the target is not read
