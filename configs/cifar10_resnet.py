@@ -48,6 +48,6 @@ def get_config(variant: str = ''):
     config.eval_every = 6400
     if variant == 'tiny':
         config = common.tiny(config)
-        config.model.stage_widths = (8, 16, 16, 16)
+        config.model.update(stage_widths=(8, 16, 16, 16), dtype='float32')
         config.batch_size = 16
     return config.lock()
