@@ -85,7 +85,7 @@ def check(
             )
             raise errors.UserError(
                 f'config.data.evals.{name} does not fit the model, which is made for examples of '
-                f'training: {there}. It has {here}.'
+                f'training: {there}. It has {here}. {error}'
             ) from error
         keys = [*task.summary(dict.fromkeys(pairs, 0.0)), *getattr(task, 'score_names', ())]
         figures += [f'{name}/{key}' for key in keys]

@@ -125,6 +125,16 @@ def _scale_by(factors: Any) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, _: jax.tree.map(optax.tree.scale, factors, updates))
 
 
+def held(params: Any, patterns: Sequence[str]) -> Any:
+    """The params, of which those that `freeze` matches have a gradient of 0.
+
+    So they take no part in what is made of gradients before the optimiser: the norm of private
+    ones, and the local steps of clients.
+    """
+    matched = lambda name: any(re.search(pattern, name) for pattern in patterns)
+    return trees.map_named(lambda name, p: jax.lax.stop_gradient(p) if matched(name) else p, params)
+
+
 def _freeze(tx, patterns: Sequence[str], params: Any) -> optax.GradientTransformation:
     rules = [(pattern, 'frozen') for pattern in patterns]
     labels = trees.match_rules([*rules, (r'.*', 'trained')], params, 'optimizer.freeze')

@@ -168,7 +168,11 @@ def make_program(
     placed, unplaced = sharding.state_shardings(shapes, own_rules, mesh)
 
     teacher = teacher_lib.open_teacher(settings, task, mesh, variables, example)
-    join = functools.partial(opening.joined, settings)
+    frozen_by = settings.optimizer.get('freeze', ())
+
+    def join(params, frozen):
+        return opening.joined(settings, optimizers.held(params, frozen_by), frozen)
+
     options, told = xla_options.for_mesh(mesh, settings.xla)
     by_rows = sharding.batch_sharding(mesh)
     return Program(

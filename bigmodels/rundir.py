@@ -14,6 +14,7 @@ curves.png, summary.json, and what the task demonstrates, such as sample.txt
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 import pathlib
@@ -26,6 +27,7 @@ import ml_collections
 
 from bigmodels import checkpoint, errors, experiment, lock, metrics, processes
 from bigmodels import config as config_lib
+from bigmodels import guard as guard_lib
 from bigmodels.state import TrainState
 
 CONFIG, DATA, SUMMARY = 'config.json', 'data.json', 'summary.json'
@@ -76,27 +78,23 @@ def held(workdir: pathlib.Path, resume: Resume) -> Iterator[None]:
 
 
 def _taken(workdir: pathlib.Path, resume: Resume) -> lock.Lock:
-    try:
+    if resume == 'restart' and not workdir.name:
+        raise errors.UserError(f'{workdir} cannot be moved aside: run from the folder above it.')
+    with errors.unwritten(f'The work directory {workdir}'):
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / '.writable').touch()
-        (workdir / '.writable').unlink()
+        (workdir / '.writable').unlink(missing_ok=True)  # another start may have done it
         taken = lock.Lock(workdir)
         if resume == 'restart' and any(path.name != lock.NAME for path in workdir.iterdir()):
             _move_aside(workdir)  # the old lock goes with it
             workdir.mkdir()
             taken.release()
             taken = lock.Lock(workdir)
-    except OSError as error:
-        raise errors.UserError(
-            f'The work directory {workdir} cannot be written: {error.strerror}.'
-        ) from error
     return taken
 
 
 def _move_aside(workdir: pathlib.Path) -> None:
     """To its name with a number behind it."""
-    if not workdir.name:
-        raise errors.UserError(f'{workdir} cannot be moved aside: run from the folder above it.')
     number = 1
     while (aside := workdir.with_name(f'{workdir.name}.{number}')).exists():
         number += 1
@@ -231,9 +229,10 @@ def record(
     config: Mapping,
     fingerprints: Sequence[str],
     shapes: Mapping[str, jax.ShapeDtypeStruct],
+    guarded_since: int,
 ) -> None:
     """Writes config.json and data.json, once everything that they describe is known to work."""
-    record_data(workdir, fingerprints, shapes)
+    record_data(workdir, fingerprints, shapes, guarded_since)
     write_json(workdir / CONFIG, config_lib.to_plain(config))
 
 
@@ -319,11 +318,28 @@ def check_unused(out: pathlib.Path, option: str) -> None:
 
 
 def record_data(
-    workdir: pathlib.Path, fingerprints: Sequence[str], shapes: Mapping[str, jax.ShapeDtypeStruct]
+    workdir: pathlib.Path,
+    fingerprints: Sequence[str],
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    guarded_since: int = 0,
 ) -> None:
-    """Writes data.json, of batches of these shapes."""
+    """Writes data.json, of batches of these shapes; for the last see `guarded_since`."""
     per_example = {key: [shape.shape[1:], str(shape.dtype)] for key, shape in shapes.items()}
-    write_json(workdir / DATA, {'sources': list(fingerprints), 'batch': per_example})
+    found = {'sources': list(fingerprints), 'batch': per_example, 'guarded_since': guarded_since}
+    write_json(workdir / DATA, found)
+
+
+def guarded_since(workdir: pathlib.Path, start: int | None, guard: guard_lib.Guard) -> int:
+    """The step behind which saved steps hold what the guard of the config remembers.
+
+    Those up to it have the memory of another guard, or none.
+    """
+    if start is None:
+        return 0
+    kept = read_config(workdir).get('guard', {})
+    if config_lib.with_defaults(guard_lib.Guard, kept) != dataclasses.asdict(guard):
+        return start
+    return min(start, read(workdir / DATA).get('guarded_since', 0))
 
 
 def write_summary(

@@ -31,7 +31,6 @@ from bigmodels import (
     trees,
     writers,
 )
-from bigmodels import config as config_lib
 from bigmodels import guard as guard_lib
 from bigmodels.data import pipeline
 
@@ -100,8 +99,9 @@ def _train(settings, mesh, task, resolved, workdir, resume, signals, watch, comp
             initial = aside.submit(run.make_init_state(settings.seed)) if start is None else None
             train_step = compile_step(run, settings.parallel)
         watch.lap('compilation')
-        state = initial.result() if initial else _restored(workdir, start, run, settings)
-        rundir.record(workdir, resolved, data.fingerprints, data.shapes)
+        since = rundir.guarded_since(workdir, start, settings.guard)
+        state = initial.result() if initial else _restored(workdir, start, run, settings, since)
+        rundir.record(workdir, resolved, data.fingerprints, data.shapes, since)
         watch.lap('state')
         meter = energy.Meter(mesh)
         reporter.start_screen({'compiled': f'the first step begins after {watch}'})
@@ -165,11 +165,14 @@ def _watch(settings, run: program.Program, data: _Data, workdir) -> guard_lib.Wa
     return guard_lib.Watch(settings.guard, names, describe_batch)
 
 
-def _restored(workdir: pathlib.Path, step: int, run: program.Program, settings):
-    """The state of a checkpoint; a guard of another config begins with an empty memory."""
+def _restored(workdir: pathlib.Path, step: int, run: program.Program, settings, since: int):
+    """The state of a checkpoint; a guard of another config begins with an empty memory.
+
+    Args:
+      since: see `rundir.guarded_since`.
+    """
     wanted = run.state_shapes
-    kept = rundir.read_config(workdir).get('guard', {})
-    if config_lib.with_defaults(guard_lib.Guard, kept) != dataclasses.asdict(settings.guard):
+    if step <= since:
         wanted = wanted.replace(guard=None)
     state = checkpoint.restore(workdir / rundir.CHECKPOINTS, step, wanted)
     if state.guard is None:

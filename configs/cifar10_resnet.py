@@ -8,7 +8,7 @@ Cost: two CPU cores, 62.4 min beside other work, by 226 examples/s (up to 278 wh
 with large pages, which Linux gives to `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` before the command.
 Result: 91.7 % of the test images right, by the mean logits of an image, of it moved by a pixel both
 ways, and of their mirror images; 0.3 points less than the 92 % that were hoped for (the last
-batches of training: 95 %). In float32, a third slower, 4,500 steps without cutout, with label
+batches of training: 95 %). In float32, a quarter slower, 4,500 steps without cutout, with label
 smoothing 0.1 and momentum 0.85 gave 90.7 % by images alone (98 % in training), 91.2 % with mirror
 images, 91.5 % with moved ones too. What had brought it up, after 600 steps, by images alone:
 convolutions of stride 2 79.1 %, pooling and a narrow stem 83.3 %, with GELU 84.2 %, at three times

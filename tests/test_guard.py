@@ -221,6 +221,25 @@ def test_a_stop_tells_what_the_step_saw_and_may_be_resumed_by_skipping(tmp_path)
     assert len(skipped) == 1 + any(row > 12 for row in skipped)  # once in an epoch of 12 steps
 
 
+@pytest.mark.parametrize('since', [{}, {'guard.spike_sigma': 3.0, 'guard.spike_window': 2}])
+def test_a_hard_end_before_a_save_by_another_guard_loses_nothing(tmp_path, monkeypatch, since):
+    values = {'total_steps': 6, 'guard.policy': 'skip', 'guard.spike_window': 9} | since
+    run, whole = tmp_path / 'run', tmp_path / 'whole'
+    before = {'guard.spike_sigma': 9.0} if since else {}
+    train_lib.train(digits_with(tmp_path, [], total_steps=4, **before), run)
+    shutil.copytree(run, whole)
+    train_lib.train(digits_with(tmp_path, [], **values), whole, resume='changed')
+    with monkeypatch.context() as patch:
+        patch.setattr(train_lib, '_loop', lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train_lib.train(digits_with(tmp_path, [], **values), run, resume='changed')
+    for _ in range(2):  # then from a step that the guard has seen, and from the one before it
+        train_lib.train(digits_with(tmp_path, [], **values), run)
+        assert trees.first_difference(commands.arrays(run, 6), commands.arrays(whole, 6)) is None
+        (run / 'summary.json').unlink()
+        shutil.rmtree(run / rundir.CHECKPOINTS / '6')
+
+
 def test_skips_are_warned_of_and_end_at_their_number(tmp_path, capsys):
     config = digits_with(tmp_path, range(96), **{'guard.policy': 'skip', 'guard.max_skips': 3})
     with pytest.raises(errors.UserError, match=r'At step 4 .*stopped.*guard\.max_skips = 3'):

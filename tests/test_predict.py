@@ -216,6 +216,12 @@ def test_an_answer_that_json_cannot_hold_is_named():
         predict._json_line({'input': 'a', 'x': [float('nan')]})
 
 
+def test_a_picture_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / 'file').write_text('no folder')
+    with pytest.raises(errors.UserError, match=r'file/000003_mask\.png cannot be written'):
+        predict.as_json('a.png', {'mask': np.zeros((2, 2), np.uint8)}, tmp_path / 'file', 3)
+
+
 def test_a_language_model_continues_lines(tmp_path, capsys):
     path, overrides = commands.tiny_text(tmp_path)
     overrides += ['total_steps=2', 'checkpoint.every=2', 'optimizer.schedule.warmup_steps=0']

@@ -114,6 +114,13 @@ def test_another_config_is_refused_unless_asked_for(digits_run):
     assert (digits_run.with_name(digits_run.name + '.1') / 'summary.json').is_file()
 
 
+def test_a_folder_without_a_name_is_not_moved_aside(digits_run, monkeypatch):
+    monkeypatch.chdir(digits_run)
+    with pytest.raises(errors.UserError, match='cannot be moved aside: run from the folder above'):
+        train_lib.train(digits_config(log_every=2), pathlib.Path(), resume='restart')
+    train_lib.train(digits_config(), pathlib.Path())
+
+
 @pytest.mark.parametrize(
     ('mistyped', 'told'),
     [

@@ -1,16 +1,30 @@
 """Runs that begin with the parameters of another one."""
 
 import shutil
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from bigmodels import config, errors, rundir, runs, transfer, trees
+from bigmodels import (
+    config,
+    errors,
+    experiment,
+    program,
+    rundir,
+    runs,
+    sharding,
+    transfer,
+    trees,
+)  # fmt: skip
 from bigmodels import train as train_lib
 from bigmodels.checkpoint import values
+from bigmodels.data import pipeline
+from bigmodels.data.sources.table_sources import Digits
 from bigmodels.experiment import InitFrom
-from tests import commands, reviews
+from bigmodels.privacy import dp_sgd, federated
+from tests import commands, reviews, test_sharding
 
 SPLIT = ['mesh.data=1', 'mesh.fsdp=-1']
 QUICK = ['task.sequence_length=16', 'eval_every=0', 'xla.xla_backend_optimization_level=0']
@@ -165,6 +179,41 @@ def test_model_state_is_taken_under_the_same_names_and_two_may_begin_as_one():
     del saved['batch_stats/old/tower/mean']
     with pytest.raises(errors.UserError, match='batch_stats/a/mean has no counterpart'):
         transfer.sources(settings, SHAPES, saved)
+
+
+def test_frozen_parameters_count_neither_in_private_norms_nor_in_local_steps(tmp_path):
+    overrides = ["optimizer.freeze=('^Linear',)", 'batch_size=8', 'model.dropout_rate=0.0']
+    loaded = config.load(f'{commands.ROOT}/configs/digits_mlp.py:tiny', overrides)
+    settings = experiment.from_config(experiment.resolved(loaded))
+    task = experiment.make_task(settings)
+    batch = dict(pipeline.take(task.examples(Digits('valid'), tmp_path, train=True), np.arange(8)))
+    batch['weights'] = np.ones(8, np.float32)
+    mesh = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
+    run = program.make_program(settings, task, mesh, program.shapes_of_batch(batch, 8))
+    params = run.init_state(0).params
+
+    def loss_fn(params, *rest, **options):
+        return task.loss_fn(run.join(params, None), *rest, **options)
+
+    def of_head(head, *rest, **options):
+        return task.loss_fn({**params, 'head': head}, *rest, **options)
+
+    others = params.keys() - {'head'}
+    assert others
+    local = federated.Settings(clients=1, per_round=1, local_steps=2, local_learning_rate=0.5)
+    steps = jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), batch)
+    bounded = types.SimpleNamespace(
+        settings=types.SimpleNamespace(clip=0.1), noise_multiplier=0.0, expected=8
+    )
+    for update in (
+        lambda loss, p: federated.local_update(p, {}, steps, jax.random.key(0), loss, local)[0],
+        lambda loss, p: dp_sgd.private_gradients(
+            p, {}, batch, jax.random.key(0), loss, 1, budget=bounded
+        )[0],
+    ):
+        moved, alone = update(loss_fn, params), update(of_head, params['head'])
+        assert not any(leaf.any() for leaf in jax.tree.leaves([moved[x] for x in others]))
+        test_sharding.assert_close(moved['head'], alone, 1e-6)
 
 
 def test_frozen_batch_norm_keeps_its_averages_in_a_run(tmp_path):

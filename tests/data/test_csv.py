@@ -51,6 +51,15 @@ def test_numeric_columns_are_numbers_or_nan(tmp_path):
         Csv(write(tmp_path, 'a,b\n1,2\n'), numeric=('c',))
 
 
+def test_columns_of_text_are_as_written(tmp_path):
+    path = write(tmp_path, 'a,b\n1.50,1\n007,2\n')
+    plain, source = Csv(path), Csv(path, text=('a', 'b'))
+    assert [source[i] for i in range(2)] == [{'a': '1.50', 'b': '1'}, {'a': '007', 'b': '2'}]
+    assert plain.fingerprint() != source.fingerprint() == Csv(path, text=('a', 'b')).fingerprint()
+    with pytest.raises(errors.UserError, match=r"column of .*a\.csv 'c'"):
+        Csv(path, text=('c',))
+
+
 BROKEN = 'a,b\n1,2\n1,two\n3\n1,inf\n5,6\n'
 
 
