@@ -16,9 +16,14 @@ def mesh_of(count=2):
 def counter(root, name, joules, wraps=100.0, kind='package-0'):
     domain = root / name
     domain.mkdir(parents=True, exist_ok=True)
-    (domain / 'name').write_text(f'{kind}\n')
-    (domain / 'energy_uj').write_text(f'{round(joules * 1e6)}\n')
-    (domain / 'max_energy_range_uj').write_text(f'{round(wraps * 1e6)}\n')
+    texts = {
+        'name': kind,
+        'energy_uj': round(joules * 1e6),
+        'max_energy_range_uj': round(wraps * 1e6),
+    }
+    for file, text in texts.items():  # a reader never finds half of one
+        (root / 'written').write_text(f'{text}\n')
+        (root / 'written').replace(domain / file)
 
 
 def test_processors_are_read_at_the_beginning_and_at_the_end(tmp_path):
