@@ -36,16 +36,15 @@ def get_config(variant: str = ''):
         zero_init=False,
         dtype='bfloat16',
     )
-    common.use_strong_cifar10(config, learning_rate=0.015)
+    common.use_strong_cifar10(config, learning_rate=0.021)
     config.task.augment.cutout = 8
     config.task.label_smoothing = 0.2
     config.task.update(mirror=True, shift=1)
     config.optimizer.algorithm.momentum = 0.6
-    config.optimizer.weight_decay = 0.2
+    config.optimizer.weight_decay = 0.28
     config.ema_decay = 0.95  # about as fast as BatchNorm's averages, which it goes with
-    config.batch_size = 128
-    config.total_steps = 6400
-    config.eval_every = 6400
+    config.total_steps = 3200
+    config.eval_every = 3200
     if variant == 'tiny':
         config = common.tiny(config)
         config.model.update(stage_widths=(8, 16, 16, 16), dtype='float32')
