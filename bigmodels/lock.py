@@ -10,6 +10,7 @@ import os
 import pathlib
 import socket
 import time
+from typing import IO
 
 from bigmodels import errors
 
@@ -27,18 +28,11 @@ class Lock:
 
     def __init__(self, directory: pathlib.Path):
         path = directory / NAME
-        self._file = path.open('a+')
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        self._file = _locked(path)
+        while not _is_at(path, self._file):  # another start has moved the directory aside
             self._file.close()
-            raise errors.UserError(
-                f'A run is under way in {directory}: {_holder(path)}. Wait until it ends or stop '
-                f'it, or start another run with --workdir=...'
-            ) from None
-        except OSError as error:  # some network file systems have no locks
-            print(f'WARNING: {directory} cannot be locked ({error.strerror}): start no second run '
-                  f'in it while this one is under way.')  # fmt: skip
+            directory.mkdir(exist_ok=True)
+            self._file = _locked(path)
         self._file.truncate(0)
         holder = {
             'host': socket.gethostname(),
@@ -52,6 +46,31 @@ class Lock:
         """Lets others in."""
         self._file.truncate(0)
         self._file.close()
+
+
+def _locked(path: pathlib.Path) -> IO[str]:
+    """The file, open and locked."""
+    file = path.open('a+')
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise errors.UserError(
+            f'A run is under way in {path.parent}: {_holder(path)}. Wait until it ends or stop it, '
+            f'or start another run with --workdir=...'
+        ) from None
+    except OSError as error:  # some network file systems have no locks
+        print(f'WARNING: {path.parent} cannot be locked ({error.strerror}): start no second run '
+              f'in it while this one is under way.')  # fmt: skip
+    return file
+
+
+def _is_at(path: pathlib.Path, file: IO[str]) -> bool:
+    """Whether an open file is the one of that name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _holder(path: pathlib.Path) -> str:

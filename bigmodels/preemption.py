@@ -1,13 +1,14 @@
 """Stopping on request without losing a step: SIGTERM, as machines are taken away, and Ctrl-C.
 
-Within the loop a signal is only noted; the loop asks after every step, saves that step and ends.
+Within the loop a signal is only noted; the loop asks after every step and before every batch of
+an evaluation, saves the step at hand and ends.
 A watching thread ends the process if this takes longer than the deadline, since a machine that is
 taken away does not wait, and a save that hangs in the storage cannot be interrupted otherwise.
 Before and after the loop nothing is lost by stopping at once, so there a signal does; while a
 command still imports its modules, SIGTERM has its usual effect.
 
 With several processes JAX's own notifier catches SIGTERM, tells all processes, and names the
-step after which all of them stop.
+place at which all of them stop.
 """
 
 import contextlib
@@ -43,6 +44,7 @@ class Signals:
         self._several = jax.process_count() > 1
         self._previous = {}
         self._deferring = False
+        self._asked = 0  # how often, which is the same in all processes
         self._number = signal.SIGTERM
         self.requested = False  # agreed by all processes
         # A SimpleQueue, as its put may be called by a handler that interrupts another put.
@@ -70,10 +72,12 @@ class Signals:
             self._ended.set()
             self._noted.put(None)
 
-    def reached(self, step: int) -> bool:
-        """Whether to stop after this step. To be asked after every one, by all processes."""
-        if self._several and multihost_utils.reached_preemption_sync_point(step):
-            self._request()
+    def reached(self) -> bool:
+        """Whether to stop here. All processes must ask equally often, at the same places."""
+        if self._several and not self.requested:
+            self._asked += 1
+            if multihost_utils.reached_preemption_sync_point(self._asked):
+                self._request()
         return self.requested
 
     def stopped(self, step: int) -> errors.Stopped:

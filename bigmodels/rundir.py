@@ -297,18 +297,16 @@ def make_untrained(
     Raises:
       UserError: if `out` cannot be written.
     """
-    try:
+    with errors.unwritten(out):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise errors.UserError(f'{out} cannot be made: {error.strerror}.') from error
-    write_json(out / kind, made_of)
-    fill(out)
-    saver = checkpoint.Saver(out / CHECKPOINTS, checkpoint.Settings())
-    for problem in (saver.save(int(state.step), state, {}), saver.close()):
-        if problem is not None:
-            raise errors.UserError(f'{UNTRAINED[kind]} cannot be saved in {out}: {problem}')
-    # What it has is saved as params; with a decay they would be looked for in ema_params.
-    write_json(out / CONFIG, {**config, 'ema_decay': 0.0})
+        write_json(out / kind, made_of)
+        fill(out)
+        saver = checkpoint.Saver(out / CHECKPOINTS, checkpoint.Settings())
+        for problem in (saver.save(int(state.step), state, {}), saver.close()):
+            if problem is not None:
+                raise errors.UserError(f'{UNTRAINED[kind]} cannot be saved in {out}: {problem}')
+        # What it has is saved as params; with a decay they would be looked for in ema_params.
+        write_json(out / CONFIG, {**config, 'ema_decay': 0.0})
 
 
 def check_unused(out: pathlib.Path, option: str) -> None:

@@ -191,7 +191,7 @@ def _loop(
         params, model_state = run.eval_params(state), state.model_state
         figures = evaluate.evaluate(
             eval_step, data.task, params, model_state, data.eval_sets, run.mesh,
-            stop=lambda: signals.requested,
+            stop=signals.reached,
         )  # fmt: skip
         return {} if signals.requested else figures | run.spent(int(state.step))
 
@@ -229,7 +229,7 @@ def _fold(
         reporter.warn(saver.poll())
         reporter.note(saver.cost())
 
-        stops = signals.reached(step)
+        stops = signals.reached()
         evaluates = _evaluates(settings, step)
         best = settings.checkpoint.best_metric
         saves = step == settings.total_steps or step % settings.checkpoint.every == 0

@@ -19,7 +19,7 @@ from jax.sharding import AbstractMesh, Mesh, SingleDeviceSharding
 
 from bigmodels import errors
 
-Value = bool | int | str
+Value = bool | int | float | str
 _COMBINED_BYTES = 128 * 2**20
 
 # By platform, then by `device_kind`, which adds to its platform's: option -> (value, reason).
@@ -69,6 +69,9 @@ def for_mesh(
         return {}, []  # nothing can be compiled for it
     here = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
     device = (here or list(mesh.devices.flat))[0]
+    for name, value in changes.items():
+        if not isinstance(value, Value | None):
+            raise errors.UserError(f'config.xla.{name} = {value!r} must be one value, not several.')
     defaults = {
         name: value
         for key in (device.platform, device.device_kind)

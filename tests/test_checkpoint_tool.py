@@ -349,7 +349,7 @@ MISTAKES = {
     ),
     'a directory that cannot be': (
         ['average', '--workdir={run}', '--steps=5,15', '--out={run}/config.json/x'],
-        ['config.json/x cannot be made'],
+        ['config.json/x cannot be written'],
     ),
     'no steps': (
         ['average', '--workdir={run}', '--steps=5;15', '--out={run}/x'],

@@ -62,6 +62,16 @@ def test_a_copy_that_fails_is_told_and_made_up_for(tmp_path, monkeypatch, capsys
     assert checkpoint.newest_good(tmp_path / 'copy' / rundir.CHECKPOINTS) == (20, {})
 
 
+def test_a_copy_of_another_run_is_left_as_it_is(tmp_path):
+    run, copy = tmp_path / 'run', tmp_path / 'copy'
+    figures = train_lib.train(config(copy), run)
+    with pytest.raises(errors.UserError, match='has a copy of another run, up to step 20') as told:
+        train_lib.train(config(copy), run, resume='restart')
+    assert f'copy it back to {run};' in str(told.value)
+    shutil.copytree(copy, run, dirs_exist_ok=True)
+    assert train_lib.train(config(copy), run) == figures
+
+
 def test_all_steps_of_a_run_are_copied_whenever_it_is_asked_for(tmp_path):
     values = {'checkpoint.every': 10, 'checkpoint.keep_last': 2}
     train_lib.train(test_train.digits_config(**values), tmp_path / 'run')

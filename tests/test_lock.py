@@ -51,6 +51,24 @@ def test_a_restart_holds_the_new_directory(digits_run):
         pass
 
 
+def test_a_start_that_meets_a_restart_holds_what_has_the_name_then(tmp_path, monkeypatch):
+    workdir, aside = tmp_path / 'run', tmp_path / 'run.1'
+    workdir.mkdir()
+    real = lock.fcntl.flock
+
+    def late(file, operation):
+        if not aside.exists():
+            workdir.rename(aside)
+        real(file, operation)
+
+    monkeypatch.setattr(lock.fcntl, 'flock', late)
+    taken = lock.Lock(workdir)
+    with pytest.raises(errors.UserError, match=HOLDER):
+        lock.Lock(workdir)
+    lock.Lock(aside).release()
+    taken.release()
+
+
 def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, capsys):
     def unsupported(file, operation):
         raise OSError(95, 'Operation not supported')

@@ -1,6 +1,7 @@
 """A run that is asked to stop saves its step, says so, and goes on as if nothing had been."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -193,3 +194,36 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(tmp_pat
     assert f'step {step + 1}/' not in err
     for index in range(2):
         assert f'[{index}] Stopped by SIGTERM: step {step} is saved' in err
+
+
+@pytest.mark.slow
+def test_a_signal_cuts_an_evaluation_of_two_processes_short(tmp_path):
+    path = tmp_path / 'long.py'
+    path.write_text(
+        'import time\n'
+        'from bigmodels import evaluate\n'
+        'from configs import digits_mlp\n'
+        'def slow(eval_step, task, params, state, sets, mesh, stop, real=evaluate.evaluate):\n'
+        '    def asked():\n'
+        '        print("evaluates", flush=True)\n'
+        '        time.sleep(0.1)\n'
+        '        return stop()\n'
+        '    many = {str(i): batches for i in range(10_000) for batches in sets.values()}\n'
+        '    return real(eval_step, task, params, state, many, mesh, stop=asked)\n'
+        'def get_config(variant):\n'
+        '    evaluate.evaluate = slow\n'
+        '    return digits_mlp.get_config("tiny")\n'
+    )
+    process = commands.start(
+        'bigmodels.launch', '--processes=2', '--', f'--config={path}', '--config.eval_every=8',
+        f'--workdir={tmp_path}/run', '--config.checkpoint.best_metric=',
+    )  # fmt: skip
+    pids = [int(re.search(r'is pid (\d+)', process.stderr.readline())[1]) for _ in range(2)]
+    for line in process.stdout:
+        if 'evaluates' in line:
+            break
+    os.kill(pids[1], signal.SIGTERM)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    for index in range(2):
+        assert f'[{index}] Stopped by SIGTERM: step 8 is saved' in err

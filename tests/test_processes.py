@@ -156,6 +156,34 @@ def test_a_process_that_dies_or_hangs_ends_the_others_by_name(tmp_path, number, 
 
 
 @pytest.mark.slow
+def test_a_save_that_fails_in_one_process_ends_the_others(tmp_path):
+    path = tmp_path / 'full.py'
+    path.write_text(
+        'import os\n'
+        'from bigmodels import checkpoint\n'
+        'from configs import digits_mlp\n'
+        'def full(manager, step, *arguments, real=checkpoint._Manager.save, **options):\n'
+        '    if step == 10 and os.environ["JAX_PROCESS_ID"] == "0":\n'
+        '        raise OSError(28, "No space left on device")\n'
+        '    return real(manager, step, *arguments, **options)\n'
+        'def get_config(variant):\n'
+        '    checkpoint._Manager.save = full\n'
+        '    return digits_mlp.get_config("tiny")\n'
+    )
+    status, _, err = commands.run(
+        'bigmodels.launch', '--processes=2', '--', f'--config={path}',
+        f'--workdir={tmp_path}/run', '--timeout=60', '--config.checkpoint.every=5',
+        '--config.checkpoint.best_metric=',
+    )  # fmt: skip
+    assert status == 2
+    assert '[0] error: ' in err
+    assert 'No space left on device' in err
+    assert re.search(r'\[1\] error: process 0 of 2 \(.*\) stopped: ', err), err
+    assert f'{tmp_path}/run is step 5; the same command resumes there.' in err
+    assert 'Traceback' not in err
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('failing', [0, 1])
 def test_a_mistake_in_one_process_ends_the_others(tmp_path, failing):
     path = tmp_path / 'uneven.py'

@@ -339,6 +339,9 @@ class Saver:
         return problem
 
     def _failed(self, error: Exception) -> str:
+        """What went wrong, in words; raised where other processes may wait for this one's part."""
+        if jax.process_count() > 1:
+            raise error
         step, _ = self._saving
         self._saving = None
         self._clear()

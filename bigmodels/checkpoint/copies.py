@@ -17,7 +17,9 @@ from bigmodels import errors
 class Copier:
     """Copies steps in a thread of its own, one after the other.
 
-    Only copies of this run's steps are ever deleted, and only after a later one is complete.
+    Only copies of this run's steps are ever deleted, and only after a later one is complete. A run
+    that has saved none yet begins no copy where there is one: with the steps of both it would be
+    of no use, and what is there may be all that is left of a run.
 
     Args:
       checkpoints: the directory of the saved steps, within that of the run.
@@ -27,7 +29,7 @@ class Copier:
       once: the name of what lies beside the steps, if it is there: copied likewise, before them.
 
     Raises:
-      UserError: if the target cannot be made.
+      UserError: if the target cannot be made, or has the copy of another run.
     """
 
     def __init__(
@@ -49,7 +51,14 @@ class Copier:
                 f'directory or a URL that this machine may write, or "" for no copies.'
             ) from error
         self._wanted, self._problems = queue.SimpleQueue(), queue.SimpleQueue()
-        self._known = {int(path.name) for path in checkpoints.iterdir() if path.name.isdigit()}
+        self._known = set(_steps(checkpoints))
+        there = _steps(self._target / checkpoints.name)
+        if not self._known and any((path / marker).exists() for path in there.values()):
+            raise errors.UserError(
+                f'config.checkpoint.copy_to = {target!r} has a copy of another run, up to step '
+                f'{max(there)}. To go on from it, copy it back to {checkpoints.parent}; to begin '
+                f'anew, give another place, or move it aside.'
+            )
         self._copying = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -100,9 +109,8 @@ class Copier:
         if once.is_dir() and not self._is_copied(once, copies / self._once):
             self._copy_sealed(once, copies / self._once)
         self._copy_sealed(self._checkpoints / str(step), copies / str(step))
-        for old in copies.iterdir():
-            ours = old.name.isdigit() and int(old.name) in self._known
-            if ours and not (self._checkpoints / old.name).is_dir():
+        for number, old in _steps(copies).items():
+            if number in self._known and not (self._checkpoints / old.name).is_dir():
                 self._delete(old)
 
     def _is_copied(self, source: pathlib.Path, target: epath.Path) -> bool:
@@ -121,6 +129,12 @@ class Copier:
         if copy.exists():
             (copy / self._marker).unlink(missing_ok=True)  # from here on it is no copy
             copy.rmtree()
+
+
+def _steps(directory: pathlib.Path | epath.Path) -> dict[int, pathlib.Path | epath.Path]:
+    """Those of a directory that may not be there, by number."""
+    listed = directory.iterdir() if directory.exists() else ()
+    return {int(path.name): path for path in listed if path.name.isdigit()}
 
 
 def _copy(source: pathlib.Path, target: epath.Path) -> None:

@@ -132,6 +132,8 @@ def main() -> None:
     parser.add_argument('--batches', type=int, default=8, help='to measure, for a8_static')
     parser.add_argument('--no_figures', action='store_true', help='do not evaluate the two')
     options = parser.parse_args()
+    if options.batches < 1:
+        raise errors.UserError(f'--batches={options.batches}: at least 1 must be measured.')
     check(options.workdir, options.recipe, options.targets, options.trust)
     rundir.check_unused(options.to, '--to')
     runs.configure_process()

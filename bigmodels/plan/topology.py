@@ -63,10 +63,14 @@ class Topology:
             return one.sent * self._hops(one, devices, size, is_ring) / link
         extents = [len(set(column)) for column in places.T]
         if one.kind.endswith('all-to-all'):
-            # A message goes a quarter round a ring on average, a third along a line.
-            hops = [n / (4 if ring else 3) for n, ring in zip(extents, is_ring, strict=True)]
-            longest = max(hop for hop, n in zip(hops, extents, strict=True) if n > 1)
-            return one.size * longest / (2 * link)
+            # Half of what each half of the devices has crosses their middle, where two links go
+            # each way in a ring, and one in a line.
+            share = max(
+                n / (8 if ring and n == whole else 4)
+                for n, whole, ring in zip(extents, size, is_ring, strict=True)
+                if n > 1
+            )
+            return one.size * share / link
         links = sum(
             2 if ring and n == whole else 1
             for n, whole, ring in zip(extents, size, is_ring, strict=True)
@@ -115,7 +119,7 @@ def num_cpu_devices(name: str) -> int:
     Raises:
       UserError: for a name of no form of FORMS.
     """
-    if match := re.fullmatch(r'(?:cpu|gpu:\w+):(\d+)', name):
+    if match := re.fullmatch(r'(?:cpu|gpu:\w+):([1-9]\d*)', name):
         return int(match[1])
     if name.split(':')[0] in ('cpu', 'gpu') or ':' not in name:
         raise errors.UserError(f'--topology={name} is none of: {FORMS}.')

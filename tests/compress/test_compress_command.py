@@ -108,6 +108,8 @@ def test_mistakes_are_told_before_anything_is_made(large, tmp_path, monkeypatch)
             asked(recipe)
     with pytest.raises(errors.UserError, match='exists already'):
         asked('int8', to=large)
+    with pytest.raises(errors.UserError, match='--batches=0: at least 1'):
+        asked('a8_static', batches=0)
     config = json.loads((large / rundir.CONFIG).read_text())
     config['privacy'] = dict(epsilon=8.0, delta=1e-5, clip=1.0, examples=100)
     config['batch_size'] = 64

@@ -125,6 +125,13 @@ def test_the_layer_is_the_one_written_out(kind):
         assert (sown['metrics/dropped_share'] > 0.1).any()  # or else it would test nothing
 
 
+def test_choices_are_not_rounded():
+    layer = make_layer()
+    params = params_of(layer)
+    text = str(jax.make_jaxpr(lambda x: layer.apply({'params': params}, x))(X))
+    assert text.count('precision=(Precision.HIGHEST, Precision.HIGHEST)') == 1
+
+
 @pytest.mark.parametrize('kind', LAYERS)
 def test_gradients_are_differences(kind):
     """Along random directions, of the layer written out in float64."""

@@ -59,8 +59,10 @@ def test_permutations_pass_links_in_turn():
 def test_an_exchange_goes_further_on_longer_rings():
     devices = torus(16, 16, 1)
     whole = collective('all-to-all', [[i * 16 for i in range(16)]])
-    # A quarter round the ring, in both directions.
+    # Each half sends half of what its eight have over two links.
     assert seconds('tpu', V6E, devices, whole) == pytest.approx(MB * 4 / (2 * V6E.link_bandwidth))
+    half = collective('all-to-all', [[i * 16 for i in range(8)]])  # four to four, over one
+    assert seconds('tpu', V6E, devices, half) == pytest.approx(MB * 2 / V6E.link_bandwidth)
 
 
 def test_gpus_talk_over_their_switch_and_between_hosts_over_the_network():
@@ -73,7 +75,9 @@ def test_gpus_talk_over_their_switch_and_between_hosts_over_the_network():
     assert alone == pytest.approx(MB / H100.network)
 
 
-@pytest.mark.parametrize('name', ['v5q:4x4', 'v5p', 'cpu', 'cpu:', 'cpu:two', 'gpu:8', 'tpu:v5p'])
+@pytest.mark.parametrize(
+    'name', ['v5q:4x4', 'v5p', 'cpu', 'cpu:', 'cpu:0', 'cpu:two', 'gpu:8', 'tpu:v5p']
+)
 def test_names_of_no_form(name):
     with pytest.raises(errors.UserError, match=f'--topology={name} is none of: a TPU slice'):
         topology.open_topology(name)

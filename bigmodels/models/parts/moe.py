@@ -163,9 +163,11 @@ class MixtureOfExperts(nn.Module):
         c, (_, l, d) = self.settings, x.shape
         mlp_dim = c.mlp_dim or self.mlp_dim or 4 * d
         # In float32: rounding would change which expert is chosen. (Switch, section 2.4.)
-        logits = layers.Linear(
+        router = layers.Linear(
             c.num_experts, use_bias=False, kernel_init=_fan_in_normal(d), name='router'
-        )(x.astype(jnp.float32))
+        )
+        with jax.default_matmul_precision('highest'):  # accelerators would round the operands
+            logits = router(x.astype(jnp.float32))
         experts, weights = route(logits, c.experts_per_token, c.normalize_top_k)
         balance = load_balance(logits, experts)
         self._sow('metrics', 'load_balance', balance)
