@@ -1,4 +1,7 @@
-"""How published models of images want them: preprocessor_config.json as fields of a task."""
+"""How published models of images want them: preprocessor_config.json as fields of a task.
+
+Or the part of processor_config.json in which transformers keeps the same since version 5.
+"""
 
 import math
 import pathlib
@@ -12,7 +15,7 @@ from bigmodels.interop import directories
 from bigmodels.models.clip import CLIP
 from bigmodels.models.resnet import ResNet
 
-FILE = 'preprocessor_config.json'
+FILE, PROCESSOR = 'preprocessor_config.json', 'processor_config.json'
 HALF = [0.5, 0.5, 0.5]
 
 
@@ -23,11 +26,13 @@ def read(directory: pathlib.Path, published: Mapping) -> dict[str, Any]:
     squeeze them to a square, or scale them to a little more than what is cut, as the file says:
     what is not square, or lies at the edge, is seen a little differently.
 
+    Where nothing says how grey levels are normalised, as beside a model that was saved without its
+    processor, they are from -1 to 1, and a warning is printed.
+
     Raises:
       UserError: if the file says of pixels what such a task does not do.
     """
-    path = directory / FILE
-    entries = directories.read_json(path) if path.is_file() else {}
+    path, entries = told(directory, 'image_processor')
     scale = entries.get('rescale_factor', 1 / 255)
     if not math.isclose(scale, 1 / 255, rel_tol=1e-3) or entries.get('do_rescale') is False:
         raise errors.UserError(f'{path} does not divide grey levels by 255, as is done here.')
@@ -35,11 +40,34 @@ def read(directory: pathlib.Path, published: Mapping) -> dict[str, Any]:
         'image_size', entries.get('crop_size', entries.get('size', 224))
     )
     found = {'image_size': _side(size)}
+    lacking = [key for key in ('image_mean', 'image_std') if entries.get(key) is None]
+    if lacking and entries.get('do_normalize', True):
+        print(
+            f'WARNING: no {FILE} or {PROCESSOR} in {directory} has {errors.some(lacking)}: 0.5 is '
+            f'assumed. If the model was trained otherwise, its answers are wrong: say how, in grey '
+            f'levels of 0 to 255, as --config.task.mean=127.5 --config.task.std=127.5.'
+        )
     for key, field, plain in (('image_mean', 'mean', 0.0), ('image_std', 'std', 1.0)):
-        values = entries.get(key, HALF) if entries.get('do_normalize', True) else [plain]
+        values = (entries.get(key) or HALF) if entries.get('do_normalize', True) else [plain]
         levels = tuple(255 * value for value in values)
         found[field] = levels if len(set(levels)) > 1 else levels[0]
     return found
+
+
+def told(directory: pathlib.Path, part: str) -> tuple[pathlib.Path, dict[str, Any]]:
+    """What a model's files say of its inputs, and in which: a part of PROCESSOR, or else FILE.
+
+    As transformers prefers them. Without any, the entries are empty.
+
+    Args:
+      part: as PROCESSOR names it, 'image_processor' or 'feature_extractor'.
+    """
+    path = directory / PROCESSOR
+    parts = directories.read_json(path) if path.is_file() else {}
+    if isinstance(parts.get(part), Mapping):
+        return path, parts[part]
+    path = directory / FILE
+    return path, directories.read_json(path) if path.is_file() else {}
 
 
 def _side(size: Any) -> int:

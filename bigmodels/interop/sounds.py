@@ -10,8 +10,7 @@ from typing import Any
 
 from bigmodels import errors
 from bigmodels.data import subwords
-from bigmodels.interop import directories
-from bigmodels.interop.pictures import FILE
+from bigmodels.interop import directories, pictures
 from bigmodels.models.parts import log_mel
 from bigmodels.tasks.speech_to_text import SpeechToText
 
@@ -36,8 +35,7 @@ def read(directory: pathlib.Path, published: Mapping) -> dict[str, Any]:
     Raises:
       UserError: if the files say of sound what is not done here.
     """
-    path = directory / FILE
-    entries = directories.read_json(path) if path.is_file() else {}
+    path, entries = pictures.told(directory, 'feature_extractor')
     for key, value in DONE.items():
         if entries.get(key, value) not in (value, None):
             raise errors.UserError(f'{path} has {key} = {entries[key]!r}; here it is {value!r}.')
@@ -83,7 +81,7 @@ def write(directory: pathlib.Path, task: SpeechToText) -> None:
         'padding_value': 0.0,
         **DONE,
     }
-    directories.write_json(directory / FILE, entries)
+    directories.write_json(directory / pictures.FILE, entries)
     entries = {
         **token_ids(task),
         'max_length': task.model.max_length,

@@ -202,5 +202,9 @@ def test_what_the_files_say_of_prompts(directory, tmp_path):
     directories.write_json(tmp_path / pictures.FILE, {'hop_length': 200})
     with pytest.raises(errors.UserError, match='hop_length = 200; here it is 160'):
         sounds.read(tmp_path, base)
+    parts = {'feature_extractor': {'n_fft': 512}}  # as transformers 5 saves a WhisperProcessor
+    directories.write_json(tmp_path / pictures.PROCESSOR, parts)
+    with pytest.raises(errors.UserError, match='processor_config.json has n_fft = 512'):
+        sounds.read(tmp_path, base)
     with pytest.raises(errors.UserError, match=r"no token '<\|fr\|>'; special are: .*'<\|en\|>'"):
         convert.to_run(str(directory), tmp_path / 'run', ['task.language=fr'])
