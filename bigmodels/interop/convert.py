@@ -179,7 +179,7 @@ def to_directory(
             made.mkdir()
             directories.write_tensors(made, tensors)
             if images:
-                pictures.write(made, run.task)
+                pictures.write(made, run.task, rundir.batch_shapes(workdir, 1)['inputs'].shape[-3:])
             if speech:
                 sounds.write(made, run.task)
             if texts:

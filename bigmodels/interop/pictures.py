@@ -5,10 +5,11 @@ Or the part of processor_config.json in which transformers keeps the same since 
 
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 
 from bigmodels import errors
 from bigmodels.interop import directories
@@ -105,18 +106,26 @@ def config(entries: Mapping, model: nn.Module, params: Mapping) -> dict[str, Any
     }
 
 
-def write(directory: pathlib.Path, task: Any) -> None:
-    """Writes the file for a task's images."""
-    levels = {'image_mean': task.mean, 'image_std': task.std}
-    side = task.image_size
+def write(directory: pathlib.Path, task: Any, shape: Sequence[int]) -> None:
+    """Writes the file for a task's images, of the shape [H, W, C] that the model was trained on.
+
+    Of other channels than three images are taken as they are: a coloured one is to be made grey
+    before.
+    """
+    height, width, channels = shape
+    size = {'height': height, 'width': width}
     entries = {
         'image_processor_type': 'CLIPImageProcessor',  # which scales the shorter side, and cuts
-        **{
-            key: [value / 255 for value in (values if isinstance(values, tuple) else [values] * 3)]
-            for key, values in levels.items()
-        },
-        'size': {'shortest_edge': side},
-        'crop_size': {'height': side, 'width': side},
+        'image_mean': _shares(task.mean, channels),
+        'image_std': _shares(task.std, channels),
+        'do_convert_rgb': channels == 3,
+        'size': {'shortest_edge': height} if height == width else size,
+        'crop_size': size,
         'resample': 2,  # bilinear
     }
     directories.write_json(directory / FILE, entries)
+
+
+def _shares(levels: float | Sequence[float], channels: int) -> list[float]:
+    """Grey levels, one or as many as channels, as shares of the largest for each channel."""
+    return [float(level) / 255 for level in np.broadcast_to(levels, channels)]
