@@ -24,6 +24,7 @@ FREE = {
     'dropout_rate',
     'dtype',
     'init_scale',
+    'kv_cache',
     'logits_dtype',
     'microbatches',
     'momentum',
@@ -32,6 +33,7 @@ FREE = {
     'pipeline_rounds',
     'remat',
     'scan_layers',
+    'stem_init',
     'vocab_multiple',
     'zero_init',
 }

@@ -247,6 +247,15 @@ def test_a_model_that_no_family_has_is_told_what_each_lacks():
         families.of_model(golden('llama2').model(norm_placement='both'))
 
 
+def test_how_a_model_begins_and_keeps_its_cache_is_no_part_of_what_is_written():
+    resnet = published.golden('resnet')
+    assert resnet.family.config(resnet.model(stem_init='cosines')) == resnet.family.config(
+        resnet.model()
+    )
+    llama = published.golden('llama3')
+    assert llama.family.config(llama.model(kv_cache='int8')) == llama.family.config(llama.model())
+
+
 def test_damaged_files_are_named(tmp_path):
     directory = golden('gpt2').save(tmp_path / 'model')
     file = directory / directories.WEIGHTS
