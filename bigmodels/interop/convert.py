@@ -161,6 +161,8 @@ def to_directory(
     params = compress.plain(run.params)
     images, texts = (hasattr(run.task, name) for name in ('image_size', 'vocabulary'))
     speech = isinstance(run.task, SpeechToText)
+    if speech:
+        sounds.check_rate(run.task)
     entries = family.config(run.model) | {'torch_dtype': dtype} | _as_published(run, KEPT)
     if images:
         entries = pictures.config(entries, run.model, params)

@@ -71,6 +71,19 @@ def token_ids(task: SpeechToText) -> dict[str, Any]:
     }
 
 
+def check_rate(task: SpeechToText) -> None:
+    """Raises UserError for sound that transformers cannot prepare as the task does.
+
+    Its filters end at 8 kHz whatever the rate (WhisperFeatureExtractor), ours at half the rate.
+    """
+    if task.front_end.sample_rate != SAMPLE_RATE:
+        raise errors.UserError(
+            f'task.sound.sample_rate = {task.front_end.sample_rate:,} cannot be written: '
+            f"transformers' Whisper hears {SAMPLE_RATE:,} Hz alone. Set it and the sample_rate of "
+            f'its source to that, which resamples recordings, and train anew.'
+        )
+
+
 def write(directory: pathlib.Path, task: SpeechToText) -> None:
     """Writes both files; without the tokens of languages and tasks where the tokenizer has none."""
     samples = 2 * (task.model.max_source_length or task.model.max_length) * log_mel.WHISPER_HOP

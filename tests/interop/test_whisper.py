@@ -1,5 +1,6 @@
 """Whisper: its features, and a published model as a run that writes what it hears."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -168,6 +169,15 @@ def test_a_run_comes_back_with_what_generation_needs(run, directory, tmp_path):
     task = runs.open_run(again).task
     for name in ('model', 'sound', 'prompt', 'language', 'suppressed', 'suppressed_first'):
         assert getattr(task, name) == getattr(run.task, name), name
+
+
+def test_a_run_of_another_sample_rate_is_not_written(run):
+    """For transformers' filters end at 8 kHz, whatever the rate."""
+    sounds.check_rate(run.task)
+    sound = {**run.task.sound, 'sample_rate': 8000}
+    slower = dataclasses.replace(run.task, sound=sound)
+    with pytest.raises(errors.UserError, match=r'sample_rate = 8,000 cannot be written'):
+        sounds.check_rate(slower)
 
 
 @pytest.mark.slow
