@@ -2,12 +2,15 @@
 
 import math
 
+from bigmodels import errors
+from bigmodels.data import tokenizers
 from bigmodels.interop.family import GELU, Entries, Family
 from bigmodels.interop.image_tables import CLIP as CLIP_TABLE
 from bigmodels.interop.image_tables import SIGLIP as SIGLIP_TABLE
 from bigmodels.models.clip import CLIP
 from bigmodels.models.vit import ViT
 
+ANY_END = 2  # an eos_token_id of CLIP that stands for the largest id of a text
 _LAYERS = {
     'hidden_size': 'embed_dim',
     'intermediate_size': 'mlp_dim',
@@ -110,6 +113,24 @@ def _read_siglip(config: Entries) -> Entries:
     fields = _read_towers(config)
     size = (config.get('text_config') or {}).get('projection_size')
     return fields | {'embed_dim': size or fields['text']['embed_dim']}
+
+
+def check_end(config: Entries, vocabulary: tokenizers.Tokenizer) -> None:
+    """Raises UserError unless transformers pools a CLIP's texts where they end, as is done here.
+
+    It takes the first of the tokens that config.json calls their end; where that is 2, as early
+    files had it, the first of the largest id that a text has.
+    """
+    if config['model_type'] != 'clip':
+        return
+    told, end = config['text_config'].get('eos_token_id'), vocabulary.end_of_text
+    if end != (vocabulary.vocab_size - 1 if told == ANY_END else told):
+        raise errors.UserError(
+            f'Texts of the run end with the token {end}, and config.json would have eos_token_id = '
+            f'{told}: transformers would pool a CLIP at other tokens ({ANY_END} stands for the '
+            f'largest id of a text). Use a tokenizer whose end of text is another token than '
+            f'{ANY_END}, and for a published model its own.'
+        )
 
 
 CONTRASTIVE = (

@@ -20,6 +20,7 @@ from bigmodels import config as config_lib
 from bigmodels.data import subwords, tokenizers
 from bigmodels.interop import (
     classifiers,
+    contrastive,
     directories,
     families,
     pictures,
@@ -171,6 +172,7 @@ def to_directory(
         of_texts = entries.get('text_config', entries)
         told = sounds.token_ids(run.task) if speech else _token_ids(run.task)
         of_texts |= told | _as_published(run, TOKEN_IDS)
+        contrastive.check_end(entries, run.task.vocabulary)
     variables = {**params, **run.model_state}
     vocab_size = getattr(run.model, 'vocab_size', None)
     tensors = weights.unload(family.table, variables, dtype, vocab_size)

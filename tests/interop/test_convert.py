@@ -224,8 +224,12 @@ def test_a_resnet_becomes_a_run_with_its_averages_and_comes_back(tmp_path):
 def test_a_model_of_images_and_texts_becomes_a_run_that_classifies_by_words(case, tmp_path):
     known = published.golden(case)
     directory = known.save(tmp_path / case)
-    roles = {'pad_token': '</s>'} if case == 'siglip' else {}
-    add_tokenizer(directory, **roles)
+    if case == 'siglip':
+        add_tokenizer(directory, pad_token='</s>')
+    else:  # the end as config.json has it, by which transformers pools
+        more = [f'<{id}>' for id in range(len(WORDS), 61)]
+        add_tokenizer(directory, more, eos_token='<60>')
+    end = 60 if case == 'clip' else 2
     overrides = ["task.classes=('w0','w1 w2')", "task.templates=('{}',)"]
     convert.to_run(str(directory), tmp_path / 'run', overrides)
     run = runs.open_run(tmp_path / 'run')
@@ -235,12 +239,12 @@ def test_a_model_of_images_and_texts_becomes_a_run_that_classifies_by_words(case
     # Begin, word, end; behind it nothing, or padding that is seen.
     example = run.task.text_example(tokenizers.document(run.task.vocabulary, 'w0'))
     filler = 0 if case == 'clip' else 2  # as the tokenizer says, and config.json does not
-    np.testing.assert_array_equal(example['tokens'], [1, 3, 2] + [filler] * 6)
+    np.testing.assert_array_equal(example['tokens'], [1, 3, end] + [filler] * 6)
     np.testing.assert_array_equal(
         example['segment_ids'], np.ones(9) if case == 'siglip' else [1] * 3 + [0] * 6
     )
     prompts = np.zeros((2, 9), np.int32) + filler
-    prompts[0, :3], prompts[1, :4] = [1, 3, 2], [1, 4, 5, 2]
+    prompts[0, :3], prompts[1, :4] = [1, 3, end], [1, 4, 5, end]
     seen = np.ones_like(prompts) if case == 'siglip' else np.int32(prompts > 0)
     scores = run.model.apply({'params': run.params}, images, prompts, seen)
     found = run.task.predict(run.params, run.model_state, {'inputs': images})
