@@ -91,7 +91,8 @@ def read(
     A module of another scale than alpha / r of the config has the ratio in its `up`.
 
     Raises:
-      UserError: for files that are not there, another method than LoRA, or other modules.
+      UserError: for files that are not there, another method than LoRA, other modules, or adapters
+        of some layers alone, or of several ranks, where the model's layers are scanned.
     """
     config, tensors = _read(directory)
     settings = adapters.Settings(rank=config['r'], alpha=float(config['lora_alpha']))
@@ -114,8 +115,42 @@ def read(
         raise errors.UserError(
             f'{directory}: the model has no place for {errors.some(sorted(unknown))}.'
         )
+    _check_pairs(directory, flat)
+    if model.scan_layers:
+        _check_alike(directory, model, flat)
     params = flax.traverse_util.unflatten_dict(flat, '/')
-    return transformer.stack_layers(params) if model.scan_layers else params, settings
+    scanned = model.scan_layers and any(name.startswith('layers_') for name in params)
+    return transformer.stack_layers(params) if scanned else params, settings
+
+
+def _check_pairs(directory: pathlib.Path, flat: Mapping[str, np.ndarray]) -> None:
+    """Raises UserError for an adapter of one matrix."""
+    kernels = {name.rpartition('/')[0] for name in flat}
+    halves = [name for name in sorted(kernels) if not {f'{name}/down', f'{name}/up'} <= {*flat}]
+    if halves:
+        raise errors.UserError(
+            f'{directory} has one of lora_A and lora_B alone for {errors.some(halves)}: the file '
+            f'is not whole.'
+        )
+
+
+def _check_alike(
+    directory: pathlib.Path, model: transformer.Transformer, flat: Mapping[str, np.ndarray]
+) -> None:
+    """Raises UserError for adapters that do not stack: each is to be of one shape in all layers."""
+    shapes = collections.defaultdict(list)
+    for name, leaf in flat.items():
+        layer, _, within = name.partition('/')
+        if layer.startswith('layers_'):
+            shapes[within].append(leaf.shape)
+    odd = [name for name, of in shapes.items() if len(of) < model.num_layers or len({*of}) > 1]
+    if odd:
+        kernels = sorted({name.rpartition('/')[0] for name in odd})
+        raise errors.UserError(
+            f'{directory} has not the same adapters in all {model.num_layers} layers: '
+            f'{errors.some(kernels)} differ in rank, or some layers have none. Layers that are '
+            f'scanned are alike: read them with config.model.scan_layers = False.'
+        )
 
 
 def _read(directory: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -170,7 +205,9 @@ def _adapters(model: transformer.Transformer, params: Mapping) -> dict[str, dict
     """{'layers_0/attention/query': {'down', 'up'}} of trained params."""
     found = collections.defaultdict(dict)
     whole = []
-    for name, leaf in trees.flatten_named(transformer.unscanned(model, params)[1]).items():
+    if 'layers' in params:  # scanned ones; the unembedding may have the only adapter
+        params = transformer.unstack_layers(params)
+    for name, leaf in trees.flatten_named(params).items():
         kernel, _, part = name.rpartition('/')
         if part in ('down', 'up') and re.search('/kernel$|^unembed$', kernel):
             found[kernel.removesuffix('/kernel')][part] = np.asarray(leaf)

@@ -115,6 +115,41 @@ def test_what_peft_has_no_place_for_is_named(tmp_path):
         peft.read(tmp_path, model)
 
 
+def test_adapters_of_some_layers_are_read_unless_layers_are_scanned(tmp_path):
+    model = MODELS['gpt2']
+    unrolled = model.clone(scan_layers=False)
+    some = adapters.Settings(rank=2, targets='layers_1/mlp/.*kernel$')
+    trained = made(unrolled, some)[1]
+    peft.write(tmp_path, unrolled, trained, some)
+    read, _ = peft.read(tmp_path, unrolled)
+    assert trees.first_difference(read, jax.device_get(trained)) is None
+    with pytest.raises(errors.UserError, match=r'in all 2 layers: mlp/down/kernel, mlp/up/kernel'):
+        peft.read(tmp_path, model)
+    path = tmp_path / 'adapter_model.safetensors'
+    tensors = safetensors.numpy.load_file(path)
+    wider = {  # of the other layer, of another rank
+        name.replace('.h.1.', '.h.0.'): np.repeat(x, 2, 0 if 'lora_A' in name else 1)
+        for name, x in tensors.items()
+    }
+    safetensors.numpy.save_file(tensors | wider, path)
+    with pytest.raises(errors.UserError, match='differ in rank, or some layers have none'):
+        peft.read(tmp_path, model)
+    [half, *_] = tensors
+    del tensors[half]
+    safetensors.numpy.save_file(tensors, path)
+    with pytest.raises(errors.UserError, match='one of lora_A and lora_B alone for layers_1/mlp'):
+        peft.read(tmp_path, unrolled)
+
+
+def test_the_only_adapter_may_be_that_of_the_unembedding(tmp_path):
+    model = MODELS['llama'].clone(scan_layers=True, tie_embeddings=False)
+    only = adapters.Settings(rank=2, targets='^unembed$')
+    trained = made(model, only)[1]
+    peft.write(tmp_path, model, trained, only)
+    read, _ = peft.read(tmp_path, model)
+    assert trees.first_difference(read, jax.device_get(trained)) is None
+
+
 @pytest.mark.parametrize('name', MODELS)
 def test_peft_computes_the_same(name, tmp_path):
     library = pytest.importorskip('peft')
