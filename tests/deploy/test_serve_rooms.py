@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from bigmodels import errors
-from bigmodels.deploy.server import failures, records
+from bigmodels.deploy.server import failures, forms, records
 from bigmodels.deploy.server.app import Server
 from bigmodels.deploy.server.batching import Batcher
 from bigmodels.deploy.server.limits import Admission, Limits
@@ -222,6 +222,39 @@ def test_a_record_is_read_by_its_fields():
     nan = json.dumps(good | {'x': [float('nan')]})
     with pytest.raises(pydantic.ValidationError):
         reader.form.model_validate_json(nan)
+
+
+MANY = 10_000
+
+
+@pytest.mark.parametrize(
+    ('form', 'body'),
+    [
+        (forms.Embeddings, {'input': [1.5] * MANY}),
+        (forms.Embeddings, {'input': [[1.5] * MANY] * 9}),
+        (forms.Completion, {'prompt': [[]] * MANY}),
+        (forms.Completion, {str(i): 0 for i in range(MANY)}),
+        (forms.Completion, {'logit_bias': {str(i): 1 for i in range(MANY)}}),
+        (forms.Completion, {'response_format': {'type': 'x' * MANY}}),
+        (forms.Completion, {'x' * MANY: 1}),
+        (forms.Chat, {'messages': [{'role': 'user', 'content': [1] * MANY}] * 9}),
+        (forms.Chat, {'messages': [{'role': 'user', 'content': 'a', 'b': 'c'}] * 999}),
+        ({'x': 'series'}, {'inputs': [{'x': [[]] * MANY}] * 9}),
+        ({'x': 'ids'}, {'inputs': [{'x': [1.5] * MANY}] * 9}),
+        ({'x': 'array'}, {'inputs': [{'x': [['a'] * MANY] * 9}]}),
+        ({'x': 'text'}, {'inputs': [{'y': 1}] * 256}),
+        ({'x': 'text'}, {'inputs': [{str(i): 0 for i in range(MANY)}]}),
+    ],
+)
+def test_a_body_of_countless_faults_is_told_of_a_few(form, body):
+    if isinstance(form, dict):
+        form = forms.prediction_form(forms.record_form(form))
+    with pytest.raises(pydantic.ValidationError) as caught:
+        form.model_validate_json(json.dumps(body))
+    assert caught.value.error_count() <= 20
+    failure = failures.of_validation(caught.value)
+    assert len(failure.message) < 3000
+    assert len(failure.param) <= failures.LONGEST
 
 
 def test_what_is_no_number_in_json_is_null():

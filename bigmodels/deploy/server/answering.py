@@ -241,7 +241,7 @@ def check_model(asked: str, names: Collection[str]) -> None:
     if asked not in names:
         served = ', '.join(map(repr, names))
         raise Failure(
-            404, f'There is no model {asked!r} here, but {served}.', param='model',
+            404, f'There is no model {asked[:100]!r} here, but {served}.', param='model',
             code='model_not_found',
         )  # fmt: skip
 

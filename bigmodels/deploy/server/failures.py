@@ -13,6 +13,7 @@ from bigmodels import errors
 _TYPES = {401: 'authentication_error', 404: 'not_found_error', 429: 'rate_limit_error'}
 _TYPE = re.compile(r'(str|int|float|bool|none)$|(list|literal|constrained|nullable|function)[\[-]')
 MOST_NAMED = 5  # faults of a request that are told at once
+LONGEST = 200  # characters of one, which may quote what came
 
 
 class Failure(Exception):
@@ -69,6 +70,8 @@ def of(error: Exception) -> Failure:
 def of_validation(error: pydantic.ValidationError, within: Sequence[str | int] = ()) -> Failure:
     """The failure that names the fields of a request that are not as they may be.
 
+    All faults are formatted, so that `forms` must find few, whatever comes.
+
     Args:
       within: where in the request what was validated is.
     """
@@ -77,9 +80,7 @@ def of_validation(error: pydantic.ValidationError, within: Sequence[str | int] =
     where = _name((*within, *found[0]['loc']))
     return Failure(
         400,
-        '; '.join(told[:MOST_NAMED])
-        + (f'; and {len(told) - MOST_NAMED} more' if len(told) > MOST_NAMED else '')
-        + '.',
+        '; '.join(told[:MOST_NAMED]) + ('; and more' if len(told) > MOST_NAMED else '') + '.',
         param=where or None,
         code=found[0]['type'],
     )
@@ -90,9 +91,10 @@ def _told(kind: str, name: str, message: str) -> str:
         return f'Unknown field {name!r}'
     if kind == 'missing':
         return f'The field {name!r} is missing'
-    return f'{name}: {message}' if name else message
+    return (f'{name}: ' if name else '') + message[:LONGEST]
 
 
 def _name(location: Sequence[str | int]) -> str:
     """Of a field, without the types that were tried for it."""
-    return '.'.join(str(part) for part in location if not _TYPE.match(str(part)))
+    parts = (str(part)[:LONGEST] for part in location)
+    return '.'.join(part for part in parts if not _TYPE.match(part))[:LONGEST]

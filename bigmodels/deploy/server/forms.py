@@ -14,6 +14,8 @@ from bigmodels.deploy.requests import MOST_ALTERNATIVES
 
 MOST_INPUTS = 256  # records or texts of one request
 MOST_CHOICES = 16
+MOST_UNKNOWN = 10  # fields of one object that are refused by name
+FIRST = Field(fail_fast=True)  # of a list the first fault is told: a body has room for millions
 _INT64 = dict(ge=-(2**63), lt=2**63)
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -31,9 +33,11 @@ KINDS = {
     'audio': File,
     'text': str,
     'value': Cell,
-    'ids': str | Whole | list[str | Whole] | None,
-    'series': list[Cell],
-    'array': list[list[Whole] | list[Whole | Finite]],
+    'ids': str | Whole | Annotated[list[str | Whole], FIRST] | None,
+    'series': Annotated[list[Cell], FIRST],
+    'array': Annotated[
+        list[Annotated[list[Whole], FIRST] | Annotated[list[Whole | Finite], FIRST]], FIRST
+    ],
 }
 
 
@@ -41,6 +45,23 @@ class Form(pydantic.BaseModel):
     """Of exact types, and no fields besides."""
 
     model_config = ConfigDict(extra='forbid', strict=True)
+
+    @pydantic.model_validator(mode='before')
+    @classmethod
+    def _with_few_unknown(cls, asked: Any) -> Any:
+        """Without most of the fields that are not here, each of which would be a fault."""
+        if not isinstance(asked, dict):
+            return asked
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        unknown = [name for name in asked if name not in known]
+        many = set(unknown[MOST_UNKNOWN:])
+        return {name: asked[name] for name in asked if name not in many} if many else asked
+
+
+def _first_that_asks(bias: Any) -> Any:
+    """Of a logit bias only the first entry that changes an answer, if there is one."""
+    entries = bias.items() if isinstance(bias, dict) else ()
+    return next(({token: value} for token, value in entries if value != 0), bias)
 
 
 class OpenAIForm(Form):
@@ -68,11 +89,12 @@ class Embeddings(OpenAIForm):
 
     input: (
         str
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[str], Field(min_length=1, max_length=MOST_INPUTS)]
+        | Annotated[list[TokenId], Field(min_length=1), FIRST]
+        | Annotated[list[str], Field(min_length=1, max_length=MOST_INPUTS), FIRST]
         | Annotated[
-            list[Annotated[list[TokenId], Field(min_length=1)]],
+            list[Annotated[list[TokenId], Field(min_length=1), FIRST]],
             Field(min_length=1, max_length=MOST_INPUTS),
+            FIRST,
         ]
     )
     encoding_format: Literal['float', 'base64'] = 'float'
@@ -105,7 +127,9 @@ class _Sampled(OpenAIForm):
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
     stream: bool = False
     stream_options: 'StreamOptions | None' = None
-    logit_bias: dict[str, Literal[0]] | None = None
+    logit_bias: (
+        Annotated[dict[str, Literal[0]], pydantic.BeforeValidator(_first_that_asks)] | None
+    ) = None
     response_format: 'AnyFormat | None' = Field(None, description='what a text must be')
 
 
@@ -121,11 +145,12 @@ class Completion(_Sampled):
 
     prompt: (
         str
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[str], Field(min_length=1, max_length=MOST_CHOICES)]
+        | Annotated[list[TokenId], Field(min_length=1), FIRST]
+        | Annotated[list[str], Field(min_length=1, max_length=MOST_CHOICES), FIRST]
         | Annotated[
-            list[Annotated[list[TokenId], Field(min_length=1)]],
+            list[Annotated[list[TokenId], Field(min_length=1), FIRST]],
             Field(min_length=1, max_length=MOST_CHOICES),
+            FIRST,
         ]
     ) = ''
     max_tokens: int = Field(16, ge=1, lt=2**31)
@@ -148,7 +173,7 @@ class Message(Form):
     """Of a chat; what an answer's message has besides may be sent back with it."""
 
     role: Literal['system', 'developer', 'user', 'assistant']
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], FIRST]
     name: str | None = None
     refusal: None = None
     annotations: Any = None
@@ -200,7 +225,7 @@ AnyFormat = Annotated[
 class Chat(_Sampled):
     """Messages, which the model's own follows."""
 
-    messages: list[Message] = Field(min_length=1, max_length=1000)
+    messages: Annotated[list[Message], FIRST] = Field(min_length=1, max_length=1000)
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31, description='the same')
     logprobs: bool = False
@@ -227,5 +252,5 @@ def record_form(fields: Mapping[str, str]) -> type[Form]:
 
 def prediction_form(record: type[Form]) -> type[Form]:
     """The model of a request to /v1/predict."""
-    inputs = Annotated[list[record], Field(min_length=1, max_length=MOST_INPUTS)]
+    inputs = Annotated[list[record], Field(min_length=1, max_length=MOST_INPUTS), FIRST]
     return pydantic.create_model('Prediction', __base__=Form, inputs=(inputs, ...))
