@@ -1,4 +1,7 @@
-"""Connections: uvicorn, with a time limit for the head of a request, until a signal ends it."""
+"""Connections: uvicorn, until a signal ends it, with time limits for clients.
+
+A head must come, and an answer be read, in time.
+"""
 
 import asyncio
 import contextlib
@@ -14,24 +17,45 @@ from bigmodels.deploy.server.app import Server
 
 MOST = 1000  # connections; further requests are answered by 503
 IDLE = 20.0  # seconds after which a connection is closed on which no request has begun
+UNREAD = 60.0  # seconds in which a client must take SLOWEST bytes of what waits for it, or the rest
+SLOWEST = 2**16
 DRAINING = 7  # seconds that requests at hand may take to end
 
 
 class _Protocol(H11Protocol):
-    """Closes connections whose clients are silent, or send a head byte by byte."""
+    """Closes connections whose clients are silent, send a head byte by byte, or do not read."""
 
     def connection_made(self, transport) -> None:
         super().connection_made(transport)
-        self.loop.call_later(IDLE, self._close_if_idle, None)
+        self._unread: tuple[int, float] | None = None  # bytes that wait, and since when
+        self._looking = self.loop.call_later(IDLE, self._look, None)
 
-    def _close_if_idle(self, before) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._looking.cancel()
+        super().connection_lost(exc)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._unread = None
+
+    def _look(self, before) -> None:
         """`before`: the latest request when this was last looked at."""
-        if self.transport.is_closing():
-            return
-        if self.cycle is before and (before is None or before.response_complete):
+        self._looking = self.loop.call_later(IDLE, self._look, self.cycle)
+        is_idle = self.cycle is before and (before is None or before.response_complete)
+        if self._is_unread():
+            self.transport.abort()  # to close it would wait for the client
+        elif is_idle and not self.transport.is_closing():
             self.transport.close()
-            return
-        self.loop.call_later(IDLE, self._close_if_idle, self.cycle)
+
+    def _is_unread(self) -> bool:
+        """Whether an answer waits for a client that takes none of it, or next to none."""
+        if not self.flow.write_paused and not self.transport.is_closing():
+            self._unread = None
+            return False
+        size, now = self.transport.get_write_buffer_size(), self.loop.time()
+        if self._unread is None or size <= self._unread[0] - SLOWEST:
+            self._unread = size, now
+        return now - self._unread[1] >= UNREAD
 
 
 class _Uvicorn(uvicorn.Server):
