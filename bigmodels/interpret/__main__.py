@@ -43,7 +43,9 @@ def main() -> None:
     if not shown:
         raise errors.UserError(f'{a.input} has no record to explain.')
     left_out = sum(1 for _ in records)
-    a.to.write_text(report.page(run, shown, left_out))
+    page = report.page(run, shown, left_out)
+    with errors.unwritten(a.to):
+        a.to.write_text(page)
     more = f'; {left_out} more were left out, see --records' if left_out else ''
     print(f'{len(shown)} records, {", ".join(methods)}: {a.to}{more}')
 

@@ -116,6 +116,26 @@ def _batches(run: runs.Run, split: str) -> Iterator[Mapping[str, np.ndarray]]:
     return iter(pipeline.evaluation_batches(examples, run.experiment.batch_size))
 
 
+def _write(run: runs.Run, path: str, split: str, count: int, folder: pathlib.Path) -> None:
+    """`count` vectors to train on, and a tenth of that, of a split, to hold out: two files.
+
+    Held out of the training text are those behind the others.
+    """
+    more = max(count // 10, 1)
+    with errors.unwritten(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if split == 'train':
+        both = collect(run, path, split, count + more)
+        parts = np.split(both, [len(both) * count // (count + more)])
+    else:
+        parts = collect(run, path, 'train', count), collect(run, path, split, more)
+    for name, vectors in zip(('train', 'valid'), parts, strict=True):
+        file = folder / f'{name}.npz'
+        with errors.unwritten(file):
+            np.savez(file, **{KEY: vectors})
+        print(f'{file}: {len(vectors):,} vectors of {vectors.shape[1]}')
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     commands = parser.add_subparsers(dest='command', required=True)
@@ -142,12 +162,7 @@ def main() -> None:
             f'{run.workdir} holds a {type(run.task).__name__}, no language model.'
         )
     if a.command == 'collect':
-        a.to.mkdir(parents=True, exist_ok=True)
-        for split, count in (('train', a.tokens), (a.split, max(a.tokens // 10, 1))):
-            vectors = collect(run, a.path, split, count)
-            name = 'train' if split == 'train' else 'valid'
-            np.savez(a.to / f'{name}.npz', **{KEY: vectors})
-            print(f'{a.to / name}.npz: {len(vectors):,} vectors of {vectors.shape[1]}')
+        _write(run, a.path, a.split, a.tokens, a.to)
         return
     coder = runs.open_run(a.workdir, trust=a.trust)
     if not isinstance(coder.task, SparseCoding):

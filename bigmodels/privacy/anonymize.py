@@ -96,7 +96,8 @@ def main() -> None:
         result = convert(text, change, _listed(options.fields))
     except errors.UserError as error:
         raise errors.UserError(f'{options.input}: {error}') from error
-    options.output.write_text(result)
+    with errors.unwritten(options.output):
+        options.output.write_text(result)
     print(json.dumps({'found': dict(sorted(total.items())), 'written': str(options.output)}))
 
 

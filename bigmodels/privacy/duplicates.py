@@ -144,8 +144,9 @@ def main() -> None:
             raise errors.UserError(f'{options.output} exists already: choose another --output.')
         found = near_duplicates(texts, options.threshold, options.ngram)
         lines = filter(str.strip, read_text(str(options.input)).split('\n'))
-        kept = (f'{line}\n' for number, line in enumerate(lines) if number not in found)
-        options.output.write_text(''.join(kept))
+        kept = ''.join(f'{line}\n' for number, line in enumerate(lines) if number not in found)
+        with errors.unwritten(options.output):
+            options.output.write_text(kept)
         report = {'texts': len(texts), 'dropped': len(found), 'first_dropped': [
             [number, like] for number, like in list(found.items())[:20]]}  # fmt: skip
     print(json.dumps(report))

@@ -129,6 +129,7 @@ def test_what_cannot_be_explained_is_told(images, folder, capsys):
         (dict(method='grad_cam', layer='conv_7'), "a.png: .*path 'conv_7'"),
         (dict(method='grad_cam', layer='head'), r"Grad-CAM of 'head'|of one layer|has no place"),
         (dict(method='attention_rollout'), 'a.png: .*ConvNet has no attention'),
+        (dict(method='gradient', to=folder / 'none/d.html'), 'd.html cannot be written: No such'),
     ]:
         with pytest.raises(errors.UserError, match=message):
             commands.printed(command, capsys, **{**ask, **options})

@@ -88,6 +88,28 @@ def test_what_is_made_again_whole_keeps_the_loss_and_nothing_keeps_none():
     assert nothing.recovered == pytest.approx(0, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ('split', 'train', 'valid'),
+    [
+        ('valid', [*range(20)], [100, 101]),
+        ('train', [*range(20)], [20, 21]),
+    ],
+)
+def test_what_is_held_out_is_in_a_file_of_its_own(split, train, valid, tmp_path, monkeypatch):
+    starts = {'train': 0, 'valid': 100}
+
+    def collect(run, path, split, count):
+        return np.arange(starts[split], starts[split] + count)[:, None]
+
+    monkeypatch.setattr(sparse_features, 'collect', collect)
+    sparse_features._write(None, 'layers_0', split, 20, tmp_path / 'a')
+    for name, wanted in (('train', train), ('valid', valid)):
+        assert np.load(tmp_path / f'a/{name}.npz')['activations'][:, 0].tolist() == wanted
+    (tmp_path / 'b/valid.npz').mkdir(parents=True)
+    with pytest.raises(errors.UserError, match='valid.npz cannot be written: Is a directory'):
+        sparse_features._write(None, 'layers_0', split, 20, tmp_path / 'b')
+
+
 @pytest.mark.slow
 def test_from_a_language_model_to_the_loss_that_its_features_keep(tmp_path, capsys, monkeypatch):
     run, path = tmp_path / 'runs' / 'text', 'layers_0'

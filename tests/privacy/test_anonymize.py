@@ -131,6 +131,10 @@ def test_files_of_each_format_by_the_command(tmp_path, capsys):
     ):
         with pytest.raises(errors.UserError, match=message):
             run(name, **options)
+    with pytest.raises(errors.UserError, match='none/a.txt cannot be written: No such file'):
+        commands.printed(
+            anonymize, capsys, input=tmp_path / 'a.txt', output=tmp_path / 'none/a.txt'
+        )
 
 
 def test_a_source_of_anonymized_records(tmp_path, monkeypatch):

@@ -106,6 +106,7 @@ def test_duplicates_and_contamination_by_the_command(tmp_path, capsys):
     assert duplicates.contamination(texts, [part, f'{part} other'], 13) == [1, 0]
     for options, message in (
         (dict(output=out), 'exists already'),
+        (dict(output=tmp_path / 'none/a'), 'none/a cannot be written: No such file'),
         (dict(against=test, field='txt'), 'record 0 has no text in --field=txt'),
         (dict(against=test, threshold=0), 'must be over 0'),
     ):
