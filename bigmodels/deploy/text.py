@@ -180,7 +180,8 @@ def generate(
     stands for the end-of-text token where there is none. `weights`: see `weights.packed`.
 
     Raises:
-      UserError: for a prompt that leaves no room in the context, or no tokens to generate.
+      UserError: for a prompt that leaves no room in the context, no tokens to generate, or a stop
+        string that is empty or cannot be encoded.
     """
     if max_new_tokens < 1:
         raise errors.UserError(f'max_new_tokens = {max_new_tokens} must be at least 1.')
@@ -195,13 +196,13 @@ def generate(
                 f'A prompt of {len(ids)} tokens and {max_new_tokens} new ones exceed the context '
                 f'of {task.model.max_length}: shorten {_shown(prompt)} or ask for fewer.'
             )
-    stops = [vocabulary.encode(text) for text in stop]
+    spelt = spelling(vocabulary, task.model.vocab_size)
+    stops = _token_stops(vocabulary, spelt, stop)
     end = -1 if task.end is None else task.end
     if end >= 0:
         stops.append(np.asarray([end]))
     model, params = weights_lib.packed(task.model, params, weights)
     rows = method(Job(model, params, encoded, stops, end, max_new_tokens, sampling, seed))
-    spelt = spelling(vocabulary, task.model.vocab_size)
     texts = [_cut(spelt_text(spelt, ids, end), stop) for ids, _ in rows]
     return [Answer(text, *row) for text, row in zip(texts, rows, strict=True)]
 
@@ -226,6 +227,23 @@ def spelt_text(spelt: Sequence[bytes], ids: Sequence[int], end: int | None = Non
 def generate_text(*arguments, **options) -> list[str]:
     """The texts of `generate`."""
     return [answer.text for answer in generate(*arguments, **options)]
+
+
+def _token_stops(
+    vocabulary: Tokenizer, spelt: Sequence[bytes], stop: Sequence[str]
+) -> list[np.ndarray]:
+    """The ids of those stop strings that their tokens spell.
+
+    A tokenizer may leave out a part of a text, or all of it, or have a token for the unknown: such
+    ids would end other texts. Those strings are found in the text alone.
+    """
+    found = []
+    for text in stop:
+        with errors.told_of(f'The stop string {text[:40]!r}'):
+            ids = vocabulary.encode(text)
+        if text in spelt_text(spelt, ids):
+            found.append(ids)
+    return found
 
 
 def _shown(prompt: str | np.ndarray) -> str:

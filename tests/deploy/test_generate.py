@@ -207,6 +207,36 @@ def test_stop_strings_may_straddle_tokens():
         assert cut == text[: text.index(stop)]
 
 
+class WithoutBlanks(tokenizers.Bytes):
+    """Encodes no blanks, and every capital as byte 200, which spells nothing."""
+
+    def encode(self, text):
+        ids = super().encode(text.replace(' ', ''))
+        return np.where((ids >= 65) & (ids <= 90), 200, ids)
+
+    def token_bytes(self):
+        texts = super().token_bytes()
+        texts[200] = b''
+        return texts
+
+
+def test_stop_strings_that_tokens_do_not_spell_end_no_other_text():
+    task, params = task_and_params(positions='learned')
+    [free] = generate_text(task, params, ['q'], 9, GREEDY, seed=0)
+    task = dataclasses.replace(task, vocabulary=WithoutBlanks())
+    for changed, whole in (
+        (renamed(params, 32, ord(free[4])), free.replace(free[4], ' ')),
+        (renamed(params, 200, ord(free[4])), free.replace(free[4], '')),
+    ):
+        for stop in ([' '], [' ', 'never'], ['N', 'never']):
+            [answer] = text_lib.generate(task, changed, ['q'], 9, GREEDY, seed=0, stop=stop)
+            assert answer.text == whole.split(stop[0])[0]
+            assert len(answer.tokens) == 9
+    task = dataclasses.replace(task, vocabulary=tokenizers.Characters('\n q'))
+    with pytest.raises(errors.UserError, match="The stop string 'é': The character 'é'"):
+        generate_text(task, params, ['q'], 1, GREEDY, seed=0, stop=['é'])
+
+
 def test_end_of_text_ends_a_row():
     task, params = task_and_params(positions='learned')
     free = generate_text(task, params, ['q', 'r'], 9, GREEDY, seed=0)
