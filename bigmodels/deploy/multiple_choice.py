@@ -105,6 +105,8 @@ def main() -> None:
     parser.add_argument('--input', required=True, help='JSON lines, plain or .gz')
     parser.add_argument('--batch_size', type=int, default=16)
     options = parser.parse_args()
+    if options.batch_size < 1:
+        raise errors.UserError(f'--batch_size={options.batch_size} must be at least 1.')
     runs.configure_process()
     questions = read(options.input)
     run = runs.open_run(options.workdir, options.step, trust=options.trust)

@@ -26,6 +26,9 @@ def scores(
 ) -> dict[str, Array]:
     """What a model says of what follows each token, by its logits as they are.
 
+    Experts take all tokens, as they do while a text is generated: by a capacity, which grows with
+    the length, a text's figures would be others with other padding.
+
     Args:
       inputs, following: int32 [B, L].
       count: N, of the most probable tokens.
@@ -34,6 +37,8 @@ def scores(
       {'log_probs' float32 [B, L] of `following`; 'tokens' int32 [B, L, N] and 'best' float32
       [B, L, N], the most probable tokens and their log probabilities, in order}.
     """
+    if model.moe is not None:
+        model = model.clone(moe={**model.moe, 'capacity_factor': None})
     hidden = model.apply({'params': params}, inputs, segment_ids=segment_ids, return_hidden=True)
 
     def of_some(given):

@@ -9,7 +9,7 @@ import pytest
 
 from bigmodels import errors
 from bigmodels.data import subwords, tokenizers
-from bigmodels.deploy import multiple_choice, text
+from bigmodels.deploy import multiple_choice, scoring, text
 from bigmodels.models.transformer import Transformer
 from bigmodels.tasks.chat import Chat
 from bigmodels.tasks.language_modeling import LanguageModeling
@@ -87,6 +87,34 @@ def test_a_field_that_is_not_there_and_a_question_that_is_too_long(tmp_path, mod
     task = LanguageModeling(model, {'name': 'bytes'}, 48, vocabulary=tokenizers.Bytes())
     with pytest.raises(errors.UserError, match='has 50 tokens, more than the context of 48'):
         multiple_choice.encoded(task, 'x' * 48, 'y')
+
+
+def test_a_batch_of_nothing_is_refused_before_anything_is_read(monkeypatch):
+    arguments = ['multiple_choice', '--workdir=none', '--input=none', '--batch_size=0']
+    monkeypatch.setattr('sys.argv', arguments)
+    with pytest.raises(errors.UserError, match='--batch_size=0 must be at least 1'):
+        multiple_choice.main()
+
+
+def test_the_likelihood_of_experts_with_a_capacity_is_of_the_text_alone(model):
+    """Whatever it is padded to, and as one token after the other gives it."""
+    experts = dict(num_experts=4, experts_per_token=2, mlp_dim=8, capacity_factor=0.5)
+    model = model.clone(moe=experts, max_length=128)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))['params']
+    params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(1), x.shape), params)
+    rng = np.random.default_rng(0)
+    pairs = [(rng.integers(1, 256, n), rng.integers(1, 256, 20)) for n in (9, 70)]
+    together, _ = scoring.log_likelihoods(model, params, pairs, 2)
+    alone = [scoring.log_likelihoods(model, params, [pair], 1)[0][0] for pair in pairs]
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+    for (before, after), nats in zip(pairs, together, strict=True):
+        ids = np.concatenate([before, after])
+        cache = model.init_cache(1, len(ids))
+        positions = np.arange(len(ids))[None]
+        logits, _ = model.apply({'params': params}, ids[None], positions=positions, cache=cache)
+        given = jax.nn.log_softmax(logits[0, len(before) - 1 : -1].astype(jnp.float32))
+        wanted = float(given[jnp.arange(len(after)), after].sum())
+        assert nats == pytest.approx(wanted, rel=1e-4)
 
 
 def test_a_choice_has_the_tokens_that_it_has_in_its_text(model):

@@ -41,7 +41,8 @@ class Settings:
       capacity_factor: an expert takes at most ceil(k * L * capacity_factor / E) tokens of a
         sequence, the earliest that chose it; for later ones it adds nothing. None takes all:
         on TPUs at the cost of k experts, while elsewhere `jax.lax.ragged_dot` computes as much
-        as all experts on all choices. Decoding with a cache takes all in either case.
+        as all experts on all choices. Decoding with a cache, and what says how probable texts are,
+        take all in either case.
       num_shared_experts: experts that every token goes through beside the chosen ones
         (DeepSeekMoE, arXiv:2401.06066); computed as one of that many times mlp_dim.
       normalize_top_k: scale the weights of the chosen experts to a sum of 1 (Mixtral); otherwise
