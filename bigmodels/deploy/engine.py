@@ -123,6 +123,11 @@ class Engine:
         Raises:
           UserError: for no tokens, tokens that are not in the vocabulary, or too many.
         """
+        if len(tokens) + settings.max_new_tokens > self.length:
+            raise errors.UserError(
+                f'A prompt of {len(tokens)} tokens and {settings.max_new_tokens} new ones exceed '
+                f'the context of {self.length}: shorten it or ask for fewer.'
+            )
         tokens = tuple(int(token) for token in tokens)
         if not tokens:
             raise errors.UserError('A prompt needs at least one token.')
@@ -134,11 +139,6 @@ class Engine:
             raise errors.UserError(
                 f'adapter = {settings.adapter} must be under {self._num_adapters}, the number of '
                 'adapters of the engine.'
-            )
-        if len(tokens) + settings.max_new_tokens > self.length:
-            raise errors.UserError(
-                f'A prompt of {len(tokens)} tokens and {settings.max_new_tokens} new ones exceed '
-                f'the context of {self.length}: shorten it or ask for fewer.'
             )
         request = Request(tokens, settings)
         self._inbox.append(request)

@@ -251,6 +251,7 @@ def test_mistakes():
         ([], 'at least one token'),
         ([256], 'outside of the vocabulary, 0 to 255'),
         ([97] * 20, r'20 tokens and 5 new ones exceed the context of 24'),
+        ([256] * 20, '20 tokens and 5'),  # before any is looked at
     ):
         with pytest.raises(errors.UserError, match=message):
             engine().submit(tokens, Settings(5))

@@ -10,11 +10,13 @@ import numpy as np
 import pydantic
 import pytest
 import soundfile
+from starlette.requests import Request
 
 from bigmodels import errors
 from bigmodels.deploy.server import failures, forms, records
 from bigmodels.deploy.server.app import Server
 from bigmodels.deploy.server.batching import Batcher
+from bigmodels.deploy.server.completions import Completions
 from bigmodels.deploy.server.limits import Admission, Limits
 from bigmodels.deploy.server.telemetry import Metrics, Observed
 from bigmodels.deploy.server.texts import Assembler
@@ -190,6 +192,27 @@ def test_a_recording_is_not_made_long_by_what_it_claims():
     soundfile.write(silence, np.zeros((7_500_000, 8), np.int16), 48_000, format='FLAC')
     with pytest.raises(errors.UserError, match='file is too long'):
         records.recording(silence.getvalue(), 'file', 16_000)
+
+
+def request(kind, body):
+    """One with a body of a type of content."""
+
+    async def receive():
+        return part(body)
+
+    headers = [(b'content-type', kind)]
+    return Request({'type': 'http', 'method': 'POST', 'path': '/', 'headers': headers}, receive)
+
+
+def test_a_prompt_that_is_too_long_does_not_come_to_the_engine():
+    vocabulary = types.SimpleNamespace(vocab_size=9, end_of_text=0)
+    task = types.SimpleNamespace(vocabulary=vocabulary)
+    generation = types.SimpleNamespace(tasks={'a': task}, length=8, spelling=[])  # cannot submit
+    body = json.dumps({'model': 'a', 'prompt': [1] * 5, 'max_tokens': 4}).encode()
+    asked = Completions(generation, None, None).complete(request(b'application/json', body))
+    with pytest.raises(failures.Failure, match='5 tokens and 4 new ones exceed') as caught:
+        asyncio.run(asked)
+    assert caught.value.param == 'prompt'
 
 
 FIELDS = {

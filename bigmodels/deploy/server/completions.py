@@ -42,8 +42,8 @@ class Completions:
         echoed = None
         if asked.echo and asked.stream:
             raise Failure(400, 'A stream has no echo: leave one of them out.', param='echo')
+        self._check_room(prompts, asked.max_tokens, 'prompt')
         if asked.echo:
-            self._check_room(prompts, asked.max_tokens)
             echoed = await self._scoring.pieces(prompts, asked.model, asked.logprobs)
         streams = await self._submit(
             asked, prompts, asked.max_tokens, _stops(asked), asked.logprobs or 0
@@ -61,6 +61,7 @@ class Completions:
         ids, stops, ends = await asyncio.to_thread(chats.prompt, task, asked.messages)
         room = max(self._generation.length - len(ids), 1)
         most = asked.max_completion_tokens or asked.max_tokens or room
+        self._check_room([ids], most, 'messages')
         streams = await self._submit(
             asked, [ids], most, [*_stops(asked), *stops], asked.top_logprobs or 0, ends
         )
@@ -73,13 +74,13 @@ class Completions:
         check_model(model, self._generation.tasks)
         return self._generation.tasks[model]
 
-    def _check_room(self, prompts: Sequence, most: int) -> None:
-        """Refuses what `_submit` would, before anything is computed of it."""
+    def _check_room(self, prompts: Sequence, most: int, param: str) -> None:
+        """Refuses what `_submit` would, before it waits for the engine or computes anything."""
         longest = max(map(len, prompts))
         if longest + most > self._generation.length:
             raise Failure(
                 400, f'A prompt of {longest} tokens and {most} new ones exceed the context of '
-                f'{self._generation.length}: shorten it or ask for fewer.', param='prompt',
+                f'{self._generation.length}: shorten it or ask for fewer.', param=param,
             )  # fmt: skip
 
     async def _submit(
