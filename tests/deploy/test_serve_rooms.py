@@ -13,7 +13,7 @@ import soundfile
 from starlette.requests import Request
 
 from bigmodels import errors
-from bigmodels.deploy.server import failures, forms, records
+from bigmodels.deploy.server import answering, failures, forms, records
 from bigmodels.deploy.server.app import Server
 from bigmodels.deploy.server.batching import Batcher
 from bigmodels.deploy.server.completions import Completions
@@ -213,6 +213,21 @@ def test_a_prompt_that_is_too_long_does_not_come_to_the_engine():
     with pytest.raises(failures.Failure, match='5 tokens and 4 new ones exceed') as caught:
         asyncio.run(asked)
     assert caught.value.param == 'prompt'
+
+
+FORM = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n\\ud800\r\n--x--\r\n'
+
+
+@pytest.mark.parametrize('charset', ['unicode_escape', 'utf-16', 'none', 'a\0b', '', 'x' * 999])
+def test_a_form_is_in_utf8(charset):
+    kind = b'multipart/form-data; boundary=x'
+    for said in (b'', b'; charset=UTF-8', b'; charset="utf8"'):
+        form, _ = asyncio.run(answering.uploaded(request(kind + said, FORM)))
+        assert dict(form) == {'a': r'\ud800'}
+    said = f'; charset="{charset}"'.encode()
+    with pytest.raises(failures.Failure, match='charset .* wanted utf-8') as caught:
+        asyncio.run(answering.uploaded(request(kind + said, FORM)))
+    assert caught.value.status == 415
 
 
 FIELDS = {

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pydantic
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
@@ -40,7 +41,16 @@ async def parsed(request: Request, form: type[forms.Form]) -> Any:
 
 
 async def uploaded(request: Request) -> tuple[FormData, dict[UploadFile, bytes]]:
-    """A form, and what its files hold; its limits are those of a body, see `limits`."""
+    """A form, and what its files hold; its limits are those of a body, see `limits`.
+
+    Raises:
+      Failure: for what is no form, or one that is said to be in another charset than UTF-8.
+    """
+    kind = request.headers['content-type']
+    _, options = parse_options_header(kind.encode('latin-1'))
+    charset = options.get(b'charset', b'utf-8').decode('latin-1').lower()
+    if charset not in ('utf-8', 'utf8'):  # in some of them texts are what UTF-8 cannot be
+        raise Failure(415, f'The form is in the charset {charset[:40]!r}, wanted utf-8.')
     size = len(await request.body())
     try:
         form = await request.form(

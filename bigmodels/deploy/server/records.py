@@ -117,7 +117,9 @@ class Reader:
     def _check_parts(self, form: FormData, allowed: Sequence[str] | Mapping[str, str]) -> None:
         for name in form:
             if name not in allowed:
-                raise failures.Failure(400, str(errors.unknown('part', name, allowed)), param=name)
+                raise failures.Failure(
+                    400, str(errors.unknown('part', name[:100], allowed)), param=name[:100]
+                )
 
     def _of_part(self, part, contents: Mapping, kind: str, where: str, files: Files) -> Any:
         if kind in FILES:
