@@ -27,13 +27,6 @@ def names(classes: Sequence[str], model: nn.Module) -> Entries:
     return _labels([str(name) for name in classes]) if is_classifier else {}
 
 
-def published_names(config: Entries) -> tuple[str, ...]:
-    """The names of classes in a config.json, by label; none where they are numbers alone."""
-    labels = config.get('id2label') or {}
-    names = tuple(name for _, name in sorted((int(i), x) for i, x in labels.items()))
-    return () if names == tuple(f'LABEL_{i}' for i in range(len(names))) else names
-
-
 def _labels(names: Sequence[str]) -> Entries:
     return {
         'id2label': {str(i): name for i, name in enumerate(names)},

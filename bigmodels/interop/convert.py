@@ -6,7 +6,6 @@ python -m bigmodels.interop.convert --from=runs/x --to=DIRECTORY [--step=best] [
 """
 
 import argparse
-import dataclasses
 import os
 import pathlib
 import tempfile
@@ -31,7 +30,6 @@ from bigmodels.interop import (
 )
 from bigmodels.models.parts.layers import Dtype
 from bigmodels.state import TrainState
-from bigmodels.tasks.classification import Classification
 from bigmodels.tasks.speech_to_text import SpeechToText
 
 TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id', 'decoder_start_token_id')
@@ -55,8 +53,6 @@ def to_run(source: str, out: pathlib.Path, overrides: Sequence[str] = ()) -> Non
     config = _run_config(directory, published, overrides)
     kept, settings = experiment.resolved(config), experiment.from_config(config)
     task = experiment.make_task(settings).fit(())
-    if isinstance(task, Classification) and not task.classes:
-        task = dataclasses.replace(task, classes=classifiers.published_names(published))
     shapes = batch_shapes(task, published)
     mesh = sharding.make_mesh(sharding.MeshShape(), jax.devices()[:1])
     variables = read_variables(directory, task, mesh)

@@ -178,7 +178,6 @@ def test_a_model_of_images_becomes_a_run_that_answers_and_comes_back(tmp_path):
     np.testing.assert_allclose(example['inputs'], -0.4, rtol=1e-6)
     answer = run.task.predict(run.params, run.model_state, {'inputs': known.inputs[0]})
     np.testing.assert_allclose(answer, jax.nn.softmax(known.logits), atol=1e-5)
-    assert run.task.postprocess(np.array([0.1, 0.2, 0.7]))['label'] == 'cow'
     assert convert.to_directory(tmp_path / 'run', tmp_path / 'back', dtype='bfloat16') == 'vit'
     assert trees.first_difference(directories.tensors(tmp_path / 'back'), known.tensors) is None
     config = directories.read_json(tmp_path / 'back' / directories.CONFIG)
@@ -214,7 +213,6 @@ def test_a_resnet_becomes_a_run_with_its_averages_and_comes_back(tmp_path):
     assert all((known.tensors[name] == x).all() for name, x in back.items())
     written = directories.read_json(tmp_path / 'back' / pictures.FILE)
     np.testing.assert_allclose(written['image_mean'], means)
-    assert not run.task.classes  # LABEL_0 and so on
     names = dataclasses.replace(run.task, classes=('a', 'b', 'c'))
     names.save(tmp_path / 'run' / rundir.PREPROCESSING)
     convert.to_directory(tmp_path / 'run', tmp_path / 'named')
