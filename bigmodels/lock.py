@@ -29,8 +29,10 @@ class Lock:
     def __init__(self, directory: pathlib.Path):
         path = directory / NAME
         self._file = _locked(path)
-        while not _is_at(path, self._file):  # another start has moved the directory aside
-            self._file.close()
+        for _ in range(9):  # where files have other numbers by name and open, that is no reason
+            if _is_at(path, self._file):
+                break
+            self._file.close()  # another start has moved the directory aside
             directory.mkdir(exist_ok=True)
             self._file = _locked(path)
         self._file.truncate(0)

@@ -87,7 +87,7 @@ def _taken(workdir: pathlib.Path, resume: Resume) -> lock.Lock:
         taken = lock.Lock(workdir)
         if resume == 'restart' and any(path.name != lock.NAME for path in workdir.iterdir()):
             _move_aside(workdir)  # the old lock goes with it
-            workdir.mkdir()
+            workdir.mkdir(exist_ok=True)  # another start may have made it
             taken.release()
             taken = lock.Lock(workdir)
     return taken

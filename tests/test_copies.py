@@ -62,12 +62,11 @@ def test_a_copy_that_fails_is_told_and_made_up_for(tmp_path, monkeypatch, capsys
     assert checkpoint.newest_good(tmp_path / 'copy' / rundir.CHECKPOINTS) == (20, {})
 
 
-def test_a_copy_of_another_run_is_left_as_it_is(tmp_path):
+def test_a_new_run_leaves_the_copy_of_another_as_it_is(tmp_path):
     run, copy = tmp_path / 'run', tmp_path / 'copy'
     figures = train_lib.train(config(copy), run)
-    with pytest.raises(errors.UserError, match='has a copy of another run, up to step 20') as told:
+    with pytest.raises(errors.UserError, match='has a copy of another run than .* up to step 20'):
         train_lib.train(config(copy), run, resume='restart')
-    assert f'copy it back to {run};' in str(told.value)
     shutil.copytree(copy, run, dirs_exist_ok=True)
     assert train_lib.train(config(copy), run) == figures
 

@@ -218,7 +218,12 @@ def test_a_signal_cuts_an_evaluation_of_two_processes_short(tmp_path):
         'bigmodels.launch', '--processes=2', '--', f'--config={path}', '--config.eval_every=8',
         f'--workdir={tmp_path}/run', '--config.checkpoint.best_metric=',
     )  # fmt: skip
-    pids = [int(re.search(r'is pid (\d+)', process.stderr.readline())[1]) for _ in range(2)]
+    pids = []
+    for line in process.stderr:
+        if found := re.match(r'launch: process \d is pid (\d+)', line):
+            pids.append(int(found[1]))
+        if len(pids) == 2:
+            break
     for line in process.stdout:
         if 'evaluates' in line:
             break

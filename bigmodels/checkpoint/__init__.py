@@ -250,7 +250,8 @@ class _Manager(ocp.CheckpointManager):
 class Saver:
     """Saves states in the background, keeping the latest ones and the best one.
 
-    A step is only deleted after a later one has been written and sealed.
+    A step is only deleted after a later one has been written and sealed. What goes wrong is
+    returned in words; with several processes, which could wait for each other, it is raised.
     """
 
     def __init__(self, directory: pathlib.Path, settings: Settings, beside: Sequence[str] = ()):
@@ -340,15 +341,18 @@ class Saver:
 
     def _failed(self, error: Exception) -> str:
         """What went wrong, in words; raised where other processes may wait for this one's part."""
-        if jax.process_count() > 1:
-            raise error
         step, _ = self._saving
         self._saving = None
+        if jax.process_count() > 1 and not isinstance(error, ValueError):
+            raise error  # whose kind tells a full disk, or a process that is gone
         self._clear()
         text = str(error)
         if len(text) > 500:  # tensorstore gives the reason at the end
             text = f'{text[:150]} ... {text[-300:]}'
-        return f'step {step} was not saved: {type(error).__name__}: {text}'
+        problem = f'step {step} was not saved: {type(error).__name__}: {text}'
+        if jax.process_count() > 1:
+            raise errors.UserError(f'{problem}. The other processes stop too.') from error
+        return problem
 
     def _clear(self) -> None:
         """Makes room: deletes what failed saves left. Only while no save is under way."""

@@ -45,6 +45,8 @@ class Copier:
         self._target = epath.Path(target)
         try:
             self._target.mkdir(parents=True, exist_ok=True)
+            there = _steps(self._target / checkpoints.name)
+            copied = [step for step, path in there.items() if (path / marker).exists()]
         except Exception as error:  # what each kind of storage raises is its own
             raise errors.UserError(
                 f'config.checkpoint.copy_to = {target!r} cannot be written: {error}. Give a '
@@ -52,12 +54,11 @@ class Copier:
             ) from error
         self._wanted, self._problems = queue.SimpleQueue(), queue.SimpleQueue()
         self._known = set(_steps(checkpoints))
-        there = _steps(self._target / checkpoints.name)
-        if not self._known and any((path / marker).exists() for path in there.values()):
+        if not self._known and copied:
             raise errors.UserError(
-                f'config.checkpoint.copy_to = {target!r} has a copy of another run, up to step '
-                f'{max(there)}. To go on from it, copy it back to {checkpoints.parent}; to begin '
-                f'anew, give another place, or move it aside.'
+                f'config.checkpoint.copy_to = {target!r} has a copy of another run than the new '
+                f'one in {checkpoints.parent}, up to step {max(copied)}. To go on from it, copy it '
+                f'back there; to begin anew, give another place, or move it aside.'
             )
         self._copying = None
         self._thread = threading.Thread(target=self._run, daemon=True)

@@ -177,7 +177,8 @@ def generate(
     """Continuations of prompts: texts, or their ids [L], as `task.prompt` gives them.
 
     A text begins a document: the tokenizer's token for that comes before it, and an empty one
-    stands for the end-of-text token where there is none. `weights`: see `weights.packed`.
+    stands for the end-of-text token where there is none. `weights`: see `weights.packed`. A stop
+    string that no tokens spell is cut off behind, when all tokens are made.
 
     Raises:
       UserError: for a prompt that leaves no room in the context, no tokens to generate, or a stop

@@ -119,7 +119,8 @@ def _batches(run: runs.Run, split: str) -> Iterator[Mapping[str, np.ndarray]]:
 def _write(run: runs.Run, path: str, split: str, count: int, folder: pathlib.Path) -> None:
     """`count` vectors to train on, and a tenth of that, of a split, to hold out: two files.
 
-    Held out of the training text are those behind the others.
+    Held out of the training text are those behind the others, which in a text that is shorter than
+    both are some of them again.
     """
     more = max(count // 10, 1)
     with errors.unwritten(folder):

@@ -273,6 +273,7 @@ MANY = 10_000
         (forms.Completion, {'prompt': [[]] * MANY}),
         (forms.Completion, {str(i): 0 for i in range(MANY)}),
         (forms.Completion, {'logit_bias': {str(i): 1 for i in range(MANY)}}),
+        (forms.Completion, {'logit_bias': {str(i): False for i in range(MANY)}}),
         (forms.Completion, {'response_format': {'type': 'x' * MANY}}),
         (forms.Completion, {'x' * MANY: 1}),
         (forms.Chat, {'messages': [{'role': 'user', 'content': [1] * MANY}] * 9}),

@@ -59,7 +59,7 @@ def test_an_answer_that_nobody_reads_ends_with_its_connection(app, end, monkeypa
 
 def test_who_reads_slowly_gets_all_of_it(monkeypatch):
     monkeypatch.setattr(connections, 'IDLE', 0.05)
-    monkeypatch.setattr(connections, 'UNREAD', 0.5)
+    monkeypatch.setattr(connections, 'UNREAD', 3.0)
 
     async def read():
         loop, size = asyncio.get_running_loop(), 0

@@ -61,7 +61,7 @@ class Form(pydantic.BaseModel):
 def _first_that_asks(bias: Any) -> Any:
     """Of a logit bias only the first entry that changes an answer, if there is one."""
     entries = bias.items() if isinstance(bias, dict) else ()
-    return next(({token: value} for token, value in entries if value != 0), bias)
+    return next(({token: x} for token, x in entries if type(x) is not int or x), bias)
 
 
 class OpenAIForm(Form):
