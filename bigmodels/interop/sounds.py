@@ -1,6 +1,7 @@
 """How published models of sound want it, and what they are told before they write.
 
-Of preprocessor_config.json and generation_config.json, as fields of `SpeechToText` and back.
+Of preprocessor_config.json or processor_config.json, see `pictures.told`, and of
+generation_config.json, as fields of `SpeechToText` and back.
 """
 
 import pathlib

@@ -51,10 +51,11 @@ def test_an_answer_that_nobody_reads_ends_with_its_connection(app, end, monkeypa
         async with asked(app, head) as (_, state), asyncio.timeout(10):
             while not state.connections:
                 await asyncio.sleep(0.01)
-            while state.connections or state.tasks:
+            while state.connections or state.tasks:  # for ever, were the connection kept
                 await asyncio.sleep(0.01)
+            return len(state.connections), len(state.tasks)
 
-    asyncio.run(wait())
+    assert asyncio.run(wait()) == (0, 0)
 
 
 def test_who_reads_slowly_gets_all_of_it(monkeypatch):

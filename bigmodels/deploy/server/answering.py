@@ -46,8 +46,7 @@ async def uploaded(request: Request) -> tuple[FormData, dict[UploadFile, bytes]]
     Raises:
       Failure: for what is no form, or one that is said to be in another charset than UTF-8.
     """
-    kind = request.headers['content-type']
-    _, options = parse_options_header(kind.encode('latin-1'))
+    _, options = parse_options_header(request.headers['content-type'])
     charset = options.get(b'charset', b'utf-8').decode('latin-1').lower()
     if charset not in ('utf-8', 'utf8'):  # in some of them texts are what UTF-8 cannot be
         raise Failure(415, f'The form is in the charset {charset[:40]!r}, wanted utf-8.')
