@@ -77,8 +77,8 @@ def parse_arguments(
     for argument in rest:
         if not argument.startswith('--config.') or '=' not in argument:
             parser.error(
-                f'cannot read the argument {argument!r}: fields of the config are set by '
-                f'--config.SECTION.FIELD=VALUE, with the equals sign'
+                f'cannot read the argument {argument!r}: it is none of the options above, and '
+                'fields of the config are set by --config.SECTION.FIELD=VALUE, with the equals sign'
             )
     return options, [argument.removeprefix('--config.') for argument in rest]
 

@@ -191,7 +191,7 @@ def test_a_mixture_s_examples_have_the_names_of_their_sources(tmp_path):
         (['--config=x.py', '--steps=0:2'], "'0:2' is not FIRST:STOP"),
         (['--config=x.py', '--steps=5'], "'5' is not FIRST:STOP"),
         (['--workdir=x', '--steps=1:2', '--config.seed=1'], 'takes no --config.KEY=VALUE'),
-        (['--config=x.py', '--steps=1:2', '--outt=x'], 'cannot read the argument'),
+        (['--config=x.py', '--steps=1:2', '--outt=x'], 'it is none of the options above'),
     ],
 )
 def test_mistakes_of_the_command_line(arguments, message, capsys):
